@@ -1,0 +1,405 @@
+"""`ConnectionConfig` takes what is meant and names what is wrong."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import math
+import pickle
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any, Final, Literal, get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsdeco.config import DEFAULT_CONFIG, ConnectionConfig, Limits, Seconds, SlowConsumer, make_config
+
+FIELDS: Final = [field.name for field in dataclasses.fields(ConnectionConfig)]
+COUNTS: Final = ["max_connections", "max_message_size", "max_inbox", "max_outbox"]
+POSITIVE_SECONDS: Final = [
+    "max_connection_duration",
+    "idle_timeout",
+    "connect_timeout",
+    "close_timeout",
+    "send_timeout",
+]
+SECONDS: Final = [*POSITIVE_SECONDS, "disconnect_grace"]
+LISTS: Final = [("allowed_origins", "https://example.com"), ("subprotocols", "chat.v1")]
+OPTIONAL: Final = [
+    "max_connections",
+    "max_connection_duration",
+    "idle_timeout",
+    "send_timeout",
+    "disconnect_grace",
+    "allowed_origins",
+]
+
+STORED_AS: Final[dict[object, object]] = {
+    int: int,
+    int | None: int | None,
+    Seconds: float,
+    Seconds | None: float | None,
+    SlowConsumer: SlowConsumer,
+    Literal["*"] | Iterable[str] | None: Literal["*"] | tuple[str, ...] | None,
+    Sequence[str]: tuple[str, ...],
+}
+
+
+class Choice(StrEnum):
+    EVERY = "*"
+    DROP = "drop"
+
+
+def configure(name: str, value: object) -> ConnectionConfig:
+    limits: dict[str, Any] = {name: value}
+    return ConnectionConfig(**limits)
+
+
+def fault(error: type[Exception], name: str, value: object) -> str:
+    with pytest.raises(error) as caught:
+        configure(name, value)
+    assert caught.type is error
+    return str(caught.value)
+
+
+def test_defaults() -> None:
+    assert ConnectionConfig() == DEFAULT_CONFIG
+    assert dataclasses.asdict(DEFAULT_CONFIG) == {
+        "max_connections": None,
+        "max_connection_duration": None,
+        "idle_timeout": None,
+        "connect_timeout": 10.0,
+        "close_timeout": 10.0,
+        "send_timeout": 60.0,
+        "disconnect_grace": 30.0,
+        "max_message_size": 1024 * 1024,
+        "max_inbox": 64 * 1024,
+        "max_outbox": 1024 * 1024,
+        "slow_consumer": "close",
+        "allowed_origins": None,
+        "subprotocols": (),
+    }
+
+
+def test_keywords_of_the_decorator_mirror_the_fields() -> None:
+    keywords = get_type_hints(Limits)
+    parameters = get_type_hints(ConnectionConfig.__init__)
+    del parameters["return"]
+    assert keywords == parameters
+    assert list(keywords) == list(parameters) == FIELDS
+    assert Limits.__required_keys__ == frozenset()
+
+    stored = get_type_hints(ConnectionConfig)
+    assert {name: stored[name] for name in FIELDS} == {name: STORED_AS[keywords[name]] for name in FIELDS}
+
+
+def test_every_parameter_is_a_keyword_with_a_default_and_documented() -> None:
+    parameters = list(inspect.signature(ConnectionConfig).parameters.values())
+    assert {parameter.kind for parameter in parameters} == {inspect.Parameter.KEYWORD_ONLY}
+    assert inspect.Parameter.empty not in {parameter.default for parameter in parameters}
+    documentation = inspect.getdoc(ConnectionConfig) or ""
+    assert [name for name in FIELDS if f"    {name}: " not in documentation] == []
+
+
+@pytest.mark.parametrize("name", SECONDS)
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (1, 1.0),
+        (0.25, 0.25),
+        (3600, 3600.0),
+        (timedelta(minutes=1, milliseconds=500), 60.5),
+        (timedelta.max, timedelta.max.total_seconds()),
+        (sys.float_info.max, sys.float_info.max),
+    ],
+)
+def test_durations_become_seconds(name: str, value: Seconds, seconds: float) -> None:
+    stored = getattr(configure(name, value), name)
+    assert stored == seconds
+    assert type(stored) is float
+
+
+@pytest.mark.parametrize("name", SECONDS)
+@pytest.mark.parametrize("value", ["60", b"60", True, False, [1], 1j, object])
+def test_a_duration_of_the_wrong_type(name: str, value: object) -> None:
+    assert fault(TypeError, name, value) == (
+        f"{name} must be seconds (a number) or a timedelta, not {type(value).__name__}: {value!r}"
+    )
+
+
+@pytest.mark.parametrize("name", SECONDS)
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (-1, "-1"),
+        (-0.001, "-0.001"),
+        (timedelta(seconds=-2), "-2.0"),
+        (math.inf, "inf"),
+        (-math.inf, "-inf"),
+        (math.nan, "nan"),
+        (10**309, repr(10**309)),
+    ],
+)
+def test_a_duration_out_of_range(name: str, value: Seconds, shown: str) -> None:
+    least = "0 or more" if name == "disconnect_grace" else "more than 0"
+    assert fault(ValueError, name, value) == f"{name} must be {least} seconds and finite, not {shown}"
+
+
+@pytest.mark.parametrize("name", POSITIVE_SECONDS)
+@pytest.mark.parametrize("value", [0, 0.0, -0.0, timedelta()])
+def test_a_duration_of_nothing(name: str, value: Seconds) -> None:
+    assert fault(ValueError, name, value) == f"{name} must be more than 0 seconds and finite, not {value!r}"
+
+
+@pytest.mark.parametrize("value", [0, 0.0, timedelta()])
+def test_a_grace_of_nothing_is_allowed(value: Seconds) -> None:
+    assert ConnectionConfig(disconnect_grace=value).disconnect_grace == 0
+
+
+@given(st.integers(1) | st.floats(min_value=0, exclude_min=True, allow_infinity=False))
+def test_any_finite_duration_is_a_float_or_refused(value: float) -> None:
+    if value > sys.float_info.max:
+        assert "finite" in fault(ValueError, "idle_timeout", value)
+    else:
+        assert ConnectionConfig(idle_timeout=value).idle_timeout == float(value)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("value", [1, 1000, 2**40])
+def test_counts(name: str, value: int) -> None:
+    assert getattr(configure(name, value), name) == value
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("value", ["1", 1.0, True, False, timedelta(1), [1]])
+def test_a_count_of_the_wrong_type(name: str, value: object) -> None:
+    assert fault(TypeError, name, value) == f"{name} must be an int, not {type(value).__name__}: {value!r}"
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_count_out_of_range(name: str, value: int) -> None:
+    assert fault(ValueError, name, value) == f"{name} must be 1 or more, not {value}"
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_none_sets_no_limit(name: str) -> None:
+    assert getattr(configure(name, None), name) is None
+
+
+@pytest.mark.parametrize("name", [name for name in FIELDS if name not in OPTIONAL])
+def test_none_where_a_limit_is_needed(name: str) -> None:
+    message = fault(TypeError, name, None)
+    assert message.startswith(f"{name} must be ")
+    assert message.endswith("None")
+
+
+@pytest.mark.parametrize("value", ["close", "drop"])
+def test_slow_consumer(value: SlowConsumer) -> None:
+    assert ConnectionConfig(slow_consumer=value).slow_consumer == value
+
+
+@pytest.mark.parametrize(
+    ("error", "value"),
+    [(ValueError, "abort"), (ValueError, "Close"), (ValueError, ""), (TypeError, 1), (TypeError, [])],
+)
+def test_slow_consumer_out_of_range(error: type[Exception], value: object) -> None:
+    assert fault(error, "slow_consumer", value) == f"slow_consumer must be 'close' or 'drop', not {value!r}"
+
+
+def test_string_enumerations_are_stored_as_their_text() -> None:
+    config = ConnectionConfig(slow_consumer=Choice.DROP, allowed_origins=Choice.EVERY)  # type: ignore[arg-type]
+    assert repr((config.slow_consumer, config.allowed_origins)) == "('drop', '*')"
+
+
+@pytest.mark.parametrize(
+    ("value", "stored"),
+    [
+        (None, None),
+        ("*", "*"),
+        ([], ()),
+        (["https://example.com", "null"], ("https://example.com", "null")),
+        (("HTTPS://Example.com:8443",), ("HTTPS://Example.com:8443",)),
+        ({"https://example.com"}, ("https://example.com",)),
+        (iter(["chrome-extension://abc"]), ("chrome-extension://abc",)),
+    ],
+)
+def test_allowed_origins(value: Literal["*"] | Iterable[str] | None, stored: object) -> None:
+    assert ConnectionConfig(allowed_origins=value).allowed_origins == stored
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["example.com", "https://example.com/", "https://*.example.com", "https://user@example.com", "NULL", "", "a\nb"],
+)
+def test_allowed_origins_that_are_no_origins(origin: str) -> None:
+    assert fault(ValueError, "allowed_origins", ["https://example.org", origin]) == (
+        f"allowed_origins holds {origin!r}, which is not an origin (RFC 6454): "
+        "write scheme, host and port alone, such as 'https://example.com'"
+    )
+
+
+def test_a_star_in_a_list_of_origins() -> None:
+    assert fault(ValueError, "allowed_origins", ["*"]) == (
+        "allowed_origins holds '*', which is not an origin (RFC 6454): write '*' itself, not a list, to allow all"
+    )
+
+
+@pytest.mark.parametrize(("name", "example"), LISTS)
+@pytest.mark.parametrize("value", ["https://example.com", "chat", b"chat", 7, True])
+def test_a_list_of_the_wrong_type(name: str, example: str, value: object) -> None:
+    assert fault(TypeError, name, value) == f"{name} must be a list of strings such as ['{example}'], not {value!r}"
+
+
+@pytest.mark.parametrize(("name", "example"), LISTS)
+@pytest.mark.parametrize("item", [b"chat", 7, None])
+def test_a_list_of_other_things(name: str, example: str, item: object) -> None:
+    assert fault(TypeError, name, [example, item]) == (
+        f"{name} must hold strings such as '{example}', not {type(item).__name__}: {item!r}"
+    )
+
+
+@pytest.mark.parametrize("value", [[], ["chat.v1"], ("v2.chat", "v1.chat"), ["!#$%&'*+-.^_`|~aZ09"]])
+def test_subprotocols(value: Sequence[str]) -> None:
+    assert ConnectionConfig(subprotocols=value).subprotocols == tuple(value)
+
+
+@pytest.mark.parametrize("name", ["", "chat v1", "chat,v1", "chat;v=1", "chat/1", "chät", "chat\r\n", "a\x00b", "²"])
+def test_subprotocols_that_are_no_tokens(name: str) -> None:
+    assert fault(ValueError, "subprotocols", ["chat.v1", name]) == (
+        f"subprotocols holds {name!r}, which is not a token (RFC 9110, section 5.6.2): write a name such as 'chat.v1'"
+    )
+
+
+def test_subprotocols_named_twice() -> None:
+    assert fault(ValueError, "subprotocols", ["chat", "json", "chat"]) == (
+        "subprotocols must name each one once, not ['chat', 'json', 'chat']"
+    )
+
+
+@pytest.mark.parametrize("value", [{"chat"}, frozenset({"chat"})])
+def test_subprotocols_without_an_order(value: object) -> None:
+    assert fault(TypeError, "subprotocols", value) == (
+        f"subprotocols must be a list, as the preferred one comes first, not a set: {value!r}"
+    )
+
+
+def test_replace_returns_a_changed_copy() -> None:
+    config = ConnectionConfig(max_connections=5, idle_timeout=60)
+    changed = config.replace(idle_timeout=timedelta(minutes=2), subprotocols=["chat"])
+    assert changed == ConnectionConfig(max_connections=5, idle_timeout=120, subprotocols=["chat"])
+    assert config == ConnectionConfig(max_connections=5, idle_timeout=60)
+    assert config.replace() == config
+    assert config.replace(idle_timeout=None) == ConnectionConfig(max_connections=5)
+    assert dataclasses.replace(config, idle_timeout=None) == ConnectionConfig(max_connections=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("idle_timout", "idle_timeout"),
+        ("max_connection", "max_connections"),
+        ("maxInbox", "max_inbox"),
+        ("origins", "allowed_origins"),
+        ("subprotocol", "subprotocols"),
+    ],
+)
+def test_a_misspelt_limit_is_answered_with_a_suggestion(name: str, meant: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        ConnectionConfig().replace(**{name: 1})
+    assert str(caught.value) == f"unknown limit {name!r}: did you mean {meant!r}?"
+
+
+def test_an_unknown_limit_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(TypeError) as caught:
+        ConnectionConfig().replace(zzz=1)
+    assert str(caught.value) == "unknown limit 'zzz': the limits are " + ", ".join(FIELDS)
+
+
+def test_replace_checks_the_values() -> None:
+    with pytest.raises(ValueError, match=r"^max_inbox must be 1 or more, not 0$"):
+        ConnectionConfig().replace(max_inbox=0)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_config_is_frozen(name: str) -> None:
+    config = ConnectionConfig()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(config, name, None)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        delattr(config, name)
+    assert config == DEFAULT_CONFIG
+
+
+def test_a_config_has_no_room_for_a_misspelt_attribute() -> None:
+    assert not hasattr(ConnectionConfig(), "__dict__")
+
+
+def test_equal_configs_have_equal_hashes() -> None:
+    config = ConnectionConfig(idle_timeout=60, allowed_origins=["https://example.com"], subprotocols=["chat"])
+    same = ConnectionConfig(
+        idle_timeout=timedelta(minutes=1), allowed_origins=("https://example.com",), subprotocols=("chat",)
+    )
+    assert config == same
+    assert hash(config) == hash(same)
+    assert {config: "found"}[same] == "found"
+    assert config != DEFAULT_CONFIG
+
+
+def test_a_config_can_be_copied_and_pickled() -> None:
+    config = ConnectionConfig(max_connections=3, allowed_origins="*", subprotocols=["chat"])
+    assert copy.deepcopy(config) == config
+    assert pickle.loads(pickle.dumps(config)) == config  # noqa: S301 - pickled on this very line
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        (ConnectionConfig(), ""),
+        (ConnectionConfig(connect_timeout=10, max_inbox=65536), ""),
+        (ConnectionConfig(max_connections=1000, idle_timeout=60), "max_connections=1000 idle_timeout=60.0"),
+        (ConnectionConfig(send_timeout=None, slow_consumer="drop"), "send_timeout=None slow_consumer='drop'"),
+        (
+            ConnectionConfig(allowed_origins=["https://example.com"], subprotocols=["a", "b"]),
+            "allowed_origins=('https://example.com',) subprotocols=('a', 'b')",
+        ),
+    ],
+)
+def test_str_names_the_limits_that_differ_from_the_defaults(config: ConnectionConfig, text: str) -> None:
+    assert str(config) == text
+
+
+def test_make_config_without_anything_is_the_default() -> None:
+    assert make_config(None, {}) is DEFAULT_CONFIG
+
+
+def test_make_config_takes_a_config_as_it_is() -> None:
+    config = ConnectionConfig(max_connections=1)
+    assert make_config(config, {}) is config
+
+
+def test_make_config_puts_the_keywords_on_top() -> None:
+    config = ConnectionConfig(max_connections=1, idle_timeout=5)
+    assert make_config(config, {"idle_timeout": 7}) == ConnectionConfig(max_connections=1, idle_timeout=7)
+    assert make_config(config, {"idle_timeout": None}) == ConnectionConfig(max_connections=1)
+    assert make_config(None, {"slow_consumer": "drop"}) == ConnectionConfig(slow_consumer="drop")
+
+
+@pytest.mark.parametrize("config", [{"max_connections": 1}, 5, "", ConnectionConfig])
+def test_make_config_refuses_what_is_no_config(config: Any) -> None:
+    with pytest.raises(TypeError) as caught:
+        make_config(config, {})
+    assert str(caught.value) == (
+        f"config must be a ConnectionConfig, not {type(config).__name__}: write ConnectionConfig(...)"
+    )
+
+
+def test_make_config_answers_a_misspelt_keyword_with_a_suggestion() -> None:
+    limits: Any = {"idle_timout": 5}
+    with pytest.raises(TypeError, match=r"^unknown limit 'idle_timout': did you mean 'idle_timeout'\?$"):
+        make_config(None, limits)

@@ -1,0 +1,1320 @@
+"""`App.run`: what it prints, how it fails, and that it always ends, in the foreground and in the background."""
+
+import asyncio
+import atexit
+import errno
+import inspect
+import io
+import os
+import queue
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
+from textwrap import dedent
+from typing import Any, Final
+
+import pytest
+import trustme
+import uvicorn
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from websockets.asyncio.client import connect as async_connect
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from wsdeco import Address, App, DisconnectReason, ServerError, Sink, listen, serving
+from wsdeco.server import BackgroundServer
+
+CHECKOUT: Final = Path(__file__).parent.parent
+
+PATIENCE: Final = 30.0
+"""Seconds after which a test that waits in vain fails."""
+
+SHORT: Final = 0.05
+"""Seconds of a deadline that a test has to see pass in real time."""
+
+RESTART: Final = "closed by the server with 1012 (service restart)"
+
+HAS_IPV6: Final = socket.has_ipv6 and any(
+    address[4][0] == "::1" for address in socket.getaddrinfo("::1", 0, type=socket.SOCK_STREAM)
+)
+
+
+@pytest.fixture(autouse=True)
+def short_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsdeco.lifecycle._CANCEL_AGAIN", SHORT)
+
+
+@pytest.fixture
+def tiny_margins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests in which something never ends, so that every deadline passes."""
+    for name in ("_LEFTOVERS", "_MARGIN", "_FLUSH", "_POLLING"):
+        monkeypatch.setattr(f"wsdeco.serving.{name}", SHORT)
+
+
+def echo_app(path: str = "/ws", reply: str = "echo", **limits: Any) -> tuple[App, list[str]]:
+    """Return an app with one handler, and the log of its events."""
+    app = App()
+    events: list[str] = []
+
+    @app.handler(path, **limits)
+    class Echo:
+        async def on_connect(self, addr: Address, sink: Sink) -> None:
+            events.append("connect")
+
+        async def on_message(self, text: str) -> str:
+            return f"{reply}: {text}"
+
+        async def on_disconnect(self, reason: DisconnectReason) -> None:
+            events.append(str(reason))
+
+    return app, events
+
+
+@contextmanager
+def client(url: str, *, trusted: ssl.SSLContext | None = None) -> Generator[ClientConnection]:
+    with connect(
+        url, proxy=None, ssl=trusted, max_size=None, open_timeout=PATIENCE, close_timeout=PATIENCE
+    ) as connection:
+        yield connection
+
+
+def receive(connection: ClientConnection) -> str | bytes:
+    return connection.recv(PATIENCE)
+
+
+def close_code(connection: ClientConnection) -> int | None:
+    with pytest.raises(ConnectionClosed) as caught:
+        receive(connection)
+    return None if caught.value.rcvd is None else caught.value.rcvd.code
+
+
+def in_background(app: App, **options: Any) -> BackgroundServer:
+    options = {"port": 0} | options
+    server = app.run(background=True, **options)
+    assert server is not None
+    return server
+
+
+@contextmanager
+def taken_port() -> Generator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        yield other.getsockname()[1]
+
+
+# What it prints.
+
+
+def test_prints_the_addresses_and_each_route_with_its_limits(capsys: pytest.CaptureFixture[str]) -> None:
+    app, _ = echo_app(
+        max_connections=5000,
+        idle_timeout=60,
+        close_timeout=0.5,
+        send_timeout=None,
+        max_connection_duration=7200,
+        max_message_size=8 << 20,
+        max_inbox=1500,
+        slow_consumer="drop",
+        allowed_origins=["https://a.example", "https://b.example"],
+    )
+
+    @app.route("/")
+    def page() -> PlainTextResponse:
+        return PlainTextResponse("page")
+
+    app.add("/other", type("Other", (), {"on_message": on_message}))
+    with in_background(app) as server:
+        port = server.port
+    limits = (
+        "max_connections=5000, max_connection_duration=2 h, idle_timeout=1 min, close_timeout=0.5 s, "
+        "send_timeout=None, max_message_size=8 MiB, max_inbox=1500 B, slow_consumer=drop, "
+        "allowed_origins=https://a.example|https://b.example"
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        f"Serving http://127.0.0.1:{port} and ws://127.0.0.1:{port}",
+        "",
+        f"  ws    /ws     Echo   {limits}",
+        "  http  /       page",
+        "  ws    /other  Other",
+        "",
+        "Runs in the background: stop() of what run() returned ends it.",
+    ]
+
+
+async def on_message(self: object, text: str) -> None:
+    """Do nothing, as the hook of a class that is made on the spot."""
+
+
+def test_prints_the_addresses_of_an_app_that_only_has_mounted_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    app = App()
+    app.app.mount("/sub", Starlette())
+    with in_background(app) as server:
+        pass
+    assert capsys.readouterr().out.splitlines()[0] == f"Serving {server.http_url} and {server.url}"
+
+
+@pytest.mark.parametrize(("level", "seen"), [(None, False), ("info", True)])
+def test_requests_are_logged_on_demand(level: str | None, seen: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    app, _ = echo_app()
+    options = {} if level is None else {"log_level": level}
+    with in_background(app, **options) as server, client(f"{server.url}/ws"):
+        pass
+    assert ("WebSocket /ws" in capfd.readouterr().err) is seen
+
+
+# What it refuses.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"port": "8000"}, "port must be an int such as 8000, not str '8000'"),
+        ({"port": True}, "port must be an int such as 8000, not bool True"),
+        ({"host": None}, "host must be a str such as '127.0.0.1', not NoneType None"),
+        ({"host": 8000}, "host must be a str such as '127.0.0.1', not int 8000: for a port alone write run(port=...)"),
+        ({"ssl_certificate": "a.pem"}, "run() has no option 'ssl_certificate': did you mean 'ssl_certfile'?"),
+        ({"prot": 8000}, "run() has no option 'prot': did you mean 'port'?"),
+        ({"zzz": 1}, "run() has no option 'zzz': it takes those of uvicorn.Config"),
+        ({"workers": 4}, "run() has no option 'workers': write `uvicorn module:ws --workers 4` in a shell"),
+        ({"reload": True}, "run() has no option 'reload': write `uvicorn module:ws --reload` in a shell"),
+        ({"app": None}, "run() has no option 'app': the app is the one that run() is called on"),
+        ({"lifespan": "off"}, "run() has no option 'lifespan': decorate start-up and shutdown with @ws.lifespan"),
+        ({"ws_max_queue": 1}, "run() has no option 'ws_max_queue': set max_inbox=... on the handler"),
+    ],
+)
+def test_a_wrong_argument_is_a_type_error(arguments: dict[str, Any], message: str) -> None:
+    app, _ = echo_app()
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}"):
+        app.run(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"port": -1}, "port must be from 0 (any that is free) to 65535, not -1"),
+        ({"port": 65536}, "port must be from 0 (any that is free) to 65535, not 65536"),
+        ({"host": ""}, 'host must not be empty: write "127.0.0.1"'),
+        ({"log_level": "loud"}, "log_level must be one of 'critical', 'error', "),
+        ({"loop": "trio"}, "loop must be 'auto' (uvloop where it is installed) or 'asyncio', not 'trio'"),
+        ({"timeout_graceful_shutdown": -1}, "timeout_graceful_shutdown must be 0 or more seconds and finite, not -1"),
+        ({"timeout_graceful_shutdown": "9"}, "timeout_graceful_shutdown must be 0 or more seconds and finite, not '9'"),
+    ],
+)
+def test_an_argument_out_of_range_is_a_value_error(arguments: dict[str, Any], message: str) -> None:
+    app, _ = echo_app()
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        app.run(**arguments)
+
+
+def test_every_option_of_uvicorn_is_taken_or_refused_with_a_hint() -> None:
+    app, _ = echo_app()
+    refused: dict[str, str] = {}
+    for name in set(inspect.signature(uvicorn.Config).parameters) - {"host", "port"}:
+        # The log level is looked at last.
+        options: dict[str, Any] = {name: None, "loop": "none"}
+        try:
+            app.run(**options)
+        except TypeError as exc:
+            refused[name] = str(exc)
+        except ValueError:
+            continue
+    assert {"fd", "uds", "ws", "interface", "factory", "reload_dirs"} <= set(refused)
+    assert "did you mean" not in "".join(refused.values())
+    assert {"ssl_certfile", "root_path", "backlog", "headers"}.isdisjoint(refused)
+
+
+def refusals(app: App, **arguments: Any) -> set[str]:
+    """Return how `run` refuses in the foreground, where it ends the process, and in the background."""
+    with pytest.raises(SystemExit) as foreground:
+        app.run(**arguments)
+    assert foreground.value.__cause__ is None
+    assert foreground.value.__suppress_context__
+    with pytest.raises(ServerError) as background:
+        app.run(**arguments, background=True)
+    return {str(foreground.value.code), str(background.value)}
+
+
+def test_an_app_without_routes_is_refused() -> None:
+    assert refusals(App()) == {"no handler is registered: decorate a class with @ws.handler('/ws') first"}
+
+
+def test_a_port_that_another_program_uses_is_refused() -> None:
+    app, _ = echo_app()
+    with taken_port() as port:
+        assert refusals(app, port=port) == {
+            f"port {port} on 127.0.0.1 is taken: stop what uses it, or write ws.run(port={port + 1})"
+        }
+
+
+def test_a_taken_port_names_another_one_that_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_to_bind(monkeypatch, errno.EADDRINUSE)
+    app, _ = echo_app()
+    (line,) = refusals(app, port=65535)
+    assert line.endswith("or write ws.run(port=65534)")
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "two..dots", "null\0byte"])
+def test_a_host_that_does_not_resolve_is_refused(host: str) -> None:
+    app, _ = echo_app()
+    (line,) = refusals(app, host=host, port=0)
+    assert line.startswith(f"host {host!r} does not resolve to an address: write 127.0.0.1 for this machine alone")
+
+
+def test_a_host_that_is_another_machine_is_refused() -> None:
+    app, _ = echo_app()
+    (line,) = refusals(app, host="192.0.2.1", port=0)
+    assert line.startswith("192.0.2.1 is no address of this machine: write 127.0.0.1")
+
+
+def fail_to_bind(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def bind(self: socket.socket, address: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(socket.socket, "bind", bind)
+
+
+@pytest.mark.parametrize(("port", "suggested"), [(80, 8080), (1024, 8000)])
+def test_a_port_without_the_right_to_it_is_refused(port: int, suggested: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_to_bind(monkeypatch, errno.EACCES)
+    app, _ = echo_app()
+    (line,) = refusals(app, port=port)
+    assert line.startswith(f"port {port} on 127.0.0.1 needs privileges that this user does not have")
+    assert f"write ws.run(port={suggested})" in line
+
+
+def unprivileged_ports_begin() -> int:
+    setting = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+    return int(setting.read_text()) if setting.exists() else 1024
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX systems have privileged ports")
+@pytest.mark.skipif(unprivileged_ports_begin() <= 79, reason="this machine has no privileged ports")
+def test_a_privileged_port_is_refused() -> None:
+    app, _ = echo_app()
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        (line,) = refusals(app, port=79)
+    finally:
+        os.seteuid(user)
+    assert line.startswith("port 79 on 127.0.0.1 needs privileges")
+
+
+def test_any_other_reason_not_to_listen_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_to_bind(monkeypatch, errno.ENOBUFS)
+    app, _ = echo_app()
+    assert refusals(app, port=8000) == {f"cannot listen on port 8000 of 127.0.0.1: {os.strerror(errno.ENOBUFS)}"}
+
+
+def test_a_certificate_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    app, _ = echo_app()
+    garbage = tmp_path / "garbage.pem"
+    garbage.write_text("no certificate")
+    missing = tmp_path / "missing.pem"
+    (line,) = refusals(app, ssl_certfile=missing, ssl_keyfile=garbage)
+    assert line == (
+        f"TLS cannot be set up with ssl_certfile={str(missing)!r}, ssl_keyfile={str(garbage)!r}: "
+        "ssl_certfile names no file"
+    )
+    (line,) = refusals(app, ssl_certfile=str(garbage), ssl_keyfile=str(garbage))
+    assert line.startswith(f"TLS cannot be set up with ssl_certfile={str(garbage)!r}")
+    (line,) = refusals(app, ssl_keyfile=str(garbage))
+    assert line.endswith("ssl_certfile, the certificate, is missing")
+
+
+def test_a_lifespan_that_fails_is_an_error_of_the_start() -> None:
+    app, _ = echo_app()
+
+    @app.lifespan
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        raise RuntimeError("no database")
+        yield
+
+    with taken_port() as port:
+        pass
+    assert refusals(app, port=port) == {
+        "the lifespan of the app has failed, as the log says",
+        "the server cannot start: the lifespan of the app has failed, as the log says",
+    }
+    # Nothing is left that would refuse another start.
+    listen.listen("127.0.0.1", port, 1).close()
+
+
+def test_a_loop_that_cannot_be_made_is_an_error_of_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> asyncio.AbstractEventLoop:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(asyncio, "new_event_loop", fail)
+    app, _ = echo_app()
+    with pytest.raises(ServerError, match=r"the server cannot start: .*Too many open files"):
+        in_background(app, loop="asyncio")
+    monkeypatch.undo()
+    in_background(app).stop()
+
+
+def test_a_thread_that_cannot_be_started_is_an_error_of_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    app, _ = echo_app()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(ServerError, match="the server cannot start: can't start new thread"):
+            in_background(app)
+    in_background(app).stop()
+
+
+# Where it listens.
+
+
+def test_a_name_listens_on_all_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(*arguments: object, **options: object) -> list[Any]:
+        # The second one is no address of this machine, as ::1 is not where IPv6 is switched off.
+        addresses = ["127.0.0.1", "192.0.2.1", "127.0.0.2", "127.0.0.1"]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    listeners = listen.listen("localhost", 0, 1)
+    names = [each.getsockname() for each in listeners.sockets]
+    listeners.close()
+    assert names == [("127.0.0.1", listeners.port), ("127.0.0.2", listeners.port)]
+    assert listeners.host == "localhost"
+
+
+def test_a_port_taken_on_one_of_the_addresses_leaves_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.2", 0)) as other:
+        port: int = other.getsockname()[1]
+
+        def resolve(*arguments: object, **options: object) -> list[Any]:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{n}", port)) for n in (1, 2)]
+
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
+        with pytest.raises(ServerError, match=f"port {port} on localhost is taken"):
+            listen.listen("localhost", port, 1)
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [
+        ("0.0.0.0", "127.0.0.1"),  # noqa: S104 - what all addresses are called is what is tested
+        ("localhost", "localhost"),
+        pytest.param("::", "[::1]", marks=pytest.mark.skipif(not HAS_IPV6, reason="no IPv6")),
+        pytest.param("::1", "[::1]", marks=pytest.mark.skipif(not HAS_IPV6, reason="no IPv6")),
+    ],
+)
+def test_the_address_can_be_opened_as_it_is_shown(host: str, shown: str) -> None:
+    app, _ = echo_app()
+    server = app.run(host, 0, background=True)
+    assert server is not None
+    with server, client(f"{server.url}/ws") as connection:
+        connection.send("hello")
+        assert receive(connection) == "echo: hello"
+        assert server.url == f"ws://{shown}:{server.port}"
+        assert server.http_url == f"http://{shown}:{server.port}"
+
+
+def test_tls(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+    certificate.cert_chain_pems[0].write_to_path(chain)
+    certificate.private_key_pem.write_to_path(key)
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    trusted = ssl.create_default_context(cafile=tmp_path / "authority.pem")
+    app, _ = echo_app()
+    server = app.run("localhost", 0, background=True, ssl_certfile=chain, ssl_keyfile=key)
+    assert server is not None
+    with server, client(f"{server.url}/ws", trusted=trusted) as connection:
+        connection.send("hello")
+        assert receive(connection) == "echo: hello"
+        assert server.url == f"wss://localhost:{server.port}"
+        assert server.http_url == f"https://localhost:{server.port}"
+
+
+def test_messages_are_taken_up_to_the_largest_limit() -> None:
+    app, _ = echo_app(max_message_size=3 << 20)
+    with in_background(app) as server, client(f"{server.url}/ws") as connection:
+        text = "x" * (2 << 20)
+        connection.send(text)
+        assert receive(connection) == f"echo: {text}"
+        with pytest.raises(ServerError, match="was started for messages of up to 3145728 bytes"):
+            app.add("/larger", type("Larger", (), {"on_message": on_message}), max_message_size=4 << 20)
+    app.add("/larger", type("Larger", (), {"on_message": on_message}), max_message_size=4 << 20)
+
+
+def test_functions_take_messages_as_large_as_on_uvicorn_or_larger() -> None:
+    app, _ = echo_app()
+    app.app.mount("/sub", Starlette())
+    with in_background(app), pytest.raises(ServerError, match="messages of up to 16777216 bytes"):
+        app.add("/larger", type("Larger", (), {"on_message": on_message}), max_message_size=17 << 20)
+    with in_background(app, ws_max_size=20 << 20):
+        app.add("/larger", type("Larger", (), {"on_message": on_message}), max_message_size=17 << 20)
+
+
+@pytest.mark.parametrize(
+    ("loop", "uvloop", "module"), [("auto", True, "uvloop"), ("asyncio", True, "asyncio"), ("auto", False, "asyncio")]
+)
+def test_the_event_loop(loop: str, uvloop: bool, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    app, _ = echo_app()
+    found: list[str] = []
+
+    @app.lifespan
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        found.append(type(asyncio.get_running_loop()).__module__.partition(".")[0])
+        yield
+
+    if uvloop:
+        pytest.importorskip("uvloop")
+    else:
+        monkeypatch.setitem(sys.modules, "uvloop", None)
+    in_background(app, loop=loop).stop()
+    assert found == [module]
+
+
+# In the background.
+
+
+def test_a_background_server_serves_and_stops(capsys: pytest.CaptureFixture[str]) -> None:
+    app, events = echo_app()
+    server = in_background(app)
+    assert server.running
+    assert repr(server) == f"<BackgroundServer ws://127.0.0.1:{server.port} running; stop() ends it>"
+    with client(f"{server.url}/ws") as connection:
+        connection.send("hello")
+        assert receive(connection) == "echo: hello"
+        server.stop()
+        assert close_code(connection) == 1012
+    assert events == ["connect", RESTART]
+    assert not server.running
+    assert repr(server) == f"<BackgroundServer ws://127.0.0.1:{server.port} stopped>"
+    server.stop()
+
+
+async def test_inside_a_running_event_loop_the_server_runs_in_the_background() -> None:
+    app, events = echo_app()
+    server = app.run(port=0)
+    assert server is not None
+    async with async_connect(f"{server.url}/ws", proxy=None) as connection:
+        await connection.send("hello")
+        assert await connection.recv() == "echo: hello"
+        await asyncio.to_thread(server.stop)
+        with pytest.raises(ConnectionClosed):
+            await connection.recv()
+    assert events == ["connect", RESTART]
+
+
+def test_several_threads_may_stop_a_server() -> None:
+    app, _ = echo_app()
+    server = in_background(app)
+    threads = [threading.Thread(target=server.stop) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert not server.running
+
+
+def test_running_again_takes_the_place_of_the_server_in_the_background() -> None:
+    app, events = echo_app()
+    first = in_background(app)
+    with client(f"{first.url}/ws") as connection:
+        second = in_background(app, port=first.port)
+        assert close_code(connection) == 1012
+    assert not first.running
+    assert second.url == first.url
+    with second, client(f"{second.url}/ws") as connection:
+        connection.send("again")
+        assert receive(connection) == "echo: again"
+    assert events == ["connect", RESTART, "connect", "closed by the client with 1000"]
+
+
+def test_running_again_with_wrong_arguments_leaves_the_server_alone() -> None:
+    app, _ = echo_app()
+    with in_background(app) as server:
+        with pytest.raises(TypeError):
+            app.run(background=True, workers=2)
+        with pytest.raises(ServerError):
+            app.run(background=True, ssl_certfile="missing.pem")
+        assert server.running
+
+
+def test_running_at_once_in_many_threads_leaves_one_server() -> None:
+    app, _ = echo_app()
+    servers: queue.SimpleQueue[BackgroundServer] = queue.SimpleQueue()
+    threads = [threading.Thread(target=lambda: servers.put(in_background(app))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    started = [servers.get_nowait() for _ in threads]
+    running = [server for server in started if server.running]
+    assert len(running) == 1
+    running[0].stop()
+
+
+def test_two_apps_are_served_side_by_side() -> None:
+    one, _ = echo_app(reply="one")
+    two, _ = echo_app(reply="two")
+    with in_background(one) as first, in_background(two) as second:
+        for server, reply in ((first, "one"), (second, "two")):
+            with client(f"{server.url}/ws") as connection:
+                connection.send("hello")
+                assert receive(connection) == f"{reply}: hello"
+
+
+def test_a_hook_can_neither_stop_nor_restart_its_server() -> None:
+    app = App()
+    server: BackgroundServer | None = None
+    errors: list[str] = []
+
+    @app.handler("/ws")
+    class Stopping:
+        async def on_message(self, text: str) -> str:
+            assert server is not None
+            for action in (server.stop, app.run):
+                with pytest.raises(ServerError) as caught:
+                    action()
+                errors.append(str(caught.value))
+            return "refused"
+
+    server = in_background(app)
+    with server, client(f"{server.url}/ws") as connection:
+        connection.send("stop")
+        assert receive(connection) == "refused"
+    refusal = f"a hook cannot stop or restart the server at {server.http_url}, since that waits for the hook: "
+    assert errors == 2 * [f"{refusal}do it from another thread"]
+
+
+def test_stop_does_not_wait_for_ever_for_a_blocked_event_loop() -> None:
+    app = App()
+    blocked, go_on = threading.Event(), threading.Event()
+
+    @app.handler("/ws")
+    class Blocking:
+        async def on_message(self, text: str) -> None:
+            blocked.set()
+            go_on.wait(PATIENCE)
+
+    server = in_background(app)
+    with client(f"{server.url}/ws") as connection:
+        connection.send("block")
+        assert blocked.wait(PATIENCE)
+        with pytest.raises(ServerError, match=r"has not ended within 0\.05 s; if it does not, a hook blocks its event"):
+            server.stop(SHORT)
+        assert server.running
+        go_on.set()
+    server.stop()
+    assert not server.running
+
+
+def test_an_interrupted_start_ends_the_server() -> None:
+    app, _ = echo_app()
+    ended = threading.Event()
+
+    @app.lifespan
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        interrupt()
+        yield
+        ended.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        in_background(app)
+    assert ended.wait(PATIENCE)
+
+
+def test_a_task_that_ends_the_process_ends_a_server_in_the_background(caplog: pytest.LogCaptureFixture) -> None:
+    app = App()
+    events: list[str] = []
+
+    @app.handler("/ws")
+    class Leaving:
+        async def on_message(self, text: str) -> None:
+            asyncio.get_running_loop().call_soon(sys.exit, 3)
+
+        async def on_disconnect(self, reason: DisconnectReason) -> None:
+            events.append(str(reason))
+
+    server = in_background(app)
+    with client(f"{server.url}/ws") as connection:
+        connection.send("leave")
+        assert close_code(connection) == 1012
+    wait_until(lambda: not server.running)
+    server.stop()
+    assert events == [RESTART]
+    assert [record.getMessage() for record in caplog.records if record.name == "wsdeco"] == [
+        f"the server at {server.http_url} has failed"
+    ]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_the_lifespan_has_a_deadline(caplog: pytest.LogCaptureFixture) -> None:
+    app, _ = echo_app()
+    cancelled: list[bool] = []
+
+    @app.lifespan
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        yield
+        try:
+            await asyncio.sleep(PATIENCE)
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+
+    in_background(app, timeout_graceful_shutdown=SHORT).stop()
+    assert cancelled == [True]
+    assert "the lifespan has not ended within 0.05 s and is cancelled" in caplog.messages
+
+
+def test_the_lifespan_ends_behind_the_last_on_disconnect() -> None:
+    app, events = echo_app()
+
+    @app.lifespan
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        yield
+        events.append("lifespan over")
+
+    server = in_background(app)
+    with client(f"{server.url}/ws") as connection:
+        connection.send("hello")
+        receive(connection)
+        server.stop()
+    assert events == ["connect", RESTART, "lifespan over"]
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_a_thread_of_a_hook_that_ends_is_waited_for(in_thread: bool) -> None:
+    app = App()
+    threads: list[threading.Thread] = []
+
+    @app.handler("/ws")
+    class Working:
+        async def on_message(self, text: str) -> str:
+            threads.append(await asyncio.to_thread(threading.current_thread))
+            return "done"
+
+    with in_background(app) as server, client(f"{server.url}/ws") as connection:
+        connection.send("work")
+        assert receive(connection) == "done"
+    assert not threads[0].is_alive()
+
+
+def test_at_the_end_of_the_interpreter_every_on_disconnect_runs(tmp_path: Path) -> None:
+    program = Program(
+        tmp_path,
+        """
+        from websockets.sync.client import connect
+
+        server = ws.run(port=0, background=True)
+        connection = connect(server.url + "/ws", proxy=None).__enter__()
+        connection.send("hello")
+        print(connection.recv())
+        """,
+    )
+    ended = program.end()
+    assert ended.code == 0
+    assert ended.output.splitlines()[-3:] == ["echo: hello", f"left: {RESTART}", "lifespan over"]
+    assert ended.errors == ""
+
+
+def test_a_server_that_cannot_end_with_the_interpreter_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    registered: list[Callable[[], None]] = []
+    monkeypatch.setattr(atexit, "register", registered.append)
+    app = App()
+
+    @app.handler("/ws")
+    class Handler:
+        async def on_message(self, text: str) -> None:
+            registered[0]()
+
+    with in_background(app) as server, client(f"{server.url}/ws") as connection:
+        connection.send("end")
+    assert any(message.startswith("a hook cannot stop or restart the server at") for message in caplog.messages)
+
+
+# In the foreground.
+
+
+class Screen(io.StringIO):
+    """Takes the place of stdout and stderr, while the main thread serves."""
+
+    def wait_for(self, pattern: str) -> str:
+        """Wait until `pattern` is found in what has been printed, and return that part of it."""
+        found: list[str] = []
+
+        def look() -> bool:
+            match = re.search(pattern, self.getvalue())
+            found.extend([] if match is None else [match[0]])
+            return match is not None
+
+        wait_until(look)
+        return found[0]
+
+    def url(self) -> str:
+        """Wait for the banner; return the address that it prints."""
+        self.wait_for("Press Ctrl-C to stop")
+        return self.wait_for(r"ws://\S+")
+
+    @contextmanager
+    def beside(self, talk: Callable[[], None]) -> Generator[None]:
+        """Run `talk` in a thread beside the block."""
+        failures: list[BaseException] = []
+        ended = threading.Event()
+
+        def run() -> None:
+            try:
+                talk()
+            except BaseException as exc:
+                failures.append(exc)
+                if not ended.is_set():
+                    interrupt()
+
+        thread = threading.Thread(target=run)
+        with redirect_stdout(self), redirect_stderr(self):
+            thread.start()
+            try:
+                yield
+            finally:
+                ended.set()
+                thread.join(PATIENCE)
+        assert failures == []
+
+
+@pytest.fixture
+def screen() -> Screen:
+    return Screen()
+
+
+def interrupt(number: int = signal.SIGINT) -> None:
+    # Directed at the thread, as another one may take a signal of the process where the main thread is blocked.
+    signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+
+def test_a_signal_ends_the_server_in_the_foreground(screen: Screen) -> None:
+    app, events = echo_app()
+
+    def talk() -> None:
+        with client(f"{screen.url()}/ws") as connection:
+            connection.send("hello")
+            assert receive(connection) == "echo: hello"
+            interrupt()
+            assert close_code(connection) == 1012
+
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with screen.beside(talk):
+        assert app.run(port=0) is None
+    assert events == ["connect", RESTART]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert screen.getvalue().endswith("\n\nPress Ctrl-C to stop.\n")
+
+
+def test_it_can_run_again_after_its_end(screen: Screen) -> None:
+    app, events = echo_app()
+    for shown in (screen, Screen()):
+
+        def talk(shown: Screen = shown) -> None:
+            shown.url()
+            interrupt()
+
+        with shown.beside(talk):
+            app.run(port=0)
+    assert events == []
+
+
+def test_a_server_in_the_background_makes_way_for_one_in_the_foreground(screen: Screen) -> None:
+    app, _ = echo_app()
+    server = in_background(app)
+
+    def talk() -> None:
+        assert screen.url() == server.url
+        interrupt()
+
+    with screen.beside(talk):
+        app.run(port=server.port)
+    assert not server.running
+
+
+def test_an_app_in_the_foreground_cannot_be_run_again(screen: Screen) -> None:
+    app = App()
+    errors: list[str] = []
+
+    def run_again(**options: Any) -> None:
+        with pytest.raises(ServerError) as caught:
+            app.run(port=0, **options)
+        errors.append(str(caught.value))
+
+    @app.handler("/ws")
+    class Running:
+        async def on_message(self, text: str) -> str:
+            run_again()
+            return "refused"
+
+    def talk() -> None:
+        with client(f"{screen.url()}/ws") as connection:
+            connection.send("run")
+            assert receive(connection) == "refused"
+            run_again()
+            run_again(background=True)
+            interrupt()
+
+    with screen.beside(talk):
+        app.run(port=0)
+    address = screen.url().replace("ws", "http", 1)
+    assert errors == 3 * [
+        f"this app is served at {address} already: end that server first (Ctrl-C), or serve another App()"
+    ]
+
+
+def test_the_foreground_is_the_main_thread() -> None:
+    app, _ = echo_app()
+    errors: list[str] = []
+
+    def run() -> None:
+        with pytest.raises(ServerError) as caught:
+            app.run(port=0)
+        errors.append(str(caught.value))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(PATIENCE)
+    assert errors[0].startswith("run() in the foreground needs the main thread, where signals such as Ctrl-C arrive")
+
+
+async def test_the_foreground_is_outside_of_event_loops() -> None:
+    app, _ = echo_app()
+    with pytest.raises(ServerError, match="an event loop runs in this thread: leave out background=False"):
+        app.run(port=0, background=False)
+
+
+def test_a_task_that_ends_the_process_waits_for_every_on_disconnect(screen: Screen) -> None:
+    app = App()
+    events: list[str] = []
+
+    @app.handler("/ws")
+    class Leaving:
+        async def on_message(self, text: str) -> None:
+            asyncio.get_running_loop().call_soon(sys.exit, 3)
+
+        async def on_disconnect(self, reason: DisconnectReason) -> None:
+            events.append(str(reason))
+
+    def talk() -> None:
+        with client(f"{screen.url()}/ws") as connection:
+            connection.send("leave")
+            assert close_code(connection) == 1012
+
+    with screen.beside(talk), pytest.raises(SystemExit) as caught:
+        app.run(port=0)
+    assert caught.value.code == 3
+    assert events == [RESTART]
+
+
+def test_tasks_and_generators_of_hooks_are_ended() -> None:
+    app = App()
+    events: list[str] = []
+    kept: list[object] = []
+
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            events.append("generator closed")
+
+    async def wait() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            events.append("task cancelled")
+
+    @app.handler("/ws")
+    class Busy:
+        async def on_message(self, text: str) -> str:
+            iterator = numbers()
+            kept.extend([iterator, asyncio.create_task(wait())])
+            await anext(iterator)
+            return "busy"
+
+    with in_background(app) as server, client(f"{server.url}/ws") as connection:
+        connection.send("work")
+        assert receive(connection) == "busy"
+    assert events == ["task cancelled", "generator closed"]
+
+
+class Exit:
+    """Takes the place of `os._exit`, which would end the tests."""
+
+    def __init__(self) -> None:
+        self.called = threading.Event()
+        self.status: int | None = None
+
+    def __call__(self, status: int) -> None:
+        self.status = status
+        self.called.set()
+
+
+@pytest.fixture
+def forced_exit(monkeypatch: pytest.MonkeyPatch) -> Exit:
+    recorded = Exit()
+    monkeypatch.setattr(os, "_exit", recorded)
+    return recorded
+
+
+class Block:
+    """What blocks an event loop.
+
+    Attributes:
+        begun: Set as soon as it does.
+        over: Set to let it go on.
+    """
+
+    def __init__(self, over: threading.Event) -> None:
+        self.begun = threading.Event()
+        self.over = over
+
+    def app(self) -> App:
+        app = App()
+        block = self
+
+        @app.handler("/ws", close_timeout=SHORT)
+        class Blocking:
+            async def on_message(self, text: str) -> None:
+                block.hold()
+
+        return app
+
+    def hold(self) -> None:
+        self.begun.set()
+        # One long wait would miss a signal that comes just before the wait begins.
+        wait_until(self.over.is_set)
+
+
+def test_a_blocked_event_loop_ends_the_process_at_last(
+    screen: Screen, tiny_margins: None, forced_exit: Exit, capfd: pytest.CaptureFixture[str]
+) -> None:
+    block = Block(over=forced_exit.called)
+
+    def talk() -> None:
+        with client(f"{screen.url()}/ws") as connection:
+            connection.send("block")
+            assert block.begun.wait(PATIENCE)
+            interrupt()
+            forced_exit.called.wait(PATIENCE)
+
+    with screen.beside(talk):
+        block.app().run(port=0)
+    assert forced_exit.status == 1
+    assert "in hold" in capfd.readouterr().err
+    assert (
+        re.search(r"the server has not ended within [\d.]+ s, a hook blocks its event loop", screen.getvalue())
+        is not None
+    )
+
+
+def test_a_second_signal_ends_the_process_at_once(
+    screen: Screen, forced_exit: Exit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsdeco.serving._NOTICE", SHORT)
+    block = Block(over=forced_exit.called)
+
+    def talk() -> None:
+        with client(f"{screen.url()}/ws") as connection:
+            connection.send("block")
+            assert block.begun.wait(PATIENCE)
+            interrupt(signal.SIGTERM)
+            screen.wait_for(
+                r"waiting up to \d+ s for hooks and requests to end; another Ctrl-C ends the process at once"
+            )
+            interrupt()
+            forced_exit.called.wait(PATIENCE)
+
+    with screen.beside(talk):
+        block.app().run(port=0)
+    assert forced_exit.status == 1
+    assert "a second signal ends the process at once" in screen.getvalue()
+
+
+def test_output_that_nobody_reads_does_not_keep_the_process(
+    tiny_margins: None, forced_exit: Exit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = threading.Event()
+
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            read.wait(PATIENCE)
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    serving.end_process("the end", 7)
+    read.set()
+    assert forced_exit.status == 7
+
+
+def test_threads_that_never_end_do_not_keep_the_process(screen: Screen, tiny_margins: None, forced_exit: Exit) -> None:
+    app = App()
+    events: list[str] = []
+
+    @app.handler("/ws", close_timeout=SHORT)
+    class Waiting:
+        async def on_message(self, text: str) -> None:
+            await asyncio.to_thread(forced_exit.called.wait, PATIENCE)
+
+        async def on_disconnect(self, reason: DisconnectReason) -> None:
+            events.append(str(reason))
+
+    def talk() -> None:
+        with client(f"{screen.url()}/ws") as connection:
+            connection.send("wait")
+            wait_until(lambda: any(thread.name.startswith("wsdeco-") for thread in threading.enumerate()))
+            interrupt()
+            assert close_code(connection) == 1012
+
+    with screen.beside(talk):
+        app.run(port=0)
+    assert events == [RESTART]
+    assert forced_exit.status == 0
+    assert "the process ends though hooks have left threads that still run: wsdeco-" in screen.getvalue()
+
+
+# As programs of their own.
+
+PREAMBLE: Final = """
+import asyncio
+import time
+
+from wsdeco import lifecycle, serving, ws
+
+lifecycle._CANCEL_AGAIN = serving._LEFTOVERS = serving._MARGIN = 0.1
+serving._NOTICE = 60
+
+@ws.lifespan
+async def lifespan(app):
+    yield
+    print("lifespan over")
+
+@ws.handler("/ws", close_timeout=0.1)
+class Echo:
+    async def on_message(self, text):
+        match text:
+            case "wait":
+                print("waiting", flush=True)
+                await asyncio.Event().wait()
+            case "ignore":
+                print("ignoring", flush=True)
+                while True:
+                    try:
+                        await asyncio.Event().wait()
+                    except asyncio.CancelledError:
+                        pass
+            case "block":
+                print("blocking", flush=True)
+                while True:
+                    time.sleep(0.01)
+            case "thread":
+                print("in a thread", flush=True)
+                await asyncio.to_thread(time.sleep, 3600)
+            case _:
+                return f"echo: {text}"
+
+    async def on_disconnect(self, reason):
+        print(f"left: {reason}")
+
+class Endless(Echo):
+    async def on_disconnect(self, reason):
+        print(f"left: {reason}", flush=True)
+        await asyncio.Event().wait()
+
+ws.add("/endless", Endless, close_timeout=0.1)
+
+@ws.route("/")
+def page():
+    print("in the page", flush=True)
+    time.sleep(3600)
+"""
+
+
+class Ended:
+    """What is left of a program.
+
+    Attributes:
+        code: The exit code.
+        output: Its output.
+        errors: What it wrote to stderr.
+    """
+
+    def __init__(self, code: int, output: str, errors: str) -> None:
+        self.code = code
+        self.output = output
+        self.errors = errors
+
+
+class Program:
+    """A Python program in a process of its own: `PREAMBLE`, then `source`."""
+
+    def __init__(self, directory: Path, source: str) -> None:
+        script = directory / "program.py"
+        script.write_text(PREAMBLE + dedent(source), "utf-8")
+        self.process = subprocess.Popen(
+            [sys.executable, str(script)],
+            cwd=directory,
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._lines: list[str] = []
+
+    def expect(self, pattern: str) -> re.Match[str]:
+        assert self.process.stdout is not None
+        while line := self.process.stdout.readline():
+            self._lines.append(line)
+            found = re.search(pattern, line)
+            if found is not None:
+                return found
+        pytest.fail(f"the program did not print {pattern!r}: {self.end()}")
+
+    def read_error(self) -> str:
+        assert self.process.stderr is not None
+        return self.process.stderr.readline()
+
+    def url(self) -> str:
+        return self.expect(r"ws://\S+")[0]
+
+    def send_signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> Ended:
+        try:
+            output, errors = self.process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
+            raise
+        return Ended(self.process.returncode, "".join(self._lines) + output, errors)
+
+
+RUN: Final = """
+ws.run(port=0, timeout_graceful_shutdown=0.1)
+print("after run")
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Program]:
+    started = Program(tmp_path, RUN)
+    yield started
+    if started.process.poll() is None:
+        started.process.kill()
+    started.process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_program(number: int, program: Program) -> None:
+    with client(f"{program.url()}/ws") as connection:
+        connection.send("hello")
+        assert receive(connection) == "echo: hello"
+        program.send_signal(number)
+        assert close_code(connection) == 1012
+    ended = program.end()
+    assert ended.code == 0
+    assert ended.output.splitlines()[-3:] == [f"left: {RESTART}", "lifespan over", "after run"]
+    assert ended.errors == ""
+
+
+@pytest.mark.parametrize("path", ["/ws", "/endless"])
+def test_a_stuck_hook_does_not_keep_the_program(path: str, program: Program) -> None:
+    with client(program.url() + path) as connection:
+        connection.send("wait")
+        program.expect("waiting")
+        program.send_signal(signal.SIGTERM)
+        assert close_code(connection) == 1012
+    ended = program.end()
+    assert ended.code == 0
+    assert ended.output.splitlines()[-3:] == [f"left: {RESTART}", "lifespan over", "after run"]
+    assert "on_message for 127.0.0.1" in ended.errors
+    assert "Traceback" not in ended.errors
+
+
+def test_a_hook_that_ignores_its_cancellation_does_not_keep_the_program(program: Program) -> None:
+    with client(f"{program.url()}/ws") as connection:
+        connection.send("ignore")
+        program.expect("ignoring")
+        program.send_signal(signal.SIGINT)
+        assert close_code(connection) == 1012
+    ended = program.end()
+    assert ended.code == 0
+    # The hook has not ended, so nothing may follow it.
+    assert ended.output.splitlines()[-2:] == ["lifespan over", "after run"]
+    assert "shutdown goes on without 1 connections: their hooks ignore cancellation" in ended.errors
+    assert "2 tasks ignore cancellation and are given up" in ended.errors
+
+
+def test_a_hook_that_blocks_the_event_loop_does_not_keep_the_program(program: Program) -> None:
+    with client(f"{program.url()}/ws") as connection:
+        connection.send("block")
+        program.expect("blocking")
+        program.send_signal(signal.SIGTERM)
+        ended = program.end()
+    assert ended.code == 1
+    assert "in on_message" in ended.errors
+    assert re.search(r"the server has not ended within \S+ s, a hook blocks its event loop", ended.errors) is not None
+
+
+def test_a_second_signal_ends_the_program_at_once(tmp_path: Path) -> None:
+    program = Program(tmp_path, "serving._NOTICE = 0.1; ws.run(port=0)")
+    with client(f"{program.url()}/ws") as connection:
+        connection.send("block")
+        program.expect("blocking")
+        program.send_signal(signal.SIGTERM)
+        notice = program.read_error()
+        program.send_signal(signal.SIGINT)
+        ended = program.end()
+    assert ended.code == 1
+    assert re.fullmatch(r"waiting up to \d+ s for hooks and requests to end; another Ctrl-C .*\n", notice) is not None
+    assert ended.errors == "a second signal ends the process at once; not every on_disconnect has run\n"
+
+
+def test_threads_of_hooks_and_endpoints_do_not_keep_the_program(program: Program) -> None:
+    url = program.url()
+    request = threading.Thread(target=get_in_vain, args=(url.replace("ws", "http", 1),))
+    request.start()
+    program.expect("in the page")
+    with client(f"{url}/ws") as connection:
+        connection.send("thread")
+        program.expect("in a thread")
+        program.send_signal(signal.SIGTERM)
+        assert close_code(connection) == 1012
+    ended = program.end()
+    request.join(PATIENCE)
+    assert ended.code == 0
+    assert f"left: {RESTART}" in ended.output
+    assert re.search(r"left threads that still run: (?=.*wsdeco-\d+-worker)(?=.*AnyIO)", ended.errors) is not None
+
+
+def get_in_vain(url: str) -> None:
+    with suppress(OSError), urllib.request.urlopen(url, timeout=PATIENCE):  # noqa: S310 - it is http
+        pass
+
+
+def test_a_program_that_cannot_serve_says_why_in_one_line(tmp_path: Path) -> None:
+    with taken_port() as port:
+        ended = Program(tmp_path, f"ws.run(port={port})").end()
+    assert ended.code == 1
+    assert ended.output == ""
+    assert ended.errors == (f"port {port} on 127.0.0.1 is taken: stop what uses it, or write ws.run(port={port + 1})\n")

@@ -1,0 +1,47 @@
+"""wsdeco: a decorator turns a plain class into a WebSocket endpoint."""
+
+from wsdeco.app import App, RouteInfo, ws
+from wsdeco.channel import Address, Sink
+from wsdeco.config import ConnectionConfig
+from wsdeco.handler import WebSocketHandler
+from wsdeco.reasons import (
+    Close,
+    ConnectionClosed,
+    DisconnectReason,
+    Error,
+    HandlerError,
+    HandlerWarning,
+    RouteError,
+    ServerError,
+    Timeout,
+    Unknown,
+    WsdecoError,
+)
+from wsdeco.upgrade import WebSocketUpgrade, handle_socket, handle_upgrade, websocket_route
+
+__all__ = [
+    "Address",
+    "App",
+    "Close",
+    "ConnectionClosed",
+    "ConnectionConfig",
+    "DisconnectReason",
+    "Error",
+    "HandlerError",
+    "HandlerWarning",
+    "RouteError",
+    "RouteInfo",
+    "ServerError",
+    "Sink",
+    "Timeout",
+    "Unknown",
+    "WebSocketHandler",
+    "WebSocketUpgrade",
+    "WsdecoError",
+    "handle_socket",
+    "handle_upgrade",
+    "websocket_route",
+    "ws",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,434 @@
+"""`App`: the registry of the decorators, and the ASGI app they fill. `ws` is the one most programs need."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar, cast
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.routing import BaseRoute, WebSocketRoute
+from starlette.types import ExceptionHandler, Receive, Scope, Send
+from typing_extensions import Unpack
+
+from wsdeco.clock import Clock
+from wsdeco.config import ConnectionConfig, Limits, make_config
+from wsdeco.factory import HandlerFactory, build_factory
+from wsdeco.paths import check_path, path_shape
+from wsdeco.reasons import HandlerError, RouteError, ServerError
+from wsdeco.routes import answer_not_found, endpoint_routes
+from wsdeco.signatures import bindable, signature_of, where
+from wsdeco.upgrade import Context, HandlerEndpoint
+
+if TYPE_CHECKING:
+    from wsdeco.server import BackgroundServer
+
+__all__ = ["App", "RouteInfo", "ws"]
+
+logger = logging.getLogger("wsdeco")
+
+_SERVERS_MAX_SIZE: Final = 16 * 1024 * 1024
+"""Largest message that uvicorn and hypercorn take by default, in bytes."""
+
+HandlerClass = TypeVar("HandlerClass", bound=type)
+EndpointFunction = TypeVar("EndpointFunction", bound=Callable[..., Any])
+
+LifespanFunction: TypeAlias = Callable[[Starlette], AsyncIterator[Any] | AbstractAsyncContextManager[Any]]
+"""Start-up and shutdown: an async generator function, or one that returns an async context manager."""
+
+DecoratedLifespan = TypeVar("DecoratedLifespan", bound=LifespanFunction)
+
+
+@dataclass(frozen=True, slots=True)
+class RouteInfo:
+    """One line of the routes of an app.
+
+    Attributes:
+        path: The path.
+        kind: `"ws"` for a handler, and for a function that takes upgrades only; `"http"` for a function that takes
+            none; `"http+ws"` for one that takes both.
+        name: The name of the handler or function.
+        config: The limits of a handler; `None` for a function.
+    """
+
+    path: str
+    kind: Literal["ws", "http", "http+ws"]
+    name: str
+    config: ConnectionConfig | None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Registered:
+    info: RouteInfo
+    target: object
+    routes: list[BaseRoute]
+
+    @property
+    def place(self) -> str:
+        return f"{_full_name(self.target)} ({_place(self.target)})"
+
+
+class App:
+    """Collects handlers and routes in one ASGI app.
+
+    An `App` is an ASGI app itself (`uvicorn module:ws`) and can be mounted in another one. The Starlette app inside
+    it is `app`, for middleware and whatever else Starlette offers.
+
+    Attributes:
+        app: The Starlette app.
+    """
+
+    def __init__(
+        self,
+        *,
+        lifespan: LifespanFunction | None = None,
+        middleware: Sequence[Middleware] = (),
+        exception_handlers: Mapping[Any, ExceptionHandler] | None = None,
+        debug: bool = False,
+        clock: Clock | None = None,
+    ) -> None:
+        """Make an app without routes.
+
+        Args:
+            lifespan: Start-up and shutdown, as the decorator `lifespan` takes it.
+            middleware: Starlette middleware, the outermost first.
+            exception_handlers: Starlette's exception handlers, for HTTP routes.
+            debug: Show tracebacks of HTTP routes to the client.
+            clock: What every deadline reads; by default the event loop. Tests pass one they advance.
+
+        Raises:
+            HandlerError: `lifespan` cannot work as it is written.
+        """
+        self._context = Context(clock=clock)
+        self._lifespan = None if lifespan is None else _checked_lifespan(lifespan)
+        self._registered: dict[tuple[str, str], _Registered] = {}
+        self._message_size_cap: int | None = None
+        self._limits_announced = False
+        self.app = Starlette(
+            debug=debug, middleware=middleware, exception_handlers=exception_handlers, lifespan=self._run_lifespan
+        )
+        self.app.router.default = answer_not_found
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if not self._limits_announced and scope["type"] != "lifespan":
+            self._announce_limits()
+            self._announce_missing_lifespan()
+        await self.app(scope, receive, send)
+
+    # Registering.
+
+    def handler(
+        self,
+        path: str,
+        *,
+        config: ConnectionConfig | None = None,
+        factory: HandlerFactory | None = None,
+        **limits: Unpack[Limits],
+    ) -> Callable[[HandlerClass], HandlerClass]:
+        """Decorate a class whose instances serve the WebSocket connections of `path`, one each.
+
+        The class is returned unchanged; to serve several paths, stack the decorator.
+
+        Args:
+            path: A Starlette path, such as `/rooms/{room}` or `/n/{n:int}`.
+            config: The limits.
+            factory: Builds the instances: a callable of the headers, or an object with `create(headers)`. By
+                default `__init__` receives `headers`, `query_params`, `request` and path parameters by name.
+            limits: Fields of `ConnectionConfig` by keyword, on top of `config`.
+
+        Raises:
+            HandlerError: The class or the factory cannot work as it is written; all faults at once.
+            RouteError: The path cannot be routed, or something else is registered there.
+            TypeError: An argument has the wrong type, or a keyword names no limit.
+            ValueError: A limit is out of its range.
+        """
+        _check_decorated_path("handler", path)
+        checked = make_config(config, limits)
+
+        def register(cls: HandlerClass) -> HandlerClass:
+            self.add(path, cls, config=checked, factory=factory)
+            return cls
+
+        return register
+
+    def add(
+        self,
+        path: str,
+        cls: type,
+        *,
+        config: ConnectionConfig | None = None,
+        factory: HandlerFactory | None = None,
+        **limits: Unpack[Limits],
+    ) -> None:
+        """Do what `handler` does, without the syntax of a decorator.
+
+        A class of the same module and name takes the place of the one registered before on the same path, as a
+        reloaded module or a notebook cell that runs again needs it; connections that live keep their handler.
+
+        Args:
+            path: A Starlette path.
+            cls: The handler class.
+            config: The limits.
+            factory: Builds the instances, as for `handler`.
+            limits: Fields of `ConnectionConfig` by keyword, on top of `config`.
+
+        Raises:
+            HandlerError: The class or the factory cannot work as it is written; all faults at once.
+            RouteError: The path cannot be routed, or something else is registered there.
+            ServerError: The server runs already and was started for smaller messages.
+            TypeError: An argument has the wrong type, or a keyword names no limit.
+            ValueError: A limit is out of its range.
+        """
+        checked = make_config(config, limits)
+        check_path(path)
+        built = build_factory(cls, path, factory)
+        self._check_message_size(path, checked)
+        endpoint = HandlerEndpoint(built, checked, cls.__qualname__.rpartition("<locals>.")[2], self._context)
+        route = WebSocketRoute(path, endpoint, name=cls.__name__)
+        self._register(_Registered(RouteInfo(path, "ws", endpoint.__name__, checked), cls, [route]))
+
+    def route(
+        self, path: str, *, methods: Collection[str] | None = None, name: str | None = None
+    ) -> Callable[[EndpointFunction], EndpointFunction]:
+        """Decorate a function that answers plain HTTP requests, WebSocket handshakes, or both, on `path`.
+
+        Parameters are filled by name: `request`, `headers`, `query_params`, path parameters, and `upgrade`, which
+        is a `WebSocketUpgrade` for a handshake and `None` for plain HTTP. A response answers either; a handshake is
+        accepted by `await handle_upgrade(upgrade, handler)`. A plain `def` runs in a thread.
+
+        Args:
+            path: A Starlette path.
+            methods: HTTP methods; by default GET (and HEAD).
+            name: Name of the route, for `url_path_for`; by default that of the function.
+
+        Raises:
+            HandlerError: The function cannot work as it is written, or is a class.
+            RouteError: The path cannot be routed, or something else is registered there.
+            TypeError: `methods` is not a list of HTTP methods.
+        """
+        _check_decorated_path("route", path)
+
+        def register(endpoint: EndpointFunction) -> EndpointFunction:
+            routes = endpoint_routes(path, endpoint, methods, name, self._context)
+            called = getattr(endpoint, "__name__", type(endpoint).__name__)
+            self._register(_Registered(RouteInfo(path, _kind(routes), called, None), endpoint, routes))
+            return endpoint
+
+        return register
+
+    def lifespan(self, function: DecoratedLifespan) -> DecoratedLifespan:
+        """Decorate the start-up and shutdown of the app: an async generator of the Starlette app that yields once.
+
+        What it yields (a mapping, or nothing) becomes the `state` of every request. The part behind the `yield`
+        runs after the last `on_disconnect`. A function that returns an async context manager will do as well.
+
+        Raises:
+            HandlerError: The function is neither, or cannot be called with the app alone.
+        """
+        self._lifespan = _checked_lifespan(function)
+        return function
+
+    @property
+    def routes(self) -> list[BaseRoute]:
+        """The routes of the Starlette app, which finds the URLs of a mounted app by them."""
+        return self.app.routes
+
+    @property
+    def route_infos(self) -> list[RouteInfo]:
+        """What is registered, in the order in which it is matched."""
+        registered = {id(route): each for each in self._registered.values() for route in each.routes}
+        matched = [registered.get(id(route)) for route in self.app.router.routes]
+        return [each.info for each in dict.fromkeys(matched) if each is not None]
+
+    def _register(self, new: _Registered) -> None:
+        shape = path_shape(new.info.path)
+        keys = [(shape, kind) for route in new.routes for kind in _kinds(route)]
+        replaced: list[_Registered] = []
+        for key in keys:
+            old = self._registered.get(key)
+            if old is None:
+                continue
+            if _full_name(old.target) != _full_name(new.target):
+                raise RouteError(
+                    f"path {new.info.path!r} is taken: {old.place} is registered there, so {new.place} cannot be; "
+                    "give one of them another path"
+                )
+            replaced.append(old)
+        routes = self.app.router.routes
+        position = len(routes)
+        for old in replaced:
+            for route in old.routes:
+                if route in routes:
+                    position = min(position, routes.index(route))
+                    routes.remove(route)
+            self._registered = {key: value for key, value in self._registered.items() if value is not old}
+        routes[position:position] = new.routes
+        self._registered.update(dict.fromkeys(keys, new))
+
+    def _check_message_size(self, path: str, config: ConnectionConfig) -> None:
+        cap = self._message_size_cap
+        if cap is not None and config.max_message_size > cap:
+            raise ServerError(
+                f"max_message_size={config.max_message_size} on {path!r} cannot take effect: the server that runs was "
+                f"started for messages of up to {cap} bytes; register the handler first, then call run()"
+            )
+
+    # Serving.
+
+    def run(
+        self, host: str = "127.0.0.1", port: int = 8000, *, background: bool | None = None, **options: Any
+    ) -> BackgroundServer | None:
+        """Serve the app on `host` and `port` until Ctrl-C or SIGTERM, with every `on_disconnect` run at the end.
+
+        Where an event loop runs already (a notebook), the server gets a thread and an event loop of its own, and
+        the call returns as soon as it serves; running it again stops that server and starts anew.
+
+        At the top level of a module that is imported, the call does nothing: a script with `ws.run()` in its last
+        line serves when it is started, and is an app when a server imports it (`uvicorn script:ws`).
+
+        Logging: uvicorn's from level "warning" on, since the addresses are printed; `log_level="info"` shows each
+        request and connection as well. Compression (`ws_per_message_deflate=True`) is off: it takes about 34 KiB
+        of memory per connection.
+
+        Args:
+            host: Name or IP address to listen on; `"0.0.0.0"` and `"::"` are all IPv4 and all IPv6 addresses of
+                the machine.
+            port: TCP port; 0 for any that is free.
+            background: Whether to serve in a thread; by default, whether an event loop runs in this one.
+            options: Those of `uvicorn.Config`, such as `ssl_certfile`, `ssl_keyfile`, `log_level`, `access_log`,
+                `forwarded_allow_ips` and `root_path`. `timeout_graceful_shutdown` is the seconds that HTTP
+                requests, and after them the shutdown part of the lifespan, may take at the end; by default, what
+                the `close_timeout` of the routes allows hooks.
+
+        Returns:
+            The server in the background, or `None` when the one in the foreground has ended.
+
+        Raises:
+            ServerError: The server cannot start (in the background), or serves already (in the foreground).
+            SystemExit: The server cannot start (in the foreground): one line on stderr, exit status 1.
+            TypeError: An argument has the wrong type, or an option is unknown or has no meaning here.
+            ValueError: An argument is out of its range.
+        """
+        from wsdeco import server  # noqa: PLC0415 - uvicorn is loaded only where it serves
+
+        if background is None and _is_import(inspect.currentframe()):
+            logger.info("run() does nothing while its module is imported, since whoever imports it serves the app")
+            return None
+        return server.run(self, host, port, background=background, **options)
+
+    def cap_message_size(self, size: int | None) -> None:
+        """Note the largest message that the server takes, in bytes; `None` where none of `run` serves."""
+        self._message_size_cap = size
+
+    @property
+    def shutdown_time(self) -> float:
+        """Seconds that `shut_down` would take at most, with the connections of this moment."""
+        return self._context.connections.shutdown_time
+
+    async def shut_down(self) -> None:
+        """Close every connection with 1012, refuse new ones, and return when the last `on_disconnect` has run.
+
+        Servers do this at their end; call it where one does not. Bounded by the `close_timeout` of each route.
+        """
+        await self._context.connections.shut_down()
+
+    @asynccontextmanager
+    async def _run_lifespan(self, app: Starlette) -> AsyncGenerator[Any]:
+        self._context.connections.open()
+        if not self._limits_announced:
+            self._announce_limits()
+        async with nullcontext() if self._lifespan is None else self._lifespan(app) as state:
+            yield state
+            await self.shut_down()
+
+    def _announce_limits(self) -> None:
+        self._limits_announced = True
+        idle = [
+            info.path for info in self.route_infos if info.config is not None and info.config.idle_timeout is not None
+        ]
+        if idle:
+            logger.warning(
+                "idle_timeout on %s counts messages only: this server does not show pings to the app", ", ".join(idle)
+            )
+        large = [info.path for info in self.route_infos if info.config is not None and self._is_large(info.config)]
+        if large:
+            logger.warning(
+                "max_message_size on %s is above what servers take by default: raise the server's own limit too "
+                "(uvicorn: --ws-max-size)",
+                ", ".join(large),
+            )
+
+    def _announce_missing_lifespan(self) -> None:
+        if self._lifespan is not None:
+            logger.warning(
+                "the lifespan of this app has not run: nothing runs that of a mounted app, so enter it in the lifespan "
+                "of the app around it with `async with ws.app.router.lifespan_context(ws.app): yield`"
+            )
+
+    def _is_large(self, config: ConnectionConfig) -> bool:
+        return self._message_size_cap is None and config.max_message_size > _SERVERS_MAX_SIZE
+
+
+def _is_import(frame: FrameType | None) -> bool:
+    caller = None if frame is None else frame.f_back
+    return (
+        caller is not None
+        and caller.f_code.co_name == "<module>"
+        and caller.f_globals.get("__name__", "__main__") != "__main__"
+    )
+
+
+def _check_decorated_path(decorator: str, path: object) -> None:
+    if not isinstance(path, str):
+        raise RouteError(f"@ws.{decorator} takes the path first, not {path!r}: write @ws.{decorator}('/ws')")
+    check_path(path)
+
+
+def _checked_lifespan(function: object) -> Callable[[Starlette], AbstractAsyncContextManager[Any]]:
+    signature = signature_of(function)
+    innermost: Any = inspect.unwrap(function) if callable(function) else None
+    if not callable(function) or inspect.iscoroutinefunction(innermost) or inspect.isgeneratorfunction(innermost):
+        fault = "is no async generator"
+    elif signature is not None and not bindable(signature, 1):
+        fault = "cannot be called with the app alone"
+    else:
+        opens: Any = asynccontextmanager(function) if inspect.isasyncgenfunction(function) else function
+        return cast("Callable[[Starlette], AbstractAsyncContextManager[Any]]", opens)
+    name = getattr(function, "__qualname__", repr(function)).rpartition("<locals>.")[2]
+    raise HandlerError(
+        f"{name} {fault}, and @ws.lifespan takes an async generator of the app: write `async def {name}(app):` with "
+        "one `yield`"
+    )
+
+
+def _kind(routes: list[BaseRoute]) -> Literal["ws", "http", "http+ws"]:
+    if len(routes) > 1:
+        return "http+ws"
+    return "ws" if isinstance(routes[0], WebSocketRoute) else "http"
+
+
+def _kinds(route: BaseRoute) -> list[str]:
+    return sorted(getattr(route, "methods", None) or {"websocket"})
+
+
+def _full_name(target: object) -> str:
+    return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', repr(target))}"
+
+
+def _place(target: object) -> str:
+    if not isinstance(target, type):
+        return where(target) or "source unknown"
+    try:
+        return f"{inspect.getsourcefile(target)}:{inspect.getsourcelines(target)[1]}"
+    except (OSError, TypeError):
+        return "source unknown"
+
+
+ws = App()
+"""The default app."""

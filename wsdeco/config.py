@@ -1,0 +1,248 @@
+"""The limits of a connection: one frozen, validated `ConnectionConfig`, and its mirror for keywords."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from typing import Any, Final, Literal, TypeAlias, TypedDict, cast
+
+from wsdeco.origins import parse_origin
+
+__all__ = ["DEFAULT_CONFIG", "ConnectionConfig", "Limits", "Seconds", "SlowConsumer", "make_config"]
+
+Seconds: TypeAlias = float | timedelta
+"""A duration: seconds as a number, or a `timedelta`."""
+
+SlowConsumer: TypeAlias = Literal["close", "drop"]
+"""What happens to a peer whose outbox is full: closed with 1013, or the message dropped and counted."""
+
+_TOKEN_EXTRA: Final = frozenset("!#$%&'*+-.^_`|~")
+
+
+class Limits(TypedDict, total=False):
+    """The keywords of `App.handler`: the fields of `ConnectionConfig`, each optional."""
+
+    max_connections: int | None
+    max_connection_duration: Seconds | None
+    idle_timeout: Seconds | None
+    connect_timeout: Seconds
+    close_timeout: Seconds
+    send_timeout: Seconds | None
+    disconnect_grace: Seconds | None
+    max_message_size: int
+    max_inbox: int
+    max_outbox: int
+    slow_consumer: SlowConsumer
+    allowed_origins: Literal["*"] | Iterable[str] | None
+    subprotocols: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class ConnectionConfig:
+    """The limits of every connection of a route. Durations are seconds or `timedelta`, sizes are bytes.
+
+    Attributes:
+        max_connections: Connections at a time on the route, counted per process and from before the upgrade;
+            one more is refused with HTTP 503. `None` sets no limit.
+        max_connection_duration: Life of a connection from its upgrade; then it is closed with 1001 and a hook
+            that still runs is cancelled. `None` sets no limit.
+        idle_timeout: Time without an incoming frame after which the connection is closed with 1001; it never
+            runs out while a hook runs. `None` sets no limit.
+        connect_timeout: Time `on_connect` may take before the upgrade is accepted; then HTTP 503.
+        close_timeout: Time for the closing handshake, and at shutdown for a hook that still runs and again
+            for `on_disconnect`.
+        send_timeout: Time one `send` may wait for a peer that does not read; then the peer is dropped as a
+            slow consumer (1013). `None` waits for ever.
+        disconnect_grace: Time for a hook that still runs, and for messages not yet handled, when the peer has
+            gone. 0 cancels at once, `None` never.
+        max_message_size: Largest incoming message; a larger one closes the connection with 1009.
+        max_inbox: Size of the messages that wait for `on_message`; past it the peer is not read.
+        max_outbox: Size of the messages that wait for the peer to read; past it `slow_consumer` applies.
+        slow_consumer: `"close"` closes a peer whose outbox is full with 1013, `"drop"` drops the message and
+            counts it in `Sink.dropped`.
+        allowed_origins: Origins whose pages may connect: `None` for the same origin only, `"*"` for every one,
+            or a list such as `["https://example.com"]`. A client that sends no Origin is let in always.
+        subprotocols: Subprotocols the route speaks, the preferred one first; the first that the client offers
+            is agreed on.
+
+    Raises:
+        TypeError: A value has the wrong type.
+        ValueError: A value is out of its range.
+    """
+
+    max_connections: int | None
+    max_connection_duration: float | None
+    idle_timeout: float | None
+    connect_timeout: float
+    close_timeout: float
+    send_timeout: float | None
+    disconnect_grace: float | None
+    max_message_size: int
+    max_inbox: int
+    max_outbox: int
+    slow_consumer: SlowConsumer
+    allowed_origins: Literal["*"] | tuple[str, ...] | None
+    subprotocols: tuple[str, ...]
+
+    def __init__(
+        self,
+        *,
+        max_connections: int | None = None,
+        max_connection_duration: Seconds | None = None,
+        idle_timeout: Seconds | None = None,
+        connect_timeout: Seconds = 10.0,
+        close_timeout: Seconds = 10.0,
+        send_timeout: Seconds | None = 60.0,
+        disconnect_grace: Seconds | None = 30.0,
+        max_message_size: int = 1024 * 1024,
+        max_inbox: int = 64 * 1024,
+        max_outbox: int = 1024 * 1024,
+        slow_consumer: SlowConsumer = "close",
+        allowed_origins: Literal["*"] | Iterable[str] | None = None,
+        subprotocols: Sequence[str] = (),
+    ) -> None:
+        checked: dict[str, object] = {
+            "max_connections": _optional(_count, "max_connections", max_connections),
+            "max_connection_duration": _optional(_positive, "max_connection_duration", max_connection_duration),
+            "idle_timeout": _optional(_positive, "idle_timeout", idle_timeout),
+            "connect_timeout": _positive("connect_timeout", connect_timeout),
+            "close_timeout": _positive("close_timeout", close_timeout),
+            "send_timeout": _optional(_positive, "send_timeout", send_timeout),
+            "disconnect_grace": _optional(_seconds, "disconnect_grace", disconnect_grace),
+            "max_message_size": _count("max_message_size", max_message_size),
+            "max_inbox": _count("max_inbox", max_inbox),
+            "max_outbox": _count("max_outbox", max_outbox),
+            "slow_consumer": _slow_consumer(slow_consumer),
+            "allowed_origins": _origins(allowed_origins),
+            "subprotocols": _subprotocols(subprotocols),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def replace(self, **limits: Any) -> ConnectionConfig:
+        """Return a copy with `limits` (fields by keyword) in place of the present values.
+
+        Raises:
+            TypeError: A keyword names no field, or a value has the wrong type.
+            ValueError: A value is out of its range.
+        """
+        names = [field.name for field in fields(self)]
+        for name in limits:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else "the limits are " + ", ".join(names)
+                raise TypeError(f"unknown limit {name!r}: {hint}")
+        return ConnectionConfig(**{name: getattr(self, name) for name in names} | limits)
+
+    def __str__(self) -> str:
+        """Name the limits that differ from the defaults, as keywords."""
+        changed = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in fields(self)
+            if getattr(self, field.name) != getattr(DEFAULT_CONFIG, field.name)
+        ]
+        return " ".join(changed)
+
+
+def make_config(config: ConnectionConfig | None, limits: Limits) -> ConnectionConfig:
+    """Return `config` (or the defaults) with `limits` on top.
+
+    Raises:
+        TypeError: `config` is not a `ConnectionConfig`, a keyword names no field, or a value has the wrong type.
+        ValueError: A value is out of its range.
+    """
+    if config is not None and not isinstance(config, ConnectionConfig):
+        raise TypeError(f"config must be a ConnectionConfig, not {type(config).__name__}: write ConnectionConfig(...)")
+    base = DEFAULT_CONFIG if config is None else config
+    return base.replace(**limits) if limits else base
+
+
+def _optional(check: Callable[[str, Any], Any], name: str, value: object) -> Any:
+    return None if value is None else check(name, value)
+
+
+def _seconds(name: str, value: object, least: str = "0 or more") -> float:
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name} must be seconds (a number) or a timedelta, not {type(value).__name__}: {value!r}")
+    if not (0 <= value <= sys.float_info.max):
+        raise ValueError(f"{name} must be {least} seconds and finite, not {value!r}")
+    return float(value)
+
+
+def _positive(name: str, value: object) -> float:
+    seconds = _seconds(name, value, "more than 0")
+    if seconds == 0:
+        raise ValueError(f"{name} must be more than 0 seconds and finite, not {value!r}")
+    return seconds
+
+
+def _count(name: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}: {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be 1 or more, not {value!r}")
+    return value
+
+
+def _slow_consumer(value: object) -> SlowConsumer:
+    match value:
+        case "close":
+            return "close"
+        case "drop":
+            return "drop"
+        case _:
+            fault = ValueError if isinstance(value, str) else TypeError
+            raise fault(f"slow_consumer must be 'close' or 'drop', not {value!r}")
+
+
+def _texts(name: str, value: object, example: str) -> tuple[str, ...]:
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a list of strings such as [{example!r}], not {value!r}")
+    texts: list[str] = []
+    for item in cast("Iterable[object]", value):
+        if not isinstance(item, str):
+            raise TypeError(f"{name} must hold strings such as {example!r}, not {type(item).__name__}: {item!r}")
+        texts.append(item)
+    return tuple(texts)
+
+
+def _origins(value: object) -> Literal["*"] | tuple[str, ...] | None:
+    if value is None:
+        return None
+    if value == "*":
+        return "*"
+    origins = _texts("allowed_origins", value, "https://example.com")
+    for origin in origins:
+        if origin != "null" and parse_origin(origin) is None:
+            hint = (
+                "write '*' itself, not a list, to allow all"
+                if origin == "*"
+                else "write scheme, host and port alone, such as 'https://example.com'"
+            )
+            raise ValueError(f"allowed_origins holds {origin!r}, which is not an origin (RFC 6454): {hint}")
+    return origins
+
+
+def _subprotocols(value: object) -> tuple[str, ...]:
+    if isinstance(value, AbstractSet):
+        raise TypeError(f"subprotocols must be a list, as the preferred one comes first, not a set: {value!r}")
+    names = _texts("subprotocols", value, "chat.v1")
+    for name in names:
+        if not name or not all(c.isascii() and (c.isalnum() or c in _TOKEN_EXTRA) for c in name):
+            raise ValueError(
+                f"subprotocols holds {name!r}, which is not a token (RFC 9110, section 5.6.2): "
+                "write a name such as 'chat.v1'"
+            )
+    if len(set(names)) != len(names):
+        raise ValueError(f"subprotocols must name each one once, not {list(names)!r}")
+    return names
+
+
+DEFAULT_CONFIG: Final = ConnectionConfig()
+"""The limits of a route that sets none."""

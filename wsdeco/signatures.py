@@ -1,0 +1,286 @@
+"""What a callable says of itself: its layers, how it runs, its signature, and what its annotations let in.
+
+Everything here reads and calls nothing. What cannot be read counts as unknown, and unknown is never a fault.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial, partialmethod, singledispatchmethod
+from types import MethodType, UnionType
+from typing import Any, Final, Literal, NewType, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
+
+__all__ = [
+    "UNKNOWN",
+    "Outcome",
+    "accepts",
+    "alternatives",
+    "bindable",
+    "calling_layer",
+    "class_annotations",
+    "innermost",
+    "is_subclass",
+    "is_wrapper",
+    "namespace_of",
+    "outcome_of",
+    "passes_on",
+    "receivers",
+    "resolve",
+    "shown_signature",
+    "shown_type",
+    "signature_of",
+    "where",
+]
+
+UNKNOWN: Final = inspect.Parameter.empty
+"""Stands for an annotation that is missing, or that names what only a type checker can see."""
+
+Running: TypeAlias = Literal["coroutine", "stream", "plain"]
+"""How a callable runs: it is awaited, iterated with `async for`, or done when it returns."""
+
+_SELF: Final = object()
+_MOST_LAYERS: Final = 100
+_VARIADIC: Final = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+if sys.version_info >= (3, 14):  # pragma: no cover
+    from annotationlib import Format
+
+    # Annotations are evaluated when they are asked for, and may name what exists for type checkers only.
+    _read_signature = partial(inspect.signature, follow_wrapped=False, annotation_format=Format.FORWARDREF)
+    class_annotations = partial(inspect.get_annotations, format=Format.FORWARDREF)
+else:  # pragma: no cover
+    _read_signature = partial(inspect.signature, follow_wrapped=False)
+    class_annotations = inspect.get_annotations
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What calling a hook gives.
+
+    Attributes:
+        running: How the callable runs.
+        reply: The annotation of what it returns when awaited, or of what it yields; `UNKNOWN` without one.
+        misannotated: It yields, though its annotation is not that of an asynchronous iterator.
+    """
+
+    running: Running
+    reply: object
+    misannotated: bool = False
+
+
+def _layers(function: object) -> Iterator[object]:
+    """Yield `function` and what runs inside it, outermost first."""
+    for _ in range(_MOST_LAYERS):
+        yield function
+        wrapped = getattr(function, "__wrapped__", None)
+        if isinstance(function, MethodType):
+            function = function.__func__
+        elif isinstance(function, partial | partialmethod | singledispatchmethod):
+            function = function.func
+        elif wrapped is not None:
+            function = wrapped
+        elif isinstance(function, type) or inspect.isroutine(function) or not callable(function):
+            return
+        else:
+            function = type(function).__call__
+
+
+def namespace_of(function: object) -> Mapping[str, object]:
+    """Return the globals that the annotations of `function` were written among."""
+    found: Mapping[str, object] = {}
+    for layer in _layers(function):
+        found = getattr(layer, "__globals__", found)
+    return found
+
+
+def where(function: object) -> str:
+    """Return `file:line` of the innermost function in `function`, or an empty string where there is no source."""
+    found = ""
+    for layer in _layers(function):
+        code = getattr(layer, "__code__", None)
+        if code is not None:
+            found = f"{code.co_filename}:{code.co_firstlineno}"
+    return found
+
+
+def signature_of(function: object, *, bound: bool = False) -> inspect.Signature | None:
+    """Return how `function` is called, or `None` where it does not say.
+
+    Args:
+        function: Any callable.
+        bound: Leave out the first parameter, which a method call fills.
+    """
+    return _own_signature(calling_layer(function, bound=bound), bound=bound)
+
+
+def calling_layer(function: object, *, bound: bool = False) -> object:
+    """Return the layer of `function` that says how it is called.
+
+    A wrapper that passes everything on (`*args, **kwargs`) is called like what it wraps; any other is called as
+    it is written.
+    """
+    for layer in _wrapped_layers(function):
+        signature = _own_signature(layer, bound=bound)
+        if signature is not None and not passes_on(signature):
+            return layer
+        function = layer
+    return function
+
+
+def innermost(function: object) -> object:
+    """Return what `functools.wraps` says is inside `function`, or `function` itself."""
+    *_, found = _wrapped_layers(function)
+    return found
+
+
+def is_wrapper(function: object) -> bool:
+    """Return whether `functools.wraps` made `function` look like another one; its annotations are then not its own."""
+    return getattr(function, "__wrapped__", None) is not None
+
+
+def _wrapped_layers(function: object) -> Iterator[object]:
+    for _ in range(_MOST_LAYERS):
+        yield function
+        wrapped: object = getattr(function, "__wrapped__", None)
+        if wrapped is None:
+            return
+        function = wrapped
+
+
+def _own_signature(function: object, *, bound: bool) -> inspect.Signature | None:
+    called: Any = MethodType(function, _SELF) if bound and callable(function) else function
+    try:
+        return _read_signature(called)
+    except (TypeError, ValueError):
+        return None
+
+
+def passes_on(signature: inspect.Signature) -> bool:
+    """Return whether `signature` is `(*args, **kwargs)`, which tells nothing."""
+    return tuple(parameter.kind for parameter in signature.parameters.values()) == _VARIADIC
+
+
+def shown_signature(function: object) -> str:
+    """Return the signature of `function` as its author wrote it, `self` included, or `(...)`."""
+    signature = signature_of(function)
+    return "(...)" if signature is None else str(signature)
+
+
+def bindable(signature: inspect.Signature, count: int) -> bool:
+    """Return whether `signature` can be called with `count` positional arguments."""
+    try:
+        signature.bind(*[None] * count)
+    except TypeError:
+        return False
+    return True
+
+
+def receivers(signature: inspect.Signature, count: int) -> list[inspect.Parameter]:
+    """Return the parameters that receive the first `count` positional arguments, in order."""
+    found: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        if parameter.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD):
+            found.append(parameter)
+        elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            found += [parameter] * (count - len(found))
+    return found[:count]
+
+
+def resolve(annotation: object, namespace: Mapping[str, object]) -> object:
+    """Return what `annotation` stands for among the names of `namespace`, or `UNKNOWN`."""
+    if annotation is UNKNOWN:
+        return UNKNOWN
+
+    def holder() -> None: ...
+
+    holder.__annotations__ = {"it": annotation}
+    try:
+        resolved: object = get_type_hints(holder, dict(namespace))["it"]
+    except Exception:
+        # A string can hold anything, and names imported for type checkers only do not exist here.
+        return UNKNOWN
+    return resolved
+
+
+def alternatives(annotation: object) -> tuple[type, ...]:
+    """Return the classes a value of the resolved `annotation` may have; `object` for what has no class."""
+    origin = get_origin(annotation)
+    if origin is Union or origin is UnionType:
+        return tuple(option for part in get_args(annotation) for option in alternatives(part))
+    if origin is Literal:
+        return tuple({type(value): None for value in get_args(annotation)})
+    if isinstance(annotation, TypeVar):
+        return tuple(
+            option for part in annotation.__constraints__ or (_bound(annotation),) for option in alternatives(part)
+        )
+    if isinstance(annotation, NewType):
+        return alternatives(annotation.__supertype__)
+    named: object = annotation if origin is None else origin
+    meant = _alias_value(named)
+    if meant is not named:
+        return alternatives(meant)
+    return (named,) if isinstance(named, type) and named is not Any and named is not UNKNOWN else (object,)
+
+
+def _bound(variable: TypeVar) -> object:
+    return object if variable.__bound__ is None else variable.__bound__
+
+
+def _alias_value(named: object) -> object:
+    try:
+        return getattr(named, "__value__", named)
+    except NameError:
+        # The value of a `type` statement is evaluated here, and may name what exists for type checkers only.
+        return object
+
+
+def is_subclass(kind: type, of: type | tuple[type, ...]) -> bool:
+    """Return `issubclass(kind, of)`; a class that cannot answer (a protocol with attributes) counts as yes."""
+    try:
+        return issubclass(kind, of)
+    except TypeError:
+        return True
+
+
+def accepts(annotation: object, arriving: type) -> bool:
+    """Return whether a parameter with the resolved `annotation` may be given an instance of `arriving`."""
+    options = alternatives(annotation)
+    # PEP 484: where a float is asked for, an int will do.
+    return any(is_subclass(arriving, option) for option in options) or (arriving is int and float in options)
+
+
+def shown_type(annotation: object) -> str:
+    """Return `annotation` as it is written in source."""
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+
+
+def outcome_of(function: object, signature: inspect.Signature | None) -> Outcome:
+    """Return how `function` runs and what it is annotated to give.
+
+    The outermost layer that is asynchronous decides; what it gives is unknown if it wraps another. A plain function
+    counts as asynchronous when its annotation says that it returns an awaitable or an asynchronous iterator.
+    """
+    annotation = UNKNOWN if signature is None else resolve(signature.return_annotation, namespace_of(function))
+    for layer in _layers(function):
+        own = UNKNOWN if is_wrapper(layer) else annotation
+        if inspect.iscoroutinefunction(layer):
+            return Outcome("coroutine", own)
+        if inspect.isasyncgenfunction(layer):
+            return Outcome("stream", _part(own, AsyncIterable, 0), misannotated=not accepts(own, AsyncGenerator))
+    if _is_always(annotation, AsyncIterable):
+        return Outcome("stream", _part(annotation, AsyncIterable, 0))
+    if _is_always(annotation, Awaitable):
+        return Outcome("coroutine", _part(annotation, Awaitable, -1))
+    return Outcome("plain", annotation)
+
+
+def _is_always(annotation: object, kind: type) -> bool:
+    return all(is_subclass(option, kind) for option in alternatives(annotation))
+
+
+def _part(annotation: object, kind: type, index: int) -> object:
+    parts = get_args(annotation) if _is_always(annotation, kind) else ()
+    return parts[index] if parts else UNKNOWN

@@ -1,0 +1,290 @@
+"""From an ASGI scope to a running connection: slot, origin, channel, lifecycle; and the helpers for own endpoints."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from starlette.requests import HTTPConnection
+from starlette.routing import WebSocketRoute
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketState
+from typing_extensions import Unpack
+
+from wsdeco.asgi import AsgiChannel
+from wsdeco.channel import Channel
+from wsdeco.clock import Clock
+from wsdeco.config import ConnectionConfig, Limits, make_config
+from wsdeco.connections import Connections, Slots
+from wsdeco.factory import HandlerFactory, build_factory, class_factory, headers_factory
+from wsdeco.handler import Factory, hooks_of
+from wsdeco.hooks import HOOK_NAMES
+from wsdeco.lifecycle import Connection
+from wsdeco.origins import origin_allowed
+from wsdeco.paths import check_path
+from wsdeco.reasons import Close, CloseCode, ConnectionClosed, HandlerError, printable
+
+__all__ = [
+    "Context",
+    "HandlerEndpoint",
+    "WebSocketUpgrade",
+    "handle_socket",
+    "handle_upgrade",
+    "websocket_route",
+]
+
+logger = logging.getLogger("wsdeco")
+
+_slots: WeakKeyDictionary[Any, dict[int | None, Slots]] = WeakKeyDictionary()
+"""Slots of the endpoints that call `handle_socket` or `handle_upgrade`, by `max_connections`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the endpoints of one app share."""
+
+    connections: Connections = field(default_factory=Connections)
+    clock: Clock | None = None
+
+
+class HandlerEndpoint:
+    """The ASGI endpoint of one handler class on one path.
+
+    Attributes:
+        config: The limits of its connections.
+        slots: The slots of the route.
+    """
+
+    def __init__(self, factory: Factory, config: ConnectionConfig, name: str, context: Context) -> None:
+        self.config = config
+        self.slots = Slots(config.max_connections)
+        self.__name__ = name
+        self._factory = factory
+        self._context = context
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one WebSocket connection."""
+        channel = AsgiChannel(scope, receive, send, self.config, self._context.clock)
+        await _serve(channel, self._factory, self.__name__, self.slots, self._context.connections)
+
+
+class WebSocketUpgrade(HTTPConnection):
+    """A WebSocket handshake that waits for an answer: URL, headers, cookies, path and query parameters of it.
+
+    An endpoint of `App.route` receives it as `upgrade`; `handle_upgrade` accepts it.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, context: Context) -> None:
+        super().__init__(scope)
+        self._receive = receive
+        self._send = send
+        self._context = context
+        self._handled = False
+
+    @property
+    def handled(self) -> bool:
+        """Whether `handle_upgrade` has been called with it."""
+        return self._handled
+
+    def open_channel(self, config: ConnectionConfig) -> tuple[Channel, Connections]:
+        """Return the channel that answers the handshake, and the connections it belongs to (for `handle_upgrade`).
+
+        Raises:
+            RuntimeError: It has been called before.
+        """
+        if self._handled:
+            raise RuntimeError("this upgrade has been handled already: call handle_upgrade() once per request")
+        self._handled = True
+        channel = AsgiChannel(self.scope, self._receive, self._send, config, self._context.clock)
+        return channel, self._context.connections
+
+
+async def handle_upgrade(
+    upgrade: WebSocketUpgrade, handler: object, config: ConnectionConfig | None = None, **limits: Unpack[Limits]
+) -> None:
+    """Serve a handshake with a handler, until the connection has ended.
+
+    Args:
+        upgrade: What the endpoint received.
+        handler: An instance, or a class that is built as `App.handler` builds it.
+        config: The limits. `max_connections` counts the connections of the endpoint that have the same limit.
+        limits: Fields of `ConnectionConfig` by keyword, on top of `config`.
+
+    Raises:
+        HandlerError: The handler cannot work as it is written.
+        RuntimeError: The upgrade has been handled before.
+        TypeError: An argument has the wrong type.
+        ValueError: A limit is out of its range.
+    """
+    if not isinstance(upgrade, WebSocketUpgrade):
+        found = type(upgrade).__name__
+        raise TypeError(
+            f"handle_upgrade() takes the WebSocketUpgrade of an @ws.route endpoint, not {found}: "
+            "where it is None the request is plain HTTP; for a Starlette WebSocket use handle_socket()"
+        )
+    checked = make_config(config, limits)
+    factory = _factory_of(handler, upgrade.path_params)
+    slots = _slots_of(upgrade.scope, checked, handler)
+    channel, connections = upgrade.open_channel(checked)
+    await _serve(channel, factory, _name_of(handler), slots, connections)
+
+
+async def handle_socket(
+    websocket: WebSocket, handler: object, config: ConnectionConfig | None = None, **limits: Unpack[Limits]
+) -> None:
+    """Serve a Starlette or FastAPI WebSocket with a handler, until the connection has ended.
+
+    Args:
+        websocket: The WebSocket of the endpoint, accepted or not.
+        handler: An instance, or a class that is built as `App.handler` builds it.
+        config: The limits. `max_connections` counts the connections of the endpoint that have the same limit; over
+            it the handshake is refused, or an accepted WebSocket closed with 1013.
+        limits: Fields of `ConnectionConfig` by keyword, on top of `config`.
+
+    Raises:
+        HandlerError: The handler cannot work as it is written.
+        RuntimeError: The WebSocket has ended already.
+        TypeError: An argument has the wrong type.
+        ValueError: A limit is out of its range.
+    """
+    if not isinstance(websocket, WebSocket):
+        hint = ": for an @ws.route endpoint use handle_upgrade()" if isinstance(websocket, HTTPConnection) else ""
+        raise TypeError(f"handle_socket() takes a Starlette WebSocket, not {type(websocket).__name__}{hint}")
+    if WebSocketState.DISCONNECTED in (websocket.client_state, websocket.application_state):
+        raise RuntimeError("this WebSocket has ended already: call handle_socket() once, while it is open")
+    checked = make_config(config, limits)
+    factory = _factory_of(handler, websocket.path_params)
+    accepted = websocket.application_state is WebSocketState.CONNECTED
+    channel = AsgiChannel(websocket.scope, websocket.receive, websocket.send, checked, accepted=accepted)
+    slots = _slots_of(websocket.scope, checked, handler)
+    await _serve(channel, factory, _name_of(handler), slots, Connections())
+
+
+def websocket_route(
+    path: str, handler: type[object] | HandlerFactory, config: ConnectionConfig | None = None, **limits: Unpack[Limits]
+) -> WebSocketRoute:
+    """Return a Starlette route that serves a handler, for the `routes` of a Starlette or FastAPI app.
+
+    Args:
+        path: A Starlette path, such as `/rooms/{room}`.
+        handler: A handler class, or a factory: a callable of the headers, or an object with `create(headers)`.
+        config: The limits.
+        limits: Fields of `ConnectionConfig` by keyword, on top of `config`.
+
+    Raises:
+        HandlerError: The handler or factory cannot work as it is written.
+        RouteError: The path cannot be routed.
+        TypeError: An argument has the wrong type.
+        ValueError: A limit is out of its range.
+    """
+    checked = make_config(config, limits)
+    check_path(path)
+    endpoint = HandlerEndpoint(_route_factory(path, handler), checked, _name_of(handler), Context())
+    return WebSocketRoute(path, endpoint, name=endpoint.__name__.rpartition(".")[2])
+
+
+async def _serve(channel: Channel, factory: Factory, name: str, slots: Slots, connections: Connections) -> None:
+    if not slots.take():
+        await _turn_away(channel, 503, f"{name} is full", CloseCode.TRY_AGAIN_LATER, {"Retry-After": "1"})
+        return
+    try:
+        if connections.closing:
+            await _turn_away(channel, 503, f"{name} shuts down", CloseCode.SERVICE_RESTART, {"Retry-After": "1"})
+        elif not _origin_allowed(channel):
+            await _turn_away(channel, 403, f"origin not allowed at {name}", CloseCode.POLICY)
+        else:
+            connection = Connection(channel, factory, name)
+            connections.add(connection)
+            try:
+                await connection.run()
+            finally:
+                connections.discard(connection)
+    finally:
+        slots.give_back()
+
+
+async def _turn_away(
+    channel: Channel, status: int, why: str, code: int, headers: Mapping[str, str] | None = None
+) -> None:
+    phrase = HTTPStatus(status).phrase
+    logger.info("%s refused with %d: %s", channel.addr, status, why)
+    try:
+        if not await channel.connect():
+            return
+        if channel.accepted:
+            channel.close(code, phrase.lower(), Close(code, phrase.lower(), by="server"))
+            await channel.flushed()
+        else:
+            await channel.refuse(status, phrase, headers)
+    except ConnectionClosed:
+        pass
+    finally:
+        channel.release()
+
+
+def _origin_allowed(channel: Channel) -> bool:
+    request = channel.request
+    origins = request.headers.getlist("origin")
+    if not origins:
+        return True
+    scheme: str = request.scope["scheme"]
+    host = request.headers.get("host")
+    if origin_allowed(origins, host, scheme, channel.config.allowed_origins):
+        return True
+    logger.warning(
+        "%s refused: origin %s is not that of %s://%s; if its pages may connect, set allowed_origins=[...], and "
+        "behind a proxy that ends TLS let the server trust its X-Forwarded-Proto",
+        channel.addr,
+        printable(", ".join(origins)),
+        scheme,
+        printable(host or ""),
+    )
+    return False
+
+
+def _slots_of(scope: Scope, config: ConnectionConfig, handler: object) -> Slots:
+    endpoint: object = scope.get("endpoint")
+    if endpoint is None:
+        endpoint = handler if isinstance(handler, type) else type(handler)
+    limit = config.max_connections
+    return _slots.setdefault(endpoint, {}).setdefault(limit, Slots(limit))
+
+
+def _name_of(handler: object) -> str:
+    named = handler if hasattr(handler, "__qualname__") else type(handler)
+    return str(getattr(named, "__qualname__", named)).rpartition("<locals>.")[2]
+
+
+def _route_factory(path: str, handler: object) -> Factory:
+    if isinstance(handler, type) and (_has_hooks(handler) or not hasattr(handler, "create")):
+        return build_factory(handler, path)
+    if _has_hooks(type(handler)) and not callable(handler) and not hasattr(handler, "create"):
+        name = _name_of(handler)
+        raise HandlerError(f"one instance of {name} cannot serve every connection of {path!r}: pass the class {name}")
+    return headers_factory(handler)
+
+
+def _factory_of(handler: object, path_params: Mapping[str, object]) -> Factory:
+    if isinstance(handler, type):
+        return _generated_factory(handler, tuple((name, type(value)) for name, value in path_params.items()))
+    if not _has_hooks(type(handler)) and (callable(handler) or hasattr(handler, "create")):
+        raise HandlerError(
+            f"{_name_of(handler)} is neither a handler class nor an instance of one: if it is a factory, call it with "
+            "the headers and pass what it returns"
+        )
+    hooks_of(type(handler))
+    return lambda request: handler
+
+
+def _has_hooks(cls: type) -> bool:
+    return any(hasattr(cls, name) for name in HOOK_NAMES)
+
+
+@lru_cache(maxsize=256)
+def _generated_factory(cls: type, path_params: tuple[tuple[str, type], ...]) -> Factory:
+    return class_factory(cls, dict(path_params))
