@@ -1,0 +1,28 @@
+"""picows with a raw callback: no decoding, no hook, no task."""
+
+from typing import Any
+
+from benchmarks.peers.common import HOST, MAX_MESSAGE_SIZE, load, parse_options, run_until_killed
+
+if __name__ == "__main__":
+    picows: Any = load("picows")
+    close_frame = picows.WSMsgType.CLOSE
+    options = parse_options()
+
+    class Echo(picows.WSListener):  # type: ignore[misc]  # picows is not installed where this is checked
+        def on_ws_frame(self, transport: Any, frame: Any) -> None:
+            if frame.msg_type == close_frame:
+                transport.send_close(frame.get_close_code(), frame.get_close_message())
+                transport.disconnect()
+            else:
+                transport.send(frame.msg_type, frame.get_payload_as_bytes())
+
+    def listener(_request: Any) -> Echo:
+        return Echo()
+
+    async def start() -> Any:
+        return await picows.ws_create_server(
+            listener, HOST, options.port, max_frame_size=MAX_MESSAGE_SIZE, backlog=1024
+        )
+
+    run_until_killed(start)

@@ -1,0 +1,216 @@
+"""The rows: what is done with a server that listens, and which numbers come out."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from benchmarks.client import (
+    Traffic,
+    abort_connections,
+    check_echo,
+    close_connections,
+    closed_loop,
+    exchange_once,
+    open_connections,
+    open_loop,
+)
+from benchmarks.results import Figure, percentile
+from benchmarks.servers import RunningServer
+from benchmarks.wire import Message, make_message
+
+CONNECTIONS: Final = 32
+"""Connections of every row that does not say otherwise."""
+
+MICROSECONDS: Final = 1e6
+
+SETUP_TIME: Final = 120.0
+"""Seconds that opening the connections of a row may take."""
+
+PERCENTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is done for each number.
+
+    Attributes:
+        rounds: How often everything is measured.
+        seconds: Length of a load.
+        latency_seconds: Length of the load whose latencies are taken.
+        idle_connections: Connections whose memory is measured.
+        levels: Numbers of connections for the cost as they grow.
+        spin: The client has a core of its own.
+    """
+
+    rounds: int
+    seconds: float
+    latency_seconds: float
+    idle_connections: int
+    levels: tuple[int, ...]
+    spin: bool = True
+
+
+Measure: TypeAlias = Callable[[RunningServer, Effort], Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One thing that is done with every server.
+
+    Attributes:
+        name: What it is called on the command line.
+        section: The table it belongs to.
+        figures: The numbers it gives, as tables show them.
+        measure: Does it, and returns its numbers by the keys of the figures; what tables do not show may be added.
+        fresh: It needs a server that has done nothing yet.
+        compression: It needs a server that agrees to permessage-deflate.
+    """
+
+    name: str
+    section: str
+    figures: tuple[Figure, ...]
+    measure: Measure
+    fresh: bool = False
+    compression: bool = False
+
+
+def load(
+    running: RunningServer, connections: int, message: Message, *, depth: int, seconds: float, compression: bool = False
+) -> tuple[Traffic, float]:
+    """Open connections, warm up, and return the traffic of a load with the CPU seconds the server used for it."""
+    opened = open_connections(running.port, connections, compression=compression, within=SETUP_TIME)
+    try:
+        check_echo(opened[0], message)
+        closed_loop(opened, message, depth=depth, seconds=seconds / 4)
+        before = running.cpu_seconds()
+        traffic = closed_loop(opened, message, depth=depth, seconds=seconds)
+        used = running.cpu_seconds() - before
+        close_connections(opened)
+    finally:
+        abort_connections(opened)
+    running.settle()
+    return traffic, used
+
+
+def echo_row(name: str, title: str, size: int, depth: int, *, compression: bool = False) -> Row:
+    """Return a row that echoes messages of `size` bytes, `depth` of them in flight per connection."""
+
+    def measure(running: RunningServer, effort: Effort) -> Mapping[str, float]:
+        message = make_message(size, compressed=compression)
+        traffic, used = load(
+            running, CONNECTIONS, message, depth=depth, seconds=effort.seconds, compression=compression
+        )
+        return {
+            f"{name}.cpu": used / traffic.messages * MICROSECONDS,
+            f"{name}.messages_per_second": traffic.messages / traffic.seconds,
+            f"{name}.server_busy": used / traffic.seconds,
+            f"{name}.client_busy": traffic.client_cpu / traffic.seconds,
+        }
+
+    figure = Figure(f"{name}.cpu", title, "µs CPU per message")
+    return Row(name, "Echo", (figure,), measure, fresh=compression, compression=compression)
+
+
+def measure_idle(running: RunningServer, effort: Effort) -> Mapping[str, float]:
+    """Open connections that do nothing; then let each echo one message."""
+    message = make_message(64)
+    count = effort.idle_connections
+    # What a server does once, at its first connection, belongs to none of those that are counted.
+    first = open_connections(running.port, CONNECTIONS)
+    exchange_once(first, message)
+    running.settle()
+    opened = list(first)
+    try:
+        before, memory = running.cpu_seconds(), running.resident_bytes()
+        opened += open_connections(running.port, count, within=SETUP_TIME)
+        running.settle()
+        used, idle = running.cpu_seconds() - before, running.resident_bytes() - memory
+        exchange_once(opened[len(first) :], message)
+        running.settle()
+        messaged = running.resident_bytes() - memory
+    finally:
+        abort_connections(opened)
+    return {
+        "idle.handshake": used / count * MICROSECONDS,
+        "idle.memory": idle / count / 1024,
+        "idle.memory_after_message": messaged / count / 1024,
+    }
+
+
+def measure_growth(running: RunningServer, effort: Effort) -> Mapping[str, float]:
+    """Echo with one message in flight on each of more and more connections."""
+    message = make_message(64)
+    costs: dict[str, float] = {}
+    for level in effort.levels:
+        # Each connection has at least a few turns, however many there are.
+        seconds = effort.seconds * max(1.0, level / 5_000)
+        traffic, used = load(running, level, message, depth=1, seconds=seconds)
+        costs[f"growth.{level}"] = used / traffic.messages * MICROSECONDS
+    least, most = GROWTH_LEVELS[0], GROWTH_LEVELS[-1]
+    if {least, most} <= set(effort.levels):
+        costs["growth.factor"] = costs[f"growth.{most}"] / costs[f"growth.{least}"]
+    return costs
+
+
+def measure_latency(running: RunningServer, effort: Effort) -> Mapping[str, float]:
+    """Find out what the server can do, then send half as much per second and take the latencies."""
+    message = make_message(64)
+    opened = open_connections(running.port, CONNECTIONS)
+    try:
+        check_echo(opened[0], message)
+        closed_loop(opened, message, depth=1, seconds=effort.seconds / 4)
+        capacity = closed_loop(opened, message, depth=1, seconds=effort.seconds / 2)
+        rate = capacity.messages / capacity.seconds / 2
+        latencies = open_loop(opened, message, rate=rate, seconds=effort.latency_seconds, spin=effort.spin)
+        close_connections(opened)
+    finally:
+        abort_connections(opened)
+    running.settle()
+    found = {f"latency.{name}": percentile(latencies, share) * MICROSECONDS for name, share in PERCENTILES.items()}
+    return found | {"latency.rate": rate}
+
+
+GROWTH_LEVELS: Final = (32, 1_000, 10_000)
+
+ROWS: Final[tuple[Row, ...]] = (
+    echo_row("echo-64-d1", "64 B, 1 in flight", 64, 1),
+    echo_row("echo-64-d16", "64 B, 16 in flight", 64, 16),
+    echo_row("echo-1k", "1 KiB, 1 in flight", 1024, 1),
+    echo_row("echo-16k", "16 KiB, 1 in flight", 16 * 1024, 1),
+    echo_row("echo-1m", "1 MiB, 1 in flight", 1024 * 1024, 1),
+    echo_row("deflate-1k", "1 KiB, permessage-deflate", 1024, 1, compression=True),
+    Row(
+        "latency",
+        "Latency at half load",
+        (
+            Figure("latency.rate", "half load", "messages per second", compared=False, pictured=False),
+            Figure("latency.p50", "half of the replies", "µs", compared=False),
+            Figure("latency.p90", "90 %", "µs", compared=False, pictured=False),
+            Figure("latency.p99", "99 %", "µs", compared=False),
+            Figure("latency.p99.9", "99.9 %", "µs", compared=False),
+        ),
+        measure_latency,
+    ),
+    Row(
+        "growth",
+        "Cost as connections grow",
+        (
+            *(Figure(f"growth.{level}", f"{level:,} connections", "µs CPU per message") for level in GROWTH_LEVELS),
+            Figure("growth.factor", "10,000 ÷ 32 connections", "times", compared=False, pictured=False),
+        ),
+        measure_growth,
+    ),
+    Row(
+        "idle",
+        "Handshake and idle connections",
+        (
+            Figure("idle.handshake", "handshake", "µs CPU"),
+            Figure("idle.memory", "idle connection", "KiB resident"),
+            Figure("idle.memory_after_message", "after one message", "KiB resident"),
+        ),
+        measure_idle,
+        fresh=True,
+    ),
+)
+
+FIGURES: Final = tuple(figure for row in ROWS for figure in row.figures)

@@ -1,0 +1,310 @@
+"""Every server that can be measured: what it needs, how it is started, and how it is always stopped."""
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import IO, Final, Protocol
+
+import psutil
+
+from benchmarks.client import HOST, close_connections, open_connections
+from benchmarks.machine import command_version, pinned, version_of
+from benchmarks.wire import ServerFault
+from wsdeco import __version__
+
+CHECKOUT: Final = Path(__file__).resolve().parent.parent
+
+START_TIMEOUT: Final = 30.0
+"""Seconds until a server that was started must answer a handshake."""
+
+BUILD_TIMEOUT: Final = 900.0
+"""Seconds that building a Rust server may take."""
+
+ANCESTOR_SOURCE: Final = "WSDECO_BENCHMARKS_ANCESTOR"
+"""Environment variable: a checkout of `websocket_builder` to build, where the registry does not have the crate."""
+
+SETTLE_TIMEOUT: Final = 5.0
+"""Seconds to wait for a server that still works on what is over."""
+
+QUIET: Final = 0.001
+"""CPU seconds between two looks below which a server is idle."""
+
+CPU_CLOCK: Final = 2
+"""`CPUCLOCK_SCHED`: with a process id it makes the id of the clock of that process, see `clock_getcpuclockid(3)`."""
+
+
+class Kind(Enum):
+    """In what a server is compared with others."""
+
+    WSDECO = "wsdeco"
+    PYTHON = "Python"
+    NATIVE = "Python on a server written in C++ or Rust"
+    RUST = "Rust"
+
+
+class Server(Protocol):
+    """A server that can be measured.
+
+    Attributes:
+        name: What it is called on the command line.
+        title: What it is called in tables and pictures.
+        kind: In what it is compared with others.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def kind(self) -> Kind: ...
+
+    def missing(self) -> str | None:
+        """Return why it cannot be started here, or `None`."""
+
+    def versions(self) -> Mapping[str, str]:
+        """Return what it is made of."""
+        ...
+
+    def command(self) -> Sequence[str]:
+        """Return what starts it, without the port."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PythonServer:
+    """A module of `benchmarks.peers`.
+
+    Attributes:
+        module: Name of the module.
+        packages: Distributions it needs.
+        needs: Module of wsdeco it needs.
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    module: str
+    packages: tuple[str, ...]
+    needs: str = "wsdeco"
+
+    def missing(self) -> str | None:
+        absent = [package for package in self.packages if version_of(package) is None]
+        if absent:
+            return f"{', '.join(absent)} not installed (pip install -r benchmarks/requirements.txt)"
+        if importlib.util.find_spec(self.needs) is None:
+            return f"there is no module {self.needs}"
+        return None
+
+    def versions(self) -> Mapping[str, str]:
+        found = {package: version_of(package) or "" for package in self.packages}
+        return {"wsdeco": __version__} | found if self.kind is Kind.WSDECO else found
+
+    def command(self) -> Sequence[str]:
+        return [sys.executable, "-m", f"benchmarks.peers.{self.module}"]
+
+
+@dataclass(frozen=True, slots=True)
+class RustServer:
+    """A cargo project beside this module, whose binary is built by `python -m benchmarks --build` alone.
+
+    Attributes:
+        crates: The crates whose versions are told.
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    crates: tuple[str, ...]
+
+    @property
+    def project(self) -> Path:
+        return CHECKOUT / "benchmarks" / self.name
+
+    @property
+    def target(self) -> Path:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        return cache / "wsdeco-benchmarks" / self.name
+
+    @property
+    def binary(self) -> Path:
+        return self.target / "release" / f"benchmark-{self.name}"
+
+    @property
+    def lock(self) -> Path:
+        """The versions that the binary was built from."""
+        return self.target / "Cargo.lock"
+
+    def missing(self) -> str | None:
+        if self.binary.is_file() and self.lock.is_file():
+            return None
+        if command_version("cargo") is None:
+            return "cargo is not installed"
+        return "not built (python -m benchmarks --build)"
+
+    def versions(self) -> Mapping[str, str]:
+        lock = tomllib.loads(self.lock.read_text("utf-8"))
+        found = {package["name"]: package["version"] for package in lock["package"]}
+        return {crate: found.get(crate, "") for crate in self.crates}
+
+    def command(self) -> Sequence[str]:
+        return [str(self.binary)]
+
+    def build(self) -> str | None:
+        """Build in release mode, outside the checkout; return why that failed, or `None`."""
+        command = ["cargo", "build", "--release", "--quiet", "--target-dir", str(self.target)]
+        source = os.environ.get(ANCESTOR_SOURCE)
+        if source is not None and "websocket_builder" in self.crates:
+            command += ["--config", f"patch.crates-io.websocket_builder.path='{Path(source).resolve()}'"]
+        try:
+            # The command is ours; the path in it is the user's own, and not interpreted by a shell.
+            run = subprocess.run(  # noqa: S603
+                command, cwd=self.project, capture_output=True, check=False, text=True, timeout=BUILD_TIMEOUT
+            )
+        except FileNotFoundError:
+            return "cargo is not installed"
+        except subprocess.TimeoutExpired:
+            return f"cargo did not finish within {BUILD_TIMEOUT:g} s"
+        if run.returncode != 0:
+            return next((line for line in run.stderr.splitlines() if line.startswith("error")), "cargo failed")
+        shutil.copyfile(self.project / "Cargo.lock", self.lock)
+        return None
+
+
+UVICORN: Final = ("uvicorn", "uvloop", "httptools")
+ASGI: Final = (*UVICORN, "websockets")
+
+SERVERS: Final[tuple[Server, ...]] = (
+    PythonServer("wsdeco-direct", "wsdeco, direct", Kind.WSDECO, "wsdeco_direct", ASGI, "wsdeco.protocol"),
+    PythonServer("wsdeco-asgi", "wsdeco, ASGI on uvicorn", Kind.WSDECO, "wsdeco_app", (*ASGI, "starlette")),
+    PythonServer("bare", "bare ASGI app on uvicorn", Kind.PYTHON, "bare", ASGI),
+    PythonServer("starlette", "Starlette on uvicorn", Kind.PYTHON, "starlette", (*ASGI, "starlette")),
+    PythonServer("fastapi", "FastAPI on uvicorn", Kind.PYTHON, "fastapi", (*ASGI, "fastapi")),
+    PythonServer("litestar", "Litestar on uvicorn", Kind.PYTHON, "litestar", (*ASGI, "litestar")),
+    PythonServer("wsproto", "uvicorn with wsproto", Kind.PYTHON, "wsproto", (*UVICORN, "wsproto")),
+    PythonServer("websockets", "websockets", Kind.PYTHON, "websockets", ("websockets", "uvloop")),
+    PythonServer("aiohttp", "aiohttp", Kind.PYTHON, "aiohttp", ("aiohttp", "uvloop")),
+    PythonServer("picows", "picows, raw callback", Kind.PYTHON, "picows", ("picows", "uvloop")),
+    PythonServer("tornado", "Tornado", Kind.PYTHON, "tornado", ("tornado", "uvloop")),
+    PythonServer("granian", "granian, ASGI", Kind.NATIVE, "granian", ("granian", "uvloop")),
+    PythonServer("socketify", "socketify (uWebSockets)", Kind.NATIVE, "socketify", ("socketify",)),
+    RustServer("ancestor", "websocket_builder (Rust)", Kind.RUST, ("websocket_builder", "axum", "tokio")),
+    RustServer("axum", "axum alone (Rust)", Kind.RUST, ("axum", "tokio")),
+)
+
+
+class RunningServer:
+    """A server that listens.
+
+    Attributes:
+        server: Which one.
+        port: Its port on the loopback address.
+    """
+
+    def __init__(self, server: Server, port: int, process: "subprocess.Popen[bytes]", log: IO[bytes]) -> None:
+        self.server = server
+        self.port = port
+        self._process = process
+        self._log = log
+        self._tree: list[psutil.Process] = []
+
+    def wait_until_ready(self) -> None:
+        """Return once a handshake is answered.
+
+        Raises:
+            ServerFault: The process has ended, or takes too long.
+        """
+        deadline = time.monotonic() + START_TIMEOUT
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                raise ServerFault(f"it ended at once: {self.last_words()}")
+            with contextlib.suppress(ConnectionError):
+                close_connections(open_connections(self.port, 1))
+                parent = psutil.Process(self._process.pid)
+                self._tree = [parent, *parent.children(recursive=True)]
+                return
+            time.sleep(0.02)
+        raise ServerFault(f"it does not listen after {START_TIMEOUT:g} s: {self.last_words()}")
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time, user and system, that its processes have used.
+
+        Raises:
+            ServerFault: A process has ended.
+        """
+        try:
+            return sum(time.clock_gettime((~process.pid << 3) | CPU_CLOCK) for process in self._tree)
+        except OSError:
+            raise ServerFault(f"a process of it has ended: {self.last_words()}") from None
+
+    def resident_bytes(self) -> int:
+        """Return the resident memory of its processes.
+
+        Raises:
+            ServerFault: A process has ended.
+        """
+        try:
+            return sum(process.memory_info().rss for process in self._tree)
+        except psutil.NoSuchProcess:
+            raise ServerFault(f"a process of it has ended: {self.last_words()}") from None
+
+    def settle(self) -> None:
+        """Wait until it has nothing left to do, or for `SETTLE_TIMEOUT`."""
+        deadline = time.monotonic() + SETTLE_TIMEOUT
+        used = self.cpu_seconds()
+        quiet = 0
+        # Twice, as a process may get no time for a while where others want the core as well.
+        while quiet < 2 and time.monotonic() < deadline:
+            time.sleep(0.04)
+            before, used = used, self.cpu_seconds()
+            quiet = quiet + 1 if used - before < QUIET else 0
+
+    def last_words(self) -> str:
+        """Return the last line it has written, or how it ended."""
+        self._log.seek(0)
+        lines = self._log.read().decode("utf-8", "replace").strip().splitlines()
+        return lines[-1].strip() if lines else f"exit status {self._process.poll()}"
+
+
+@contextlib.contextmanager
+def running(server: Server, *, core: int, compression: bool = False) -> Generator[RunningServer]:
+    """Start a server on one core, and kill it with all its processes at the end.
+
+    Raises:
+        ServerFault: It does not start.
+    """
+    port = free_port()
+    command = [*server.command(), "--port", str(port), *(["--compression"] if compression else [])]
+    with tempfile.TemporaryFile() as log:
+        with pinned(core):
+            # The command is one of `SERVERS`. It ends by itself when this end of its standard input is closed.
+            process = subprocess.Popen(  # noqa: S603
+                command, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            started = RunningServer(server, port, process, log)
+            started.wait_until_ready()
+            yield started
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with process:
+                pass
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on; not every server can say which one it has chosen by itself."""
+    with socket.create_server((HOST, 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port

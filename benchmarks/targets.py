@@ -1,0 +1,123 @@
+"""Where wsdeco wants to be: each target a ratio inside one run, or a size."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from benchmarks.results import Results
+from benchmarks.servers import SERVERS, Kind
+
+Find: TypeAlias = Callable[[Results], tuple[float, str] | None]
+"""Returns what was measured, and beside which server; `None` when a number for it is missing."""
+
+PYTHON_PEERS: Final = tuple(server.name for server in SERVERS if server.kind is Kind.PYTHON)
+PEERS: Final = (*PYTHON_PEERS, *(server.name for server in SERVERS if server.kind is Kind.NATIVE))
+"""Every peer whose handlers are written in Python; those in Rust are a comparison of another kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One target.
+
+    Attributes:
+        text: What it is about.
+        limit: What must not be exceeded.
+        unit: Unit of the limit; `x` for a ratio.
+        find: Finds what was measured.
+    """
+
+    text: str
+    limit: float
+    unit: str
+    find: Find
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A target after a run.
+
+    Attributes:
+        target: The target.
+        measured: What was measured, or `None`.
+        beside: The server it was compared with, if any.
+    """
+
+    target: Target
+    measured: float | None
+    beside: str
+
+    @property
+    def verdict(self) -> str:
+        if self.measured is None:
+            return "not measured"
+        return "met" if self.measured <= self.target.limit else "not met"
+
+
+def versus(text: str, limit: float, key: str, other: str, server: str = "wsdeco-direct") -> Target:
+    """Return a target against one server."""
+
+    def find(results: Results) -> tuple[float, str] | None:
+        ratio = results.ratio(key, server, other)
+        return None if ratio is None else (ratio, other)
+
+    return Target(f"{text}: {server} against {other}", limit, "x", find)
+
+
+def versus_best(text: str, limit: float, key: str, others: Sequence[str], whom: str) -> Target:
+    """Return a target against whichever of `others` is best."""
+    server = "wsdeco-direct"
+
+    def find(results: Results) -> tuple[float, str] | None:
+        best = results.best(key, others)
+        if best is None:
+            return None
+        ratio = results.ratio(key, server, best)
+        return None if ratio is None else (ratio, best)
+
+    return Target(f"{text}: {server} against {whom}", limit, "x", find)
+
+
+def absolute(text: str, limit: float, unit: str, key: str, server: str = "wsdeco-direct") -> Target:
+    """Return a target that needs no other server."""
+
+    def find(results: Results) -> tuple[float, str] | None:
+        value = results.median(key, server)
+        return None if value is None else (value, "")
+
+    return Target(f"{text}: {server}", limit, unit, find)
+
+
+def not_yet(text: str, limit: float, unit: str) -> Target:
+    """Return a target for which there is no row yet."""
+    return Target(text, limit, unit, lambda results: None)
+
+
+TARGETS: Final = (
+    versus("echo 64 B, 1 in flight", 1.15, "echo-64-d1.cpu", "picows"),
+    versus("echo 64 B, 1 in flight", 0.95, "echo-64-d1.cpu", "aiohttp"),
+    versus("echo 64 B, 1 in flight", 0.60, "echo-64-d1.cpu", "starlette"),
+    versus_best("echo 64 B, 16 in flight", 0.60, "echo-64-d16.cpu", PEERS, "the best peer"),
+    versus("echo 64 B, 16 in flight", 0.25, "echo-64-d16.cpu", "starlette"),
+    versus("echo 16 KiB, 1 in flight", 1.10, "echo-16k.cpu", "picows"),
+    absolute("memory of an idle connection", 4.0, "KiB", "idle.memory"),
+    absolute("memory after one message", 4.0, "KiB", "idle.memory_after_message"),
+    versus_best("memory of an idle connection", 0.35, "idle.memory", PYTHON_PEERS, "the best Python peer"),
+    versus("handshake", 0.75, "idle.handshake", "aiohttp"),
+    not_yet("fan-out, room of 1,000, window 1: against websockets.broadcast", 0.95, "x"),
+    not_yet("fan-out, room of 1,000, window 8: against socketify", 1.0, "x"),
+    not_yet("100,000 idle connections in one process: connections lost", 0, "connections"),
+    versus("echo 64 B, 1 in flight", 1.10, "echo-64-d1.cpu", "starlette", "wsdeco-asgi"),
+    versus("echo 64 B, 16 in flight", 1.10, "echo-64-d16.cpu", "starlette", "wsdeco-asgi"),
+    absolute("10,000 connections ÷ 32 connections", 1.3, "x", "growth.factor"),
+    absolute("10,000 connections ÷ 32 connections", 1.3, "x", "growth.factor", "wsdeco-asgi"),
+)
+
+
+def evaluate(results: Results) -> list[Outcome]:
+    """Return what has become of each target."""
+    outcomes: list[Outcome] = []
+    for target in TARGETS:
+        found = target.find(results)
+        measured, beside = (None, "") if found is None else found
+        outcomes.append(Outcome(target, measured, beside))
+    return outcomes

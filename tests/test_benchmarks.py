@@ -1,0 +1,264 @@
+"""The arithmetic and the reports of `python -m benchmarks`, and one short row against a real server."""
+
+import gc
+import json
+import os
+import re
+import xml.dom.minidom
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks.chart import to_svg
+from benchmarks.report import Run, format_number, table, to_json, to_markdown
+from benchmarks.results import Results, median, percentile
+from benchmarks.rows import FIGURES, ROWS, Effort
+from benchmarks.servers import SERVERS, Kind
+from benchmarks.targets import TARGETS, evaluate
+from benchmarks.wire import (
+    FIN,
+    MASKED,
+    RSV1,
+    TEXT,
+    NotOffered,
+    ServerFault,
+    check_upgrade,
+    deflated,
+    frame_end,
+    frame_header,
+    make_message,
+    masked_frame,
+    take_messages,
+)
+
+EFFORT = Effort(rounds=3, seconds=0.1, latency_seconds=0.1, idle_connections=1, levels=(32,))
+
+
+def results_of(samples: dict[str, dict[str, list[float | None]]]) -> Results:
+    return Results(samples=samples)
+
+
+def run_of(results: Results) -> Run:
+    return Run(
+        command="python -m benchmarks --quick",
+        date="2026-01-01 00:00 UTC",
+        machine={"processor": "slow & old"},
+        versions={"starlette": {"starlette": "1.0.0", "uvicorn": "0.35.0"}},
+        effort=EFFORT,
+        results=results,
+    )
+
+
+def test_the_median_leaves_out_rounds_that_were_not_measured() -> None:
+    assert median([3.0, None, 1.0, 2.0]) == 2.0
+    assert median([None]) is None
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.001, 1.0), (0.5, 2.0), (0.51, 3.0), (0.75, 3.0), (0.99, 4.0), (1.0, 4.0)]
+)
+def test_a_percentile_is_a_value_that_was_measured(share: float, expected: float) -> None:
+    assert percentile([4.0, 2.0, 3.0, 1.0], share) == expected
+
+
+def test_a_ratio_compares_inside_rounds() -> None:
+    # The machine was ten times slower in the second round; the medians alone would tell 11 : 20.
+    results = results_of({"row.cpu": {"mine": [10.0, 110.0, 11.0], "theirs": [20.0, 200.0, 20.0]}})
+    assert results.ratio("row.cpu", "mine", "theirs") == pytest.approx(0.55)
+
+
+def test_a_ratio_needs_a_round_in_which_both_were_measured() -> None:
+    results = results_of({"row.cpu": {"mine": [None, 2.0], "theirs": [1.0]}})
+    assert results.ratio("row.cpu", "mine", "theirs") is None
+    assert results.ratio("row.cpu", "mine", "absent") is None
+    assert results.ratio("other.cpu", "mine", "theirs") is None
+
+
+def test_a_round_that_failed_keeps_its_place() -> None:
+    results = Results()
+    results.add("row.cpu", "mine", 0, 1.0)
+    results.add("row.cpu", "mine", 2, 3.0)
+    assert results.rounds("row.cpu", "mine") == [1.0, None, 3.0]
+
+
+def test_the_best_server_has_the_smallest_median() -> None:
+    results = results_of({"row.cpu": {"a": [1.0, 9.0, 9.0], "b": [5.0], "c": [7.0]}})
+    assert results.best("row.cpu", ["a", "b", "absent"]) == "b"
+    assert results.best("row.cpu", ["absent"]) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.408, "0.41"), (16.07, "16.1"), (1245.07, "1,245"), (0.0, "0.00"), (-250.4, "-250")]
+)
+def test_numbers_have_three_digits_that_count(value: float, shown: str) -> None:
+    assert format_number(value) == shown
+
+
+def test_a_table_is_markdown() -> None:
+    assert table(["server", "a"], [["x", "1"]]) == "| server | a |\n| --- | --: |\n| x | 1 |"
+
+
+def test_targets_name_figures_and_servers_that_exist() -> None:
+    everything: dict[str, dict[str, list[float | None]]] = {
+        figure.key: {server.name: [1.0] for server in SERVERS} for figure in FIGURES
+    }
+    outcomes = evaluate(results_of(everything))
+    unmeasured = [outcome.target.text for outcome in outcomes if outcome.verdict == "not measured"]
+    assert len(outcomes) == len(TARGETS)
+    assert all(text.startswith(("fan-out", "100,000")) for text in unmeasured)
+    assert len(unmeasured) == 3
+
+
+@pytest.mark.parametrize(("mine", "verdict"), [(59.0, "met"), (60.0, "met"), (61.0, "not met")])
+def test_a_target_is_met_up_to_its_limit(mine: float, verdict: str) -> None:
+    results = results_of({"echo-64-d1.cpu": {"wsdeco-direct": [mine], "starlette": [100.0]}})
+    outcomes = {outcome.target.text: outcome for outcome in evaluate(results)}
+    assert outcomes["echo 64 B, 1 in flight: wsdeco-direct against starlette"].verdict == verdict
+    assert outcomes["echo 64 B, 1 in flight: wsdeco-direct against aiohttp"].verdict == "not measured"
+
+
+def test_the_best_peer_is_not_one_in_rust() -> None:
+    results = results_of({"echo-64-d16.cpu": {"wsdeco-direct": [2.0], "axum": [1.0], "aiohttp": [4.0]}})
+    outcome = next(each for each in evaluate(results) if "the best peer" in each.target.text)
+    assert (outcome.measured, outcome.beside) == (0.5, "aiohttp")
+
+
+def test_the_report_tells_what_was_left_out_and_what_failed() -> None:
+    results = results_of({"echo-64-d1.cpu": {"starlette": [20.0, 22.0, 21.0], "wsdeco-asgi": [22.0, 23.1, 22.0]}})
+    results.skipped["picows"] = "picows not installed"
+    results.faults.append("round 1, echo-1k, tornado: it ended a connection")
+    report = to_markdown(run_of(results))
+    assert "`python -m benchmarks --quick`" in report
+    assert "- skipped: picows: picows not installed" in report
+    assert "- failed: round 1, echo-1k, tornado: it ended a connection" in report
+    assert "| Starlette on uvicorn | 21.0 (1.00x) |" in report
+    assert "| wsdeco, ASGI on uvicorn | 22.0 (1.05x) |" in report
+    assert "| echo 64 B, 1 in flight: wsdeco-asgi against starlette | 1.1 x | 1.05 x | met |" in report
+
+
+def test_the_report_warns_of_a_client_that_was_the_limit() -> None:
+    results = results_of({"echo-1k.cpu": {"bare": [1.0]}, "echo-1k.client_busy": {"bare": [0.99], "aiohttp": [0.5]}})
+    assert "more than 95% in: echo-1k bare." in to_markdown(run_of(results))
+
+
+def test_the_raw_numbers_are_all_in_the_json() -> None:
+    results = results_of({"echo-64-d1.cpu": {"starlette": [20.0, None, 21.0]}})
+    results.skipped["picows"] = "picows not installed"
+    found: dict[str, Any] = json.loads(to_json(run_of(results)))
+    assert found["results"]["samples"] == results.samples
+    assert found["results"]["skipped"] == results.skipped
+    assert found["versions"]["starlette"] == {"starlette": "1.0.0", "uvicorn": "0.35.0"}
+    assert len(found["targets"]) == len(TARGETS)
+
+
+def test_the_picture_is_xml_with_the_shortest_bar_first() -> None:
+    results = results_of({"echo-64-d1.cpu": {"starlette": [20.0], "wsdeco-asgi": [10.0]}})
+    picture = to_svg(results)
+    drawn = xml.dom.minidom.parseString(picture)  # noqa: S318  # XML of our own
+    assert drawn.documentElement is not None
+    assert drawn.documentElement.tagName == "svg"
+    assert picture.index("wsdeco, ASGI on uvicorn") < picture.index("Starlette on uvicorn")
+
+
+def test_a_run_without_numbers_gives_an_empty_picture() -> None:
+    assert "<svg" in to_svg(Results())
+
+
+@pytest.mark.parametrize("size", [0, 1, 64, 125, 126, 65_535, 65_536])
+def test_a_frame_is_found_as_soon_as_it_is_all_there(size: int) -> None:
+    frame = frame_header(FIN | TEXT, size) + bytes(size)
+    assert frame_end(frame, 0) == len(frame)
+    assert [frame_end(frame[:cut], 0) for cut in (0, 1, len(frame) - 1)] == [None, None, None]
+
+
+def test_masking_is_undone_by_masking() -> None:
+    frame = masked_frame(FIN | TEXT, b"hello")
+    assert frame[:2] == bytes([FIN | TEXT, MASKED | 5])
+    assert bytes(byte ^ frame[2 + index % 4] for index, byte in enumerate(frame[6:])) == b"hello"
+
+
+def test_messages_are_counted_across_reads_and_pings_are_not() -> None:
+    ping = frame_header(FIN | 0x9, 2) + b"hi"
+    fragment, last = frame_header(TEXT, 1) + b"a", frame_header(FIN, 1) + b"b"
+    whole = frame_header(FIN | RSV1 | TEXT, 200) + bytes(200)
+    stream = ping + fragment + last + whole
+    buffer = bytearray()
+    counted = 0
+    for byte in stream:
+        buffer.append(byte)
+        counted += take_messages(buffer)
+    assert (counted, len(buffer)) == (2, 0)
+
+
+def test_a_close_frame_ends_the_measurement() -> None:
+    with pytest.raises(ServerFault, match="closed a connection"):
+        take_messages(bytearray(frame_header(FIN | 0x8, 2) + b"\x03\xe8"))
+
+
+def test_a_message_knows_the_size_of_its_echo() -> None:
+    assert [make_message(size).reply_size for size in (64, 1024, 1 << 20)] == [66, 1028, (1 << 20) + 10]
+    compressed = make_message(1024, compressed=True)
+    assert compressed.reply_size is None
+    assert len(compressed.frame) < 1024
+    assert not deflated(compressed.text).endswith(b"\x00\x00\xff\xff")
+
+
+def test_a_handshake_is_checked() -> None:
+    accepted = b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+    check_upgrade(accepted, compression=False)
+    check_upgrade(accepted + b"\r\nSec-WebSocket-Extensions: permessage-deflate", compression=True)
+    with pytest.raises(NotOffered):
+        check_upgrade(accepted, compression=True)
+    with pytest.raises(ServerFault, match="without having been asked"):
+        check_upgrade(accepted + b"\r\nSec-WebSocket-Extensions: permessage-deflate", compression=False)
+    with pytest.raises(ServerFault, match="503 Service Unavailable"):
+        check_upgrade(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1", compression=False)
+
+
+def test_names_of_servers_rows_and_figures_are_unique() -> None:
+    for names in ([each.name for each in SERVERS], [each.name for each in ROWS], [each.key for each in FIGURES]):
+        assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("option", ["--servers", "--rows"])
+def test_an_unknown_name_is_refused_with_those_that_exist(option: str) -> None:
+    with pytest.raises(SystemExit, match=r"there is no \w+ 'nonesuch': .*wsdeco-asgi|echo-64-d1"):
+        command.main([option, "nonesuch"])
+
+
+@pytest.mark.parametrize("arguments", [["--rounds", "0"], ["--seconds", "-1"], ["--rounds", "many"]])
+def test_an_effort_that_measures_nothing_is_refused(
+    arguments: Sequence[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        command.main(arguments)
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_what_the_limits_do_not_allow_is_said() -> None:
+    effort, skipped = command.choose_effort(command.parse([]), allowed=2_000)
+    assert effort.levels == (32, 1_000)
+    assert effort.idle_connections == 2_000 - 32
+    assert skipped == {"10,000 connections": "the limit of file descriptors allows 2,000"}
+    assert command.choose_effort(command.parse(["--quick"]), allowed=20_000)[1] == {
+        "10,000 connections": "not with --quick"
+    }
+
+
+def test_a_row_runs_against_a_real_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cores, collecting = os.sched_getaffinity(0), gc.isenabled()
+    arguments = ["--servers=wsdeco-asgi", "--rows=echo-64-d1", "--rounds=1", "--seconds=0.2", f"--output={tmp_path}"]
+    assert command.main(arguments) == 0
+    assert re.search(r"\| wsdeco, ASGI on uvicorn \| [0-9.]+ \|", capsys.readouterr().out) is not None
+    numbers: dict[str, Any] = json.loads((tmp_path / "results.json").read_text("utf-8"))
+    (cost,) = numbers["results"]["samples"]["echo-64-d1.cpu"]["wsdeco-asgi"]
+    assert cost > 0
+    assert {entry.name for entry in tmp_path.iterdir()} == {"report.md", "results.json", "results.svg"}
+    assert (os.sched_getaffinity(0), gc.isenabled()) == (cores, collecting)
+
+
+def test_every_kind_of_server_is_there() -> None:
+    assert {server.kind for server in SERVERS} == set(Kind)
