@@ -7,14 +7,14 @@ from typing import Final
 
 from benchmarks.report import format_number, titles
 from benchmarks.results import Figure, Results
-from benchmarks.rows import FIGURES
+from benchmarks.rows import ROWS
 from benchmarks.servers import SERVERS, Kind
 
 TITLE: Final = "wsdeco beside its peers (shorter is better)"
 
 COLUMNS: Final = 3
 PANEL_WIDTH: Final = 430
-LABEL_WIDTH: Final = 165
+LABEL_WIDTH: Final = 180
 VALUE_WIDTH: Final = 62
 LINE_HEIGHT: Final = 18
 BAR_HEIGHT: Final = 12
@@ -47,14 +47,19 @@ class Bar:
 
 def to_svg(results: Results) -> str:
     """Return a picture of the medians; shorter bars are better in every panel."""
-    panels = [(figure, bars) for figure in FIGURES if figure.pictured and (bars := bars_of(figure, results))]
+    panels = [
+        (f"{row.section}: {figure.title}", figure.unit, bars)
+        for row in ROWS
+        for figure in row.figures
+        if figure.pictured and (bars := bars_of(figure, results))
+    ]
     rows = [panels[start : start + COLUMNS] for start in range(0, len(panels), COLUMNS)]
     parts: list[str] = []
     y = MARGIN + LEGEND_HEIGHT
     for row in rows:
-        for column, (figure, bars) in enumerate(row):
-            parts += draw_panel(figure, bars, MARGIN + column * PANEL_WIDTH, y)
-        y += HEAD_HEIGHT + LINE_HEIGHT * max(len(bars) for _, bars in row) + MARGIN
+        for column, (title, unit, bars) in enumerate(row):
+            parts += draw_panel(title, unit, bars, MARGIN + column * PANEL_WIDTH, y)
+        y += HEAD_HEIGHT + LINE_HEIGHT * max(len(bars) for _, _, bars in row) + MARGIN
     width = 2 * MARGIN + COLUMNS * PANEL_WIDTH
     return "\n".join(
         [
@@ -62,7 +67,7 @@ def to_svg(results: Results) -> str:
             f"<title>{TITLE}</title>",
             rectangle(0, 0, width, y, "#ffffff"),
             '<g font-family="system-ui, sans-serif" font-size="12">',
-            *draw_legend({bar.kind for _, bars in panels for bar in bars}),
+            *draw_legend({bar.kind for _, _, bars in panels for bar in bars}),
             *parts,
             "</g>\n</svg>\n",
         ]
@@ -80,13 +85,13 @@ def bars_of(figure: Figure, results: Results) -> list[Bar]:
     return sorted(bars, key=lambda bar: bar.value)
 
 
-def draw_panel(figure: Figure, bars: Sequence[Bar], x: int, y: int) -> list[str]:
+def draw_panel(title: str, unit: str, bars: Sequence[Bar], x: int, y: int) -> list[str]:
     """Return the elements of one panel whose upper left corner is at `x`, `y`."""
     room = PANEL_WIDTH - LABEL_WIDTH - VALUE_WIDTH - MARGIN
     longest = max(bar.value for bar in bars)
     parts = [
-        text(x, y + 14, figure.title, 'font-size="14" font-weight="600"'),
-        text(x, y + 32, figure.unit, 'fill="#5b6570"'),
+        text(x, y + 14, title, 'font-size="14" font-weight="600"'),
+        text(x, y + 32, unit, 'fill="#5b6570"'),
     ]
     for index, bar in enumerate(bars):
         top = y + HEAD_HEIGHT + index * LINE_HEIGHT

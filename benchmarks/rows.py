@@ -184,7 +184,7 @@ ROWS: Final[tuple[Row, ...]] = (
         "Latency at half load",
         (
             Figure("latency.rate", "half load", "messages per second", compared=False, pictured=False),
-            Figure("latency.p50", "half of the replies", "µs", compared=False),
+            Figure("latency.p50", "50 %", "µs", compared=False),
             Figure("latency.p90", "90 %", "µs", compared=False, pictured=False),
             Figure("latency.p99", "99 %", "µs", compared=False),
             Figure("latency.p99.9", "99.9 %", "µs", compared=False),
@@ -193,7 +193,7 @@ ROWS: Final[tuple[Row, ...]] = (
     ),
     Row(
         "growth",
-        "Cost as connections grow",
+        "As connections grow",
         (
             *(Figure(f"growth.{level}", f"{level:,} connections", "µs CPU per message") for level in GROWTH_LEVELS),
             Figure("growth.factor", "10,000 ÷ 32 connections", "times", compared=False, pictured=False),
@@ -202,11 +202,11 @@ ROWS: Final[tuple[Row, ...]] = (
     ),
     Row(
         "idle",
-        "Handshake and idle connections",
+        "Connections",
         (
             Figure("idle.handshake", "handshake", "µs CPU"),
-            Figure("idle.memory", "idle connection", "KiB resident"),
-            Figure("idle.memory_after_message", "after one message", "KiB resident"),
+            Figure("idle.memory", "memory, idle", "KiB resident"),
+            Figure("idle.memory_after_message", "memory after one message", "KiB resident"),
         ),
         measure_idle,
         fresh=True,

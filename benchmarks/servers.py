@@ -45,6 +45,10 @@ CPU_CLOCK: Final = 2
 """`CPUCLOCK_SCHED`: with a process id it makes the id of the clock of that process, see `clock_getcpuclockid(3)`."""
 
 
+class EndedAtOnce(ServerFault):
+    """The process of a server has ended before it listened."""
+
+
 class Kind(Enum):
     """In what a server is compared with others."""
 
@@ -220,22 +224,31 @@ class RunningServer:
         self._tree: list[psutil.Process] = []
 
     def wait_until_ready(self) -> None:
-        """Return once a handshake is answered.
+        """Return once it listens and answers a handshake.
 
         Raises:
-            ServerFault: The process has ended, or takes too long.
+            EndedAtOnce: The process has ended.
+            ServerFault: It takes too long, or does not accept the handshake.
         """
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline:
+            # A server that cannot have its port ends by itself; whoever has it then must not be measured instead.
             if self._process.poll() is not None:
-                raise ServerFault(f"it ended at once: {self.last_words()}")
-            with contextlib.suppress(ConnectionError):
-                close_connections(open_connections(self.port, 1))
+                raise EndedAtOnce(f"it ended at once: {self.last_words()}")
+            with contextlib.suppress(psutil.NoSuchProcess):
                 parent = psutil.Process(self._process.pid)
                 self._tree = [parent, *parent.children(recursive=True)]
-                return
+                if any(self._listens(process) for process in self._tree):
+                    close_connections(open_connections(self.port, 1))
+                    return
             time.sleep(0.02)
         raise ServerFault(f"it does not listen after {START_TIMEOUT:g} s: {self.last_words()}")
+
+    def _listens(self, process: psutil.Process) -> bool:
+        return any(
+            found.status == psutil.CONN_LISTEN and found.laddr.port == self.port
+            for found in process.net_connections("tcp")
+        )
 
     def cpu_seconds(self) -> float:
         """Return the CPU time, user and system, that its processes have used.
@@ -284,6 +297,17 @@ def running(server: Server, *, core: int, compression: bool = False) -> Generato
     Raises:
         ServerFault: It does not start.
     """
+    with contextlib.ExitStack() as stack:
+        try:
+            started = stack.enter_context(_launched(server, core, compression=compression))
+        except EndedAtOnce:
+            # Somebody may have been quicker to take the port.
+            started = stack.enter_context(_launched(server, core, compression=compression))
+        yield started
+
+
+@contextlib.contextmanager
+def _launched(server: Server, core: int, *, compression: bool) -> Generator[RunningServer]:
     port = free_port()
     command = [*server.command(), "--port", str(port), *(["--compression"] if compression else [])]
     with tempfile.TemporaryFile() as log:

@@ -212,16 +212,28 @@ def listening_socket() -> socket.socket:
     return opened
 
 
+class PromptServer(uvicorn.Server):
+    """Stops when it is told, where uvicorn looks at a flag every tenth of a second."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.told = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await self.told.wait()
+
+
 def uvicorn_serve(ws: str, **options: Any) -> Callable[[ASGIApp], AbstractAsyncContextManager[Server]]:
     @asynccontextmanager
     async def serve(app: ASGIApp) -> AsyncGenerator[Server]:
         config = uvicorn.Config(app, ws=ws, log_config=None, lifespan="on", **options)
-        server = uvicorn.Server(config)
+        server = PromptServer(config)
         listener = listening_socket()
         task = asyncio.create_task(server.serve([listener]))
 
         async def stop() -> None:
-            server.should_exit = True
+            server.told.set()
             await task
 
         try:
@@ -253,7 +265,8 @@ async def hypercorn_serve(app: ASGIApp) -> AsyncGenerator[Server]:
     ended = asyncio.Event()
     trigger: Any = ended.wait
     framework: Any = app
-    task = asyncio.create_task(hypercorn.asyncio.serve(framework, config, shutdown_trigger=trigger))
+    serve: Any = getattr(hypercorn.asyncio, "serve")  # noqa: B009 - its type is only partially known
+    task: asyncio.Task[None] = asyncio.create_task(serve(framework, config, shutdown_trigger=trigger))
 
     async def stop() -> None:
         ended.set()
@@ -421,4 +434,5 @@ GRANIAN: Final = Stack(
     aborts=False,
     shuts_down_1012=False,
 )
-STACKS: Final = (MEMORY, SANSIO, WSPROTO, HYPERCORN, GRANIAN)
+DIRECT: Final = Stack("direct", uvicorn_serve("wsdeco.protocol:WebSocketProtocol"))
+STACKS: Final = (MEMORY, DIRECT, SANSIO, WSPROTO, HYPERCORN, GRANIAN)

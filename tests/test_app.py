@@ -410,7 +410,7 @@ def test_a_handler_of_larger_messages_than_the_running_server_takes_is_refused()
         app.add("/large", Echo, max_message_size=1001)
     assert str(caught.value) == (
         "max_message_size=1001 on '/large' cannot take effect: the server that runs was started for messages of up to "
-        "1000 bytes; register the handler first, then call run()"
+        "1000 bytes; stop it, register the handler, then call run()"
     )
     app.cap_message_size(None)
     app.add("/large", Echo, max_message_size=1001)

@@ -27,6 +27,8 @@ POSITIVE_SECONDS: Final = [
     "connect_timeout",
     "close_timeout",
     "send_timeout",
+    "ping_interval",
+    "ping_timeout",
 ]
 SECONDS: Final = [*POSITIVE_SECONDS, "disconnect_grace"]
 LISTS: Final = [("allowed_origins", "https://example.com"), ("subprotocols", "chat.v1")]
@@ -37,9 +39,12 @@ OPTIONAL: Final = [
     "send_timeout",
     "disconnect_grace",
     "allowed_origins",
+    "ping_interval",
+    "ping_timeout",
 ]
 
 STORED_AS: Final[dict[object, object]] = {
+    bool: bool,
     int: int,
     int | None: int | None,
     Seconds: float,
@@ -83,6 +88,9 @@ def test_defaults() -> None:
         "slow_consumer": "close",
         "allowed_origins": None,
         "subprotocols": (),
+        "ping_interval": 20.0,
+        "ping_timeout": 20.0,
+        "compression": False,
     }
 
 
@@ -403,3 +411,10 @@ def test_make_config_answers_a_misspelt_keyword_with_a_suggestion() -> None:
     limits: Any = {"idle_timout": 5}
     with pytest.raises(TypeError, match=r"^unknown limit 'idle_timout': did you mean 'idle_timeout'\?$"):
         make_config(None, limits)
+
+
+@pytest.mark.parametrize("value", [1, 0, "yes", None])
+def test_compression_is_a_flag(value: object) -> None:
+    with pytest.raises(TypeError, match=r"^compression must be True or False, not "):
+        configure("compression", value)
+    assert ConnectionConfig(compression=True).compression

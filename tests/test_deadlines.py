@@ -604,6 +604,18 @@ async def test_a_hook_that_swallows_is_cancelled_again_every_second_until_it_giv
     await world.over(wire)
 
 
+async def test_no_message_follows_a_cancellation_that_was_swallowed() -> None:
+    world = World(disconnect_grace=30)
+    wire = world.serve(Stubborn)
+    wire.message("1")
+    wire.message("1")
+    await world.clock.settle()
+    wire.lose()
+    await world.clock.advance(30)
+    assert world.seen == [(30, "swallowed"), (30, Unknown())]
+    await world.over(wire)
+
+
 async def test_a_swallowed_cancellation_leaves_nothing_behind_in_the_task() -> None:
     counts: list[int] = []
 
@@ -778,11 +790,13 @@ async def test_both_limits_in_milliseconds_of_real_time(limit: str) -> None:
 
     limits: dict[str, Any] = {"idle_timeout": 30.0, "max_connection_duration": 40.0} | {limit: 0.02}
     app.add("/ws", Handler, **limits)
+    began = time.monotonic()
     async with connect(app, "/ws") as client:
-        await client.send("x")
-        began = time.monotonic()
+        # On a busy machine the time may be over before there was anything to say.
+        with contextlib.suppress(ConnectionClosed):
+            await client.send("x")
         await client.expect_close(1001, f"{limit} of 0.02 s is over")
-        assert 0.015 < time.monotonic() - began < 5
+        assert 0.019 < time.monotonic() - began < 5
         await client.wait_done()
     assert reasons == [Timeout(f"{limit} of 0.02 s is over", limit)]  # type: ignore[arg-type]
     assert slots_taken(app) == 0

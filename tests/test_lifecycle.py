@@ -455,6 +455,19 @@ def makes_no_handler(headers: object) -> object:
     return object()
 
 
+async def test_rule_2_what_waits_for_the_upgrade_is_given_up_with_it(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Journal):
+        async def on_connect(self, addr: Address, sink: Sink) -> None:
+            assert sink.send_nowait("early")
+            raise ValueError
+
+    served = Served(Broken)
+    wire = served.wire()
+    await served.over(wire)
+    assert [message["type"].rpartition(".")[2] for message in wire.sent] == ["start", "body"]
+    assert wire.seen == [("http", 500)]
+
+
 async def test_rule_2_a_factory_that_makes_no_handler_is_a_500(caplog: pytest.LogCaptureFixture) -> None:
     logged = Logged(caplog)
     served = Served(RefusesInConnect, factory=makes_no_handler)
@@ -778,6 +791,29 @@ async def test_rule_3_a_full_inbox_does_not_hide_that_the_peer_has_gone() -> Non
     assert Slow.reasons == [BYE]
 
 
+async def test_rule_3_a_full_inbox_does_not_hide_it_from_a_hook_that_goes_on() -> None:
+    class Slow(Journal):
+        async def on_message(self, text: str) -> None:
+            await self.gate.wait()
+            with contextlib.suppress(ConnectionClosed):
+                await self.sinks[0].send("are you there?")
+            await asyncio.Event().wait()
+
+    served = Served(Slow, max_inbox=1, disconnect_grace=5)
+    wire = await served.connected()
+    for _ in range(100):
+        wire.message("x")
+    wire.close(4001, "bye")
+    await served.clock.settle()
+    assert wire.unread > 90
+    Slow.gate.set()
+    await served.clock.settle()
+    assert Slow.sinks[0].reason == BYE
+    await served.clock.advance(5)
+    await served.over(wire)
+    assert Slow.reasons == [BYE]
+
+
 async def test_rule_3_an_own_close_gives_up_what_waits_in_the_inbox(caplog: pytest.LogCaptureFixture) -> None:
     heard: list[str] = []
 
@@ -803,8 +839,10 @@ async def test_rule_3_a_message_over_the_limit_closes_with_1009(caplog: pytest.L
     wire = await served.connected("x" * 10, "\u20ac" * 3, "x" * 11, "y")
     await served.over(wire)
     answers = ["text 'xxxxxxxxxx'", "text '\u20ac\u20ac\u20ac'"]
-    assert wire.seen == ["accepted", *answers, ("close", 1009, "message too big")], "what came before is answered"
-    assert TakesText.reasons == [Close(1009, "message too big", by="server")]
+    assert wire.seen == ["accepted", *answers, ("close", 1009, "message is longer than 10 bytes")], (
+        "what came before is answered"
+    )
+    assert TakesText.reasons == [Close(1009, "message is longer than 10 bytes", by="server")]
     assert logged.lines(logging.INFO) == ["INFO TakesText: 2 messages of 192.0.2.1:4321 reached no hook"]
 
 
@@ -1903,7 +1941,8 @@ async def test_rule_9_shutdown_lets_a_hook_finish_within_its_deadline() -> None:
     Slow.gate.set()
     await served.clock.settle()
     assert Slow.reasons == [Error("finished"), RESTART]
-    await asyncio.gather(*stopping)
+    async with asyncio.timeout(5):
+        await asyncio.gather(*stopping)
     await served.over(wire)
 
 

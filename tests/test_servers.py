@@ -211,30 +211,30 @@ async def reply_to_a_half_closed_peer(stack: Stack) -> str:
 
 
 async def send_to_a_peer_that_does_not_read(stack: Stack) -> str:
-    async with served(stack, send_timeout=0.2, close_timeout=0.1) as (server, journal):
-        async with upgraded(server, "/ws", receive_buffer=4096) as peer:
-            await peer.write(raw.text("flood") + raw.text("close"))
-            reason = await journal.reason()
+    limits = {"send_timeout": 0.2, "close_timeout": 0.1}
+    async with served(stack, **limits) as (server, journal), upgraded(server, "/ws", receive_buffer=4096) as peer:
+        await peer.write(raw.text("flood") + raw.text("close"))
+        reason = await journal.reason()
     # Where every send returns at once, 64 MiB are soon in the memory of the server, and the next message has its turn.
     return "waits" if reason == Close(1013, "slow consumer", by="server") else "returns"
 
 
 async def abort(stack: Stack) -> str:
-    async with served(stack, send_timeout=0.1, close_timeout=0.1) as (server, journal):
-        async with upgraded(server, "/ws", receive_buffer=4096) as peer:
-            await peer.write(raw.text("flood"))
-            assert isinstance(await journal.reason(), Close)
-            await soon(journal.ended.wait())
-            # What uvicorn drops is gone at once; the others hold on to it until the peer reads or leaves.
-            if stack.aborts:
-                await until(lambda: open_connections(server) == 0)
-            return "dropped" if open_connections(server) == 0 else "held until it leaves"
+    limits = {"send_timeout": 0.1, "close_timeout": 0.1}
+    async with served(stack, **limits) as (server, journal), upgraded(server, "/ws", receive_buffer=4096) as peer:
+        await peer.write(raw.text("flood"))
+        assert isinstance(await journal.reason(), Close)
+        await soon(journal.ended.wait())
+        # What uvicorn drops is gone at once; the others hold on to it until the peer reads or leaves.
+        if stack.aborts:
+            await until(lambda: open_connections(server) == 0)
+        return "dropped" if open_connections(server) == 0 else "held until it leaves"
 
 
 def open_connections(server: Server) -> int:
     """Return how many connections the server's side of this process holds."""
     connections = psutil.Process().net_connections("tcp")
-    return sum(each.laddr.port == server.port for each in connections if each.raddr)
+    return sum(each.laddr.port == server.port for each in connections if each.status != psutil.CONN_LISTEN)
 
 
 async def shutdown_seen_by_the_client(stack: Stack) -> str:

@@ -257,7 +257,7 @@ async def test_an_app_that_is_cancelled() -> None:
 
 
 async def test_waits_end_in_time() -> None:
-    async with connect(app_of(accepts_and_waits), "/", timeout=0.01) as client:
+    async with connect(app_of(accepts_and_waits), "/", timeout=0.1) as client:
         for wait in (client.receive(), client.expect("x"), client.expect_close(1000), client.wait_done()):
             with pytest.raises(TimeoutError):
                 await wait
@@ -275,7 +275,7 @@ async def test_an_app_that_does_not_end_is_cancelled_behind_the_client() -> None
         finally:
             cancelled.append("cancelled")
 
-    async with connect(app_of(script), "/", timeout=0.01):
+    async with connect(app_of(script), "/", timeout=0.1):
         pass
     assert cancelled == ["cancelled"]
 
@@ -463,7 +463,7 @@ def pair_of(kind: type[AsgiChannel]) -> MakePair:
             await channel.flushed()
             channel.release()
 
-        async with connect(app, "/", timeout=0.05) as client:
+        async with connect(app, "/") as client:
             yield await ready, client
 
     return make_pair
@@ -635,7 +635,7 @@ BROKEN: list[Any] = [
 @pytest.mark.parametrize("kind", BROKEN, ids=lambda kind: kind.__name__)
 async def test_check_channel_finds(kind: Any) -> None:
     with pytest.raises(AssertionError) as caught:
-        await check_channel(pair_of(kind), timeout=0.3)
+        await check_channel(pair_of(kind), timeout=0.5 if kind is DropsEmpty else 10)
     assert str(caught.value).startswith(f"check_channel: {kind.says}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar, cast
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.routing import BaseRoute, WebSocketRoute
+from starlette.routing import BaseRoute, Match, WebSocketRoute
 from starlette.types import ExceptionHandler, Receive, Scope, Send
 from typing_extensions import Unpack
 
 from wsdeco.clock import Clock
 from wsdeco.config import ConnectionConfig, Limits, make_config
+from wsdeco.direct import is_direct
 from wsdeco.factory import HandlerFactory, build_factory
 from wsdeco.paths import check_path, path_shape
 from wsdeco.reasons import HandlerError, RouteError, ServerError
@@ -34,6 +36,9 @@ logger = logging.getLogger("wsdeco")
 
 _SERVERS_MAX_SIZE: Final = 16 * 1024 * 1024
 """Largest message that uvicorn and hypercorn take by default, in bytes."""
+
+_PROTOCOL_MODULE: Final = "wsdeco.protocol"
+"""Loaded before start-up by a server that uses wsdeco's own WebSocket implementation."""
 
 HandlerClass = TypeVar("HandlerClass", bound=type)
 EndpointFunction = TypeVar("EndpointFunction", bound=Callable[..., Any])
@@ -109,6 +114,7 @@ class App:
         self._registered: dict[tuple[str, str], _Registered] = {}
         self._message_size_cap: int | None = None
         self._limits_announced = False
+        self._idle_announced = False
         self.app = Starlette(
             debug=debug, middleware=middleware, exception_handlers=exception_handlers, lifespan=self._run_lifespan
         )
@@ -119,7 +125,29 @@ class App:
         if not self._limits_announced and scope["type"] != "lifespan":
             self._announce_limits()
             self._announce_missing_lifespan()
-        await self.app(scope, receive, send)
+        if not self._idle_announced and scope["type"] == "websocket" and not is_direct(scope):
+            self._announce_idle()
+        endpoint = self._handler_endpoint(scope) if scope["type"] == "websocket" else None
+        if endpoint is None:
+            await self.app(scope, receive, send)
+        else:
+            await endpoint.serve(scope, receive, send, outermost=self)
+
+    def _handler_endpoint(self, scope: Scope) -> HandlerEndpoint | None:
+        # Between here and the endpoint of a handler Starlette's own layers have nothing to do, and cost most of a
+        # handshake and of the memory of a connection.
+        if self.app.user_middleware:
+            return None
+        for route in self.app.router.routes:
+            match, child_scope = route.matches(scope)
+            if match is Match.FULL:
+                if not isinstance(route, WebSocketRoute) or not isinstance(route.app, HandlerEndpoint):
+                    return None
+                scope["app"] = self.app
+                scope["router"] = self.app.router
+                scope.update(child_scope)
+                return route.app
+        return None
 
     # Registering.
 
@@ -261,22 +289,20 @@ class App:
                 )
             replaced.append(old)
         routes = self.app.router.routes
-        position = len(routes)
-        for old in replaced:
-            for route in old.routes:
-                if route in routes:
-                    position = min(position, routes.index(route))
-                    routes.remove(route)
-            self._registered = {key: value for key, value in self._registered.items() if value is not old}
-        routes[position:position] = new.routes
-        self._registered.update(dict.fromkeys(keys, new))
+        gone = [route for old in replaced for route in old.routes]
+        position = next((index for index, route in enumerate(routes) if route in gone), len(routes))
+        left = [route for route in routes if route not in gone]
+        # In one step, since a server in another thread may be matching a path at this moment.
+        routes[:] = [*left[:position], *new.routes, *left[position:]]
+        kept = {key: value for key, value in self._registered.items() if value not in replaced}
+        self._registered = kept | dict.fromkeys(keys, new)
 
     def _check_message_size(self, path: str, config: ConnectionConfig) -> None:
         cap = self._message_size_cap
         if cap is not None and config.max_message_size > cap:
             raise ServerError(
                 f"max_message_size={config.max_message_size} on {path!r} cannot take effect: the server that runs was "
-                f"started for messages of up to {cap} bytes; register the handler first, then call run()"
+                f"started for messages of up to {cap} bytes; stop it, register the handler, then call run()"
             )
 
     # Serving.
@@ -343,25 +369,30 @@ class App:
         self._context.connections.open()
         if not self._limits_announced:
             self._announce_limits()
+            if _PROTOCOL_MODULE not in sys.modules:
+                self._announce_idle()
         async with nullcontext() if self._lifespan is None else self._lifespan(app) as state:
             yield state
             await self.shut_down()
 
     def _announce_limits(self) -> None:
         self._limits_announced = True
-        idle = [
-            info.path for info in self.route_infos if info.config is not None and info.config.idle_timeout is not None
-        ]
-        if idle:
-            logger.warning(
-                "idle_timeout on %s counts messages only: this server does not show pings to the app", ", ".join(idle)
-            )
         large = [info.path for info in self.route_infos if info.config is not None and self._is_large(info.config)]
         if large:
             logger.warning(
                 "max_message_size on %s is above what servers take by default: raise the server's own limit too "
                 "(uvicorn: --ws-max-size)",
                 ", ".join(large),
+            )
+
+    def _announce_idle(self) -> None:
+        self._idle_announced = True
+        idle = [
+            info.path for info in self.route_infos if info.config is not None and info.config.idle_timeout is not None
+        ]
+        if idle:
+            logger.warning(
+                "idle_timeout on %s counts messages only: this server does not show pings to the app", ", ".join(idle)
             )
 
     def _announce_missing_lifespan(self) -> None:

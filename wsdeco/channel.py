@@ -142,7 +142,6 @@ class Channel(ABC):
         subprotocol: The subprotocol agreed on.
         dropped: Outgoing messages dropped because the outbox was full (`slow_consumer="drop"`).
         undelivered: Incoming messages that no hook took: of a kind it does not take, or too late.
-        last_frame_at: The clock's time of the last incoming frame.
         on_accept: Called once, when the upgrade is accepted.
         on_end: Called once, as soon as `reason` is set.
     """
@@ -153,12 +152,12 @@ class Channel(ABC):
         "_drained",
         "_inbox",
         "_inbox_size",
+        "_last_frame_at",
         "_message_waiter",
         "accepted",
         "clock",
         "config",
         "dropped",
-        "last_frame_at",
         "loop",
         "on_accept",
         "on_end",
@@ -178,12 +177,12 @@ class Channel(ABC):
         self.subprotocol: str | None = None
         self.dropped = 0
         self.undelivered = 0
-        self.last_frame_at = self.clock.time()
+        self._last_frame_at = self.clock.time()
         self.on_accept: Callable[[], None] | None = None
         self.on_end: Callable[[], None] | None = None
         self._addr: Address | None = None
         self._inbox: deque[Data | None] = deque()
-        self._inbox_size = 0
+        self._inbox_size: int = 0
         self._message_waiter: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
 
@@ -249,13 +248,18 @@ class Channel(ABC):
         data = inbox.popleft()
         if data is None:
             self.undelivered += 1
-            text = "message too big"
+            text = f"message is longer than {self.config.max_message_size} bytes"
             self.close(CloseCode.TOO_BIG, text, Close(CloseCode.TOO_BIG, text, by="server"))
             return None
         self._inbox_size -= sys.getsizeof(data)
         if self._drained is not None and self._inbox_size <= self.config.max_inbox // 2:
             _wake(self._drained)
         return data
+
+    @property
+    def last_frame_at(self) -> float:
+        """The clock's time of the last incoming frame, as far as the server shows frames."""
+        return self._last_frame_at
 
     @property
     def closed(self) -> bool:
@@ -282,13 +286,17 @@ class Channel(ABC):
         self._inbox_size = 0
         self.wake_reader()
 
+    def wake_receiver(self) -> None:
+        """Let `receive` and `ended` look again at what has come."""
+        _wake(self._message_waiter)
+
     def wake_reader(self) -> None:
         """Let the reading side look again whether the inbox is full."""
         _wake(self._drained)
 
     def deliver(self, data: Data) -> None:
         """Put a message that has arrived into the inbox (called by the reading side)."""
-        self.last_frame_at = self.clock.time()
+        self._last_frame_at = self.clock.time()
         if self.reason is not None or (self._inbox and self._inbox[-1] is None):
             self.undelivered += 1
             return

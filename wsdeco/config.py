@@ -39,6 +39,9 @@ class Limits(TypedDict, total=False):
     slow_consumer: SlowConsumer
     allowed_origins: Literal["*"] | Iterable[str] | None
     subprotocols: Sequence[str]
+    ping_interval: Seconds | None
+    ping_timeout: Seconds | None
+    compression: bool
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -68,6 +71,11 @@ class ConnectionConfig:
             or a list such as `["https://example.com"]`. A client that sends no Origin is let in always.
         subprotocols: Subprotocols the route speaks, the preferred one first; the first that the client offers
             is agreed on.
+        ping_interval: Time between keepalive pings; `None` sends none. On other servers than wsdeco's own, their
+            setting counts, as it does for the next two.
+        ping_timeout: Time without any byte after a ping, past which the peer counts as lost; `None` waits for ever.
+        compression: Whether permessage-deflate (RFC 7692) is agreed on with clients that offer it; it takes about
+            34 KiB of memory per connection.
 
     Raises:
         TypeError: A value has the wrong type.
@@ -87,6 +95,9 @@ class ConnectionConfig:
     slow_consumer: SlowConsumer
     allowed_origins: Literal["*"] | tuple[str, ...] | None
     subprotocols: tuple[str, ...]
+    ping_interval: float | None
+    ping_timeout: float | None
+    compression: bool
 
     def __init__(
         self,
@@ -104,6 +115,9 @@ class ConnectionConfig:
         slow_consumer: SlowConsumer = "close",
         allowed_origins: Literal["*"] | Iterable[str] | None = None,
         subprotocols: Sequence[str] = (),
+        ping_interval: Seconds | None = 20.0,
+        ping_timeout: Seconds | None = 20.0,
+        compression: bool = False,
     ) -> None:
         checked: dict[str, object] = {
             "max_connections": _optional(_count, "max_connections", max_connections),
@@ -119,6 +133,9 @@ class ConnectionConfig:
             "slow_consumer": _slow_consumer(slow_consumer),
             "allowed_origins": _origins(allowed_origins),
             "subprotocols": _subprotocols(subprotocols),
+            "ping_interval": _optional(_positive, "ping_interval", ping_interval),
+            "ping_timeout": _optional(_positive, "ping_timeout", ping_timeout),
+            "compression": _flag("compression", compression),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -210,6 +227,12 @@ def _texts(name: str, value: object, example: str) -> tuple[str, ...]:
             raise TypeError(f"{name} must hold strings such as {example!r}, not {type(item).__name__}: {item!r}")
         texts.append(item)
     return tuple(texts)
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {type(value).__name__}: {value!r}")
+    return value
 
 
 def _origins(value: object) -> Literal["*"] | tuple[str, ...] | None:

@@ -30,6 +30,7 @@ from starlette.exceptions import HTTPException
 from wsdeco.channel import Address, Channel, Data, Sink, checked_data
 from wsdeco.clock import Timer
 from wsdeco.config import ConnectionConfig
+from wsdeco.direct import DirectChannel
 from wsdeco.handler import Factory, bound_hooks, hooks_of
 from wsdeco.hooks import Hooks
 from wsdeco.reasons import (
@@ -62,6 +63,7 @@ class Connection:
         "_cancellation",
         "_channel",
         "_config",
+        "_done",
         "_factory",
         "_hook",
         "_hook_ended_at",
@@ -84,6 +86,7 @@ class Connection:
         self._config: ConnectionConfig = channel.config
         self._factory = factory
         self._name = name
+        self._done: Callable[[], None] | None = None
         self._hook: str | None = None
         self._hook_ended_at = channel.last_frame_at
         self._hook_timer: Timer | None = None
@@ -127,6 +130,30 @@ class Connection:
         if cancellation is not None:
             # The one that arrived: anyio knows its own cancellations by their text.
             raise cancellation
+
+    def start(self, done: Callable[[], None]) -> None:
+        """Serve a connection whose channel reads by itself; call `done` when everything about it has ended.
+
+        The channel has been connected.
+        """
+        channel = cast(DirectChannel, self._channel)
+        channel.on_lost = self._transport_lost
+        self._done = done
+        self._hooks_task = channel.loop.create_task(self._run_hooks())
+        self._hooks_task.add_done_callback(self._hooks_done)
+
+    def _transport_lost(self) -> None:
+        cast(DirectChannel, self._channel).on_lost = None
+        self._end_if_over()
+
+    def _end_if_over(self) -> None:
+        channel = cast(DirectChannel, self._channel)
+        done = self._done
+        if done is not None and channel.on_lost is None and cast("asyncio.Task[None]", self._hooks_task).done():
+            # The transport may be lost between the end of the task and its callback.
+            self._done = None
+            self._release()
+            done()
 
     def _release(self) -> None:
         channel = self._channel
@@ -177,6 +204,8 @@ class Connection:
             self._channel.close(CloseCode.INTERNAL_ERROR, INTERNAL_ERROR, Error(message))
         if not task.cancelled() and task.exception() is not None:
             logger.error("%s: the connection failed", self._name, exc_info=task.exception())
+        if self._done is not None:
+            self._end_if_over()
 
     def _stop(self) -> None:
         # The closing handshake has had its time.
@@ -393,8 +422,8 @@ class Connection:
         return asyncio.current_task(self._channel.loop) is not self._hooks_task
 
     def _is_expected_cancellation(self) -> bool:
-        server_task = cast("asyncio.Task[Any]", self._server_task)
-        return self._interrupted or self._shutting_down or server_task.cancelling() > 0
+        server_task = self._server_task
+        return self._interrupted or self._shutting_down or (server_task is not None and server_task.cancelling() > 0)
 
     def _is_departure(self, exc: BaseException) -> bool:
         # ConnectionClosed from the sink of another connection is an error of the hook as long as this one lives.

@@ -28,7 +28,7 @@ __all__ = ["BackgroundServer", "run"]
 
 logger = logging.getLogger("wsdeco")
 
-_WEBSOCKET_PROTOCOL: Final = "websockets-sansio"
+_WEBSOCKET_PROTOCOL: Final = "wsdeco.protocol:WebSocketProtocol"
 """Which of uvicorn's WebSocket implementations serves."""
 
 _UVICORN_MAX_SIZE: Final = 16 * 1024 * 1024

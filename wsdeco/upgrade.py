@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from http import HTTPStatus
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,6 +21,7 @@ from wsdeco.channel import Channel
 from wsdeco.clock import Clock
 from wsdeco.config import ConnectionConfig, Limits, make_config
 from wsdeco.connections import Connections, Slots
+from wsdeco.direct import DirectChannel, direct_connection, is_served_app
 from wsdeco.factory import HandlerFactory, build_factory, class_factory, headers_factory
 from wsdeco.handler import Factory, hooks_of
 from wsdeco.hooks import HOOK_NAMES
@@ -69,8 +70,19 @@ class HandlerEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one WebSocket connection."""
-        channel = AsgiChannel(scope, receive, send, self.config, self._context.clock)
-        await _serve(channel, self._factory, self.__name__, self.slots, self._context.connections)
+        await self.serve(scope, receive, send)
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send, *, outermost: object = None) -> None:
+        """Serve one WebSocket connection.
+
+        Where `outermost` is the very app that wsdeco's own protocol serves, no code outside waits for the end of the
+        call, so it returns as soon as the connection has begun: an idle connection need not hold all its callers.
+        """
+        channel = _open_channel(scope, receive, send, self.config, self._context.clock)
+        if isinstance(channel, DirectChannel) and is_served_app(scope, outermost):
+            await _start(channel, self._factory, self.__name__, self.slots, self._context.connections)
+        else:
+            await _serve(channel, self._factory, self.__name__, self.slots, self._context.connections)
 
 
 class WebSocketUpgrade(HTTPConnection):
@@ -100,7 +112,7 @@ class WebSocketUpgrade(HTTPConnection):
         if self._handled:
             raise RuntimeError("this upgrade has been handled already: call handle_upgrade() once per request")
         self._handled = True
-        channel = AsgiChannel(self.scope, self._receive, self._send, config, self._context.clock)
+        channel = _open_channel(self.scope, self._receive, self._send, config, self._context.clock)
         return channel, self._context.connections
 
 
@@ -188,16 +200,19 @@ def websocket_route(
     return WebSocketRoute(path, endpoint, name=endpoint.__name__.rpartition(".")[2])
 
 
+def _open_channel(scope: Scope, receive: Receive, send: Send, config: ConnectionConfig, clock: Clock | None) -> Channel:
+    connection = direct_connection(scope, receive, send)
+    if connection is None:
+        return AsgiChannel(scope, receive, send, config, clock)
+    return DirectChannel(scope, connection, config, clock)
+
+
 async def _serve(channel: Channel, factory: Factory, name: str, slots: Slots, connections: Connections) -> None:
     if not slots.take():
         await _turn_away(channel, 503, f"{name} is full", CloseCode.TRY_AGAIN_LATER, {"Retry-After": "1"})
         return
     try:
-        if connections.closing:
-            await _turn_away(channel, 503, f"{name} shuts down", CloseCode.SERVICE_RESTART, {"Retry-After": "1"})
-        elif not _origin_allowed(channel):
-            await _turn_away(channel, 403, f"origin not allowed at {name}", CloseCode.POLICY)
-        else:
+        if await _let_in(channel, name, connections):
             connection = Connection(channel, factory, name)
             connections.add(connection)
             try:
@@ -206,6 +221,37 @@ async def _serve(channel: Channel, factory: Factory, name: str, slots: Slots, co
                 connections.discard(connection)
     finally:
         slots.give_back()
+
+
+async def _start(channel: DirectChannel, factory: Factory, name: str, slots: Slots, connections: Connections) -> None:
+    if not slots.take():
+        await _turn_away(channel, 503, f"{name} is full", CloseCode.TRY_AGAIN_LATER, {"Retry-After": "1"})
+        return
+    started = False
+    try:
+        if await _let_in(channel, name, connections) and await channel.connect():
+            connection = Connection(channel, factory, name)
+            connections.add(connection)
+            connection.start(partial(_ended, connection, slots, connections))
+            started = True
+    finally:
+        if not started:
+            slots.give_back()
+
+
+def _ended(connection: Connection, slots: Slots, connections: Connections) -> None:
+    connections.discard(connection)
+    slots.give_back()
+
+
+async def _let_in(channel: Channel, name: str, connections: Connections) -> bool:
+    if connections.closing:
+        await _turn_away(channel, 503, f"{name} shuts down", CloseCode.SERVICE_RESTART, {"Retry-After": "1"})
+    elif not _origin_allowed(channel):
+        await _turn_away(channel, 403, f"origin not allowed at {name}", CloseCode.POLICY)
+    else:
+        return True
+    return False
 
 
 async def _turn_away(

@@ -1,7 +1,5 @@
 """wsdeco with three hooks, on uvicorn; run as a module it is served by uvicorn's own WebSocket implementation."""
 
-from dataclasses import fields
-
 from benchmarks.peers.common import Options, parse_options, run_uvicorn
 from wsdeco import Address, App, ConnectionConfig, DisconnectReason, Sink
 
@@ -18,12 +16,8 @@ class Echo:
 
 
 def echo_app(options: Options) -> App:
-    config = ConnectionConfig()
-    # Only the direct channel compresses by itself, so the limit exists only where that channel does.
-    if options.compression and "compression" in {field.name for field in fields(ConnectionConfig)}:
-        config = config.replace(compression=True)
     app = App()
-    app.add("/ws", Echo, config=config)
+    app.add("/ws", Echo, config=ConnectionConfig(compression=options.compression))
     return app
 
 

@@ -1,0 +1,157 @@
+"""The Autobahn suite against echo servers on wsdeco's protocol, run by kosoku.
+
+Without a marker the groups that take seconds run; `python -m pytest -m conformance` runs every case.
+"""
+
+import asyncio
+import functools
+import importlib.util
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tests.stacks import uvicorn_serve
+from wsdeco import App, ConnectionConfig
+from wsdeco.frames import Framing
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("kosoku") is None, reason="kosoku has no wheel for this platform"),
+    pytest.mark.usefixtures("no_errors_logged"),
+]
+
+CHECKOUT: Final = Path(__file__).parent.parent
+
+MAX_MESSAGE_SIZE: Final = 32 * 1024 * 1024
+"""Twice the largest message of group 9."""
+
+PERFORMANCE: Final = "9.*"
+COMPRESSION: Final = ("12.*", "13.*")
+FIRST_OF_EACH_COMPRESSION: Final = (*(f"12.{kind}.1" for kind in range(1, 6)), *(f"13.{kind}.1" for kind in range(1, 8)))
+
+CASES: Final = 517
+CASES_WITHOUT_COMPRESSION: Final = 301
+CASES_WITHOUT_PERFORMANCE: Final = 247
+
+FAST: Final = 60.0
+"""Seconds for the cases that take a few."""
+WHOLE: Final = 1800.0
+"""Seconds for the whole suite, which inflates and deflates many gigabytes."""
+
+
+class Echo:
+    async def on_message(self, message: str | bytes) -> str | bytes:
+        return message
+
+
+def direct_app(*, compression: bool) -> App:
+    app = App()
+    app.add("/", Echo, config=ConnectionConfig(compression=compression, max_message_size=MAX_MESSAGE_SIZE))
+    return app
+
+
+async def conversation_app(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "lifespan":
+        for _ in range(2):
+            await send({"type": f"{(await receive())['type']}.complete"})
+        return
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (event := await receive())["type"] == "websocket.receive":
+        await send({**event, "type": "websocket.send"})
+
+
+APPS: Final = ("direct", "conversation")
+
+
+def make_app(name: str, *, compression: bool) -> ASGIApp:
+    return direct_app(compression=compression) if name == "direct" else conversation_app
+
+
+async def verdicts_of(
+    app: ASGIApp,
+    *,
+    compression: bool,
+    timeout: float,  # noqa: ASYNC109 - a process is killed at its end
+    cases: Sequence[str] = (),
+    excluded: Sequence[str] = (),
+    concurrency: int = 4,
+) -> list[dict[str, str]]:
+    """Serve an app and run cases against it."""
+    protocol = "wsdeco.protocol:WebSocketProtocol"
+    serve = uvicorn_serve(protocol, ws_max_size=MAX_MESSAGE_SIZE, ws_per_message_deflate=compression)
+    async with serve(app) as server:
+        command = [sys.executable, "-m", "tests.autobahn", f"ws://127.0.0.1:{server.port}/"]
+        command += [f"--concurrency={concurrency}"]
+        command += [f"--case={case}" for case in cases]
+        command += [f"--exclude={case}" for case in excluded]
+        client = await asyncio.create_subprocess_exec(*command, cwd=CHECKOUT, stdout=asyncio.subprocess.PIPE)
+        try:
+            async with asyncio.timeout(timeout):
+                output, _ = await client.communicate()
+        except BaseException:
+            client.kill()
+            await client.communicate()
+            raise
+    assert client.returncode == 0
+    verdicts: list[dict[str, str]] = json.loads(output)
+    return verdicts
+
+
+def assert_conforming(verdicts: list[dict[str, str]], number: int) -> None:
+    """Fail unless at least `number` cases have run, and each has passed."""
+    print(Counter(verdict["behavior"] for verdict in verdicts))  # noqa: T201 - `pytest -s` shows the counts
+    assert [verdict for verdict in verdicts if not is_conforming(verdict)] == []
+    assert len(verdicts) >= number
+
+
+def is_conforming(verdict: dict[str, str]) -> bool:
+    behavior = verdict["behavior"]
+    # A text that cannot become valid is refused at the end of the frame that spoils it, not at the very byte.
+    is_late = behavior == "NON-STRICT" and verdict["case"].startswith("6.4.")
+    return (behavior in {"OK", "INFORMATIONAL"} or is_late) and verdict["closing"] in {"OK", "INFORMATIONAL"}
+
+
+@pytest.mark.parametrize("name", APPS)
+async def test_all_but_performance_and_compression(name: str) -> None:
+    app = make_app(name, compression=False)
+    excluded = (PERFORMANCE, *COMPRESSION)
+    verdicts = await verdicts_of(app, compression=False, timeout=FAST, excluded=excluded, concurrency=8)
+    assert_conforming(verdicts, CASES_WITHOUT_PERFORMANCE)
+
+
+async def test_slow_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow: Any = functools.partial(Framing, fast_lane=False)
+    monkeypatch.setattr("wsdeco.protocol.Framing", slow)
+    excluded = (PERFORMANCE, *COMPRESSION)
+    verdicts = await verdicts_of(conversation_app, compression=False, timeout=FAST, excluded=excluded, concurrency=8)
+    assert_conforming(verdicts, CASES_WITHOUT_PERFORMANCE)
+
+
+@pytest.mark.parametrize("name", APPS)
+async def test_each_kind_of_compression(name: str) -> None:
+    app = make_app(name, compression=True)
+    verdicts = await verdicts_of(app, compression=True, timeout=FAST, cases=FIRST_OF_EACH_COMPRESSION)
+    assert_conforming(verdicts, len(FIRST_OF_EACH_COMPRESSION))
+
+
+@pytest.mark.conformance
+@pytest.mark.timeout(WHOLE)
+@pytest.mark.parametrize("name", APPS)
+async def test_every_case_without_compression(name: str) -> None:
+    app = make_app(name, compression=False)
+    verdicts = await verdicts_of(app, compression=False, timeout=WHOLE, excluded=COMPRESSION, concurrency=2)
+    assert_conforming(verdicts, CASES_WITHOUT_COMPRESSION)
+
+
+@pytest.mark.conformance
+@pytest.mark.timeout(WHOLE)
+@pytest.mark.parametrize("name", APPS)
+async def test_every_case_with_compression(name: str) -> None:
+    app = make_app(name, compression=True)
+    assert_conforming(await verdicts_of(app, compression=True, timeout=WHOLE, concurrency=2), CASES)

@@ -1,0 +1,162 @@
+"""permessage-deflate for the server side (RFC 7692), with a bound on what one frame may inflate to.
+
+Negotiation is the `websockets` library's. Inflating is done here, behind the library's `Extension` interface,
+for two reasons. A compressor may end a message with a final block (RFC 7692, section 7.2.3.4); the library's
+inflater then stays at its end, and every later message comes out empty. And a bound that counts the bytes of
+the output exactly lets a message of just the permitted size through.
+
+zlib's objects are made when the first compressed message needs them: an idle connection that has agreed on
+compression holds neither of the two windows.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from typing import Final, Protocol
+
+from websockets.exceptions import InvalidHeaderFormat, NegotiationError, PayloadTooBig, ProtocolError
+from websockets.extensions import Extension
+from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
+from websockets.frames import CTRL_OPCODES, Frame, Opcode
+from websockets.headers import build_extension, parse_extension
+from websockets.typing import ExtensionName
+
+__all__ = ["Deflate", "negotiate"]
+
+_EMPTY_BLOCK: Final = b"\x00\x00\xff\xff"
+_MEMORY_LEVEL: Final = 5
+_WINDOW_BITS: Final = 12
+_MAX_FINAL_BLOCKS: Final = 16
+"""Final blocks in one frame: each makes a new inflater and copies what is left, so the number has to be bounded."""
+
+
+class _Inflater(Protocol):
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    @property
+    def unconsumed_tail(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+
+
+class _Compressor(Protocol):
+    def compress(self, data: bytes, /) -> bytes: ...
+    def flush(self, mode: int, /) -> bytes: ...
+
+
+class Deflate(Extension):
+    """One connection's compression: both contexts, each kept between messages if that was agreed on.
+
+    Args:
+        client_context: The peer refers back to its earlier messages ("context takeover").
+        server_context: Outgoing messages refer back to earlier ones.
+        client_window_bits: Logarithm of the peer's window, 8 to 15.
+        server_window_bits: Logarithm of the window for outgoing messages, 9 to 15.
+    """
+
+    name = ExtensionName("permessage-deflate")
+
+    def __init__(
+        self,
+        *,
+        client_context: bool = True,
+        server_context: bool = True,
+        client_window_bits: int = _WINDOW_BITS,
+        server_window_bits: int = _WINDOW_BITS,
+    ) -> None:
+        self._client_context = client_context
+        self._server_context = server_context
+        self._client_window_bits = client_window_bits
+        self._server_window_bits = server_window_bits
+        self._inflater: _Inflater | None = None
+        self._compressor: _Compressor | None = None
+        self._inflating = False
+
+    def decode(self, frame: Frame, *, max_size: int | None = None) -> Frame:
+        """Inflate a data frame of a compressed message; return any other frame as it is.
+
+        Args:
+            frame: A frame with its payload unmasked.
+            max_size: Most bytes the frame may inflate to.
+
+        Raises:
+            PayloadTooBig: The frame inflates to more than `max_size`.
+            ProtocolError: The payload is not a deflate stream.
+        """
+        if frame.opcode in CTRL_OPCODES:
+            return frame
+        if frame.opcode is not Opcode.CONT:
+            self._inflating = frame.rsv1
+        if not self._inflating:
+            return frame
+        payload = self._inflate(bytes(frame.data) + _EMPTY_BLOCK if frame.fin else bytes(frame.data), max_size or 0)
+        if frame.fin and not self._client_context:
+            self._inflater = None
+        return Frame(frame.opcode, payload, frame.fin)
+
+    def _inflate(self, data: bytes, limit: int) -> bytes:
+        output = bytearray()
+        final_blocks = 0
+        while data:
+            inflater = self._inflater
+            if inflater is None:
+                inflater = self._inflater = zlib.decompressobj(-self._client_window_bits)
+            try:
+                output += inflater.decompress(data, limit + 1 - len(output))
+            except zlib.error:
+                raise ProtocolError("invalid compressed data") from None
+            if len(output) > limit:
+                raise PayloadTooBig(None, limit)
+            data = inflater.unconsumed_tail
+            if inflater.eof:
+                final_blocks += 1
+                if final_blocks > _MAX_FINAL_BLOCKS:
+                    raise ProtocolError("too many final blocks in one compressed frame")
+                data = inflater.unused_data
+                self._inflater = None
+        return bytes(output)
+
+    def encode(self, frame: Frame) -> Frame:
+        """Compress a whole text or binary message; return a control frame as it is."""
+        if frame.opcode in CTRL_OPCODES:
+            return frame
+        compressor = self._compressor
+        if compressor is None:
+            compressor = zlib.compressobj(wbits=-self._server_window_bits, memLevel=_MEMORY_LEVEL)
+        data = compressor.compress(bytes(frame.data)) + compressor.flush(zlib.Z_SYNC_FLUSH)
+        self._compressor = compressor if self._server_context else None
+        return Frame(frame.opcode, data[: -len(_EMPTY_BLOCK)], rsv1=True)
+
+
+def negotiate(offers: Iterable[str]) -> tuple[str, Deflate] | None:
+    """Agree on permessage-deflate if the peer offers it in a form that can be met.
+
+    Args:
+        offers: The values of the request's `Sec-WebSocket-Extensions` headers.
+
+    Returns:
+        The response header's value and the extension; `None` without such an offer, or where one cannot be parsed.
+    """
+    factory = ServerPerMessageDeflateFactory(
+        server_max_window_bits=_WINDOW_BITS, client_max_window_bits=_WINDOW_BITS, compress_settings={}
+    )
+    try:
+        offered = [item for offer in offers for item in parse_extension(offer)]
+    except InvalidHeaderFormat:
+        return None
+    for name, parameters in offered:
+        if name != Deflate.name:
+            continue
+        try:
+            answer, agreed = factory.process_request_params(parameters, [])
+        except NegotiationError:
+            continue
+        return build_extension([(name, answer)]), Deflate(
+            client_context=not agreed.remote_no_context_takeover,
+            server_context=not agreed.local_no_context_takeover,
+            client_window_bits=agreed.remote_max_window_bits,
+            server_window_bits=agreed.local_max_window_bits,
+        )
+    return None

@@ -1,0 +1,309 @@
+"""The channel over wsdeco's own protocol: messages come in lists, frames go into the protocol's outbox.
+
+No event dictionaries, no second queue, no task that reads: the protocol calls the channel from `data_received`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+from starlette.requests import HTTPConnection
+from starlette.types import Receive, Scope, Send
+
+from wsdeco.channel import Channel, Data, HeaderItems, checked_headers, wire_size
+from wsdeco.clock import Clock
+from wsdeco.config import ConnectionConfig
+from wsdeco.reasons import Close, CloseCode, DisconnectReason, Error, Unknown
+
+__all__ = ["DirectChannel", "DirectConnection", "direct_connection", "is_direct", "is_served_app"]
+
+EXTENSION: Final = "wsdeco"
+"""The key of `scope["extensions"]` under which the protocol offers its connection."""
+
+
+class DirectConnection(Protocol):
+    """What the channel asks of the protocol: see `wsdeco.protocol.WebSocketProtocol`."""
+
+    closed: bool
+    close_timeout: float
+    consumer: Any
+    end: Close | Unknown | None
+    last_activity: float
+    reading_paused: bool
+    write_paused: bool
+
+    @property
+    def handshake_pending(self) -> bool:
+        """Whether the handshake waits to be accepted or refused."""
+        ...
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the peer has yet to make room for."""
+        ...
+
+    def accept(
+        self,
+        subprotocol: str | None = None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        *,
+        max_message_size: int | None = None,
+        compression: bool | None = None,
+    ) -> None:
+        """Accept the handshake."""
+
+    def keep_alive(self, interval: float | None, timeout: float | None) -> None:
+        """Ping the peer, and end the connection when it does not answer."""
+
+    def refuse(self, status: int, headers: Sequence[tuple[bytes, bytes]] = (), body: bytes = b"") -> None:
+        """Refuse the handshake."""
+
+    def send_message(self, message: Data) -> None:
+        """Write a message by the end of the loop's turn."""
+
+    async def drain(self) -> None:
+        """Wait until the peer reads, or nothing more can be sent."""
+
+    def pause_reading(self) -> None:
+        """Give the channel no more messages."""
+
+    def resume_reading(self) -> None:
+        """Give the channel messages again."""
+
+    def close(self, code: int = ..., reason: str = ...) -> None:
+        """Start the closing handshake."""
+
+    def finish(self) -> None:
+        """Answer the end of the input."""
+
+    def abort(self) -> None:
+        """Drop the transport."""
+
+
+def is_direct(scope: Scope) -> bool:
+    """Return whether the server speaks wsdeco's own protocol."""
+    return _conversation(scope) is not None
+
+
+def _conversation(scope: Scope) -> Any:
+    extensions: dict[str, Any] | None = scope.get("extensions")
+    return None if extensions is None else extensions.get(EXTENSION)
+
+
+def direct_connection(scope: Scope, receive: Receive, send: Send) -> DirectConnection | None:
+    """Return the protocol's connection, if the server is ours and nothing on the way wants to see the messages."""
+    conversation = _conversation(scope)
+    if conversation is None:
+        return None
+    connection: DirectConnection | None = conversation.yield_connection(receive, send)
+    return connection
+
+
+def is_served_app(scope: Scope, app: object) -> bool:
+    """Return whether `app` is what the server calls, with nothing around it but uvicorn's own proxy headers."""
+    conversation = _conversation(scope)
+    return conversation is not None and bool(conversation.serves(app))
+
+
+class DirectChannel(Channel):
+    """A channel that is the protocol's consumer.
+
+    Attributes:
+        on_lost: Called once, when the transport is gone.
+    """
+
+    __slots__ = ("_connection", "_early", "_early_size", "_lost", "on_lost")
+
+    def __init__(
+        self, scope: Scope, connection: DirectConnection, config: ConnectionConfig, clock: Clock | None = None
+    ) -> None:
+        super().__init__(HTTPConnection(scope), config, clock)
+        self._connection = connection
+        self._early: list[Data] | None = None
+        self._early_size = 0
+        self._lost: asyncio.Future[None] | None = None
+        self.on_lost: Callable[[], None] | None = None
+        connection.close_timeout = config.close_timeout
+
+    # What the protocol calls.
+
+    def messages_received(self, messages: list[Data]) -> None:
+        """Take messages, in order."""
+        if self.reason is not None:
+            self.undelivered += len(messages)
+            return
+        self._inbox.extend(messages)
+        self._inbox_size += sum(map(sys.getsizeof, messages))
+        self.wake_receiver()
+        if self.inbox_full:
+            self._connection.pause_reading()
+
+    def input_ended(self, reason: Close | Unknown) -> None:
+        """Take notice that nothing more comes."""
+        self.end(reason)
+
+    def connection_lost(self) -> None:
+        """Take notice that the transport is gone."""
+        if self.on_lost is not None:
+            self.on_lost()
+        elif self._lost is not None and not self._lost.done():
+            self._lost.set_result(None)
+
+    # What the lifecycle calls.
+
+    async def connect(self) -> bool:
+        """Take the place of the ASGI conversation."""
+        if self._connection.end is not None:
+            return False
+        self._connection.consumer = self
+        return True
+
+    async def read(self) -> None:
+        """Wait until the transport is gone: the protocol reads."""
+        if self._connection.consumer is self:
+            self._lost = self.loop.create_future()
+            await self._lost
+
+    async def receive(self) -> Data | None:
+        """As for every channel; the peer is read again, or answered, when its messages have been taken."""
+        data = await super().receive()
+        if data is None:
+            self._connection.finish()
+        elif self._connection.reading_paused:
+            self._resume_reading()
+        return data
+
+    async def ended(self) -> DisconnectReason:
+        """As for every channel; then the peer is answered."""
+        reason = await super().ended()
+        self._connection.finish()
+        return reason
+
+    def discard_inbox(self) -> None:
+        """As for every channel."""
+        super().discard_inbox()
+        self._resume_reading()
+
+    def _resume_reading(self) -> None:
+        if self._connection.reading_paused and self._inbox_size <= self.config.max_inbox // 2:
+            self._connection.resume_reading()
+
+    @property
+    def last_frame_at(self) -> float:
+        """The time of the last frame of any kind that is not the answer to a ping of ours."""
+        return self._connection.last_activity
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return self.reason is not None or self._connection.closed
+
+    async def accept(self, subprotocol: str | None = None, headers: HeaderItems = ()) -> None:
+        """Accept the upgrade; does nothing where that has been done."""
+        if self.accepted:
+            return
+        if self.closed:
+            raise self.closed_error()
+        chosen = self.choose_subprotocol(subprotocol)
+        config = self.config
+        self._connection.accept(
+            chosen,
+            checked_headers(headers),
+            max_message_size=config.max_message_size,
+            compression=config.compression,
+        )
+        self._connection.keep_alive(config.ping_interval, config.ping_timeout)
+        self.mark_accepted(chosen)
+        early, self._early = self._early, None
+        for data in early or ():
+            self._connection.send_message(data)
+
+    async def refuse(self, status: int, body: str, headers: Mapping[str, str] | None = None) -> None:
+        """Send an HTTP response."""
+        self._early = None
+        if self._connection.handshake_pending:
+            self._connection.refuse(status, checked_headers(headers or {}), body.encode())
+
+    async def send(self, data: Data) -> None:
+        """Write by the end of the loop's turn; wait while the peer does not read."""
+        connection = self._connection
+        if self.reason is not None or connection.closed:
+            raise self.closed_error()
+        if not self.accepted:
+            await self.accept()
+        connection.send_message(data)
+        if connection.write_paused:
+            await self._drain()
+
+    async def _drain(self) -> None:
+        timer = None
+        if self.config.send_timeout is not None:
+            due = self.clock.time() + self.config.send_timeout
+            timer = self.clock.call_at(due, self._drop_slow_consumer)
+        try:
+            await self._connection.drain()
+        finally:
+            if timer is not None:
+                timer.cancel()
+        if self.closed:
+            raise self.closed_error()
+
+    def _drop_slow_consumer(self) -> None:
+        self._close_slow_consumer()
+        self._connection.abort()
+
+    def _close_slow_consumer(self) -> None:
+        text = "slow consumer"
+        self.close(CloseCode.TRY_AGAIN_LATER, text, Close(CloseCode.TRY_AGAIN_LATER, text, by="server"))
+
+    def send_nowait(self, data: Data) -> bool:
+        """Write by the end of the loop's turn, within the bound of the outbox."""
+        if self.closed:
+            return False
+        size = wire_size(data)
+        if self._connection.unsent + self._early_size + size > self.config.max_outbox:
+            if self.config.slow_consumer == "drop":
+                self.dropped += 1
+            else:
+                self._close_slow_consumer()
+            return False
+        if self.accepted:
+            self._connection.send_message(data)
+            return True
+        if self._early is None:
+            self._early = []
+        self._early.append(data)
+        self._early_size += size
+        return True
+
+    def mark_accepted(self, subprotocol: str | None) -> None:
+        """As for every channel."""
+        self._early_size = 0
+        super().mark_accepted(subprotocol)
+
+    def close(self, code: int, text: str, reason: DisconnectReason) -> None:
+        """End the channel: a close frame behind what was sent, or an HTTP refusal."""
+        if self.reason is not None:
+            return
+        self.discard_inbox()
+        self.end(reason)
+        if self.accepted:
+            self._connection.close(code, text)
+        elif self._connection.handshake_pending:
+            if isinstance(reason, Error):
+                self._connection.refuse(500, (), b"Internal Server Error")
+            else:
+                self._connection.refuse(503, ((b"retry-after", b"1"),), b"Service Unavailable")
+
+    async def flushed(self) -> None:
+        """Return at once: the protocol writes by the end of the loop's turn, and bounds what comes after."""
+
+    def abort(self) -> None:
+        """Drop the transport."""
+        self._connection.abort()
+
+    def release(self) -> None:
+        """Do nothing: no timer outlives the call that set it."""

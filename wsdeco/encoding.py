@@ -1,0 +1,74 @@
+"""Frames to send (RFC 6455, section 5.2): whole and uncompressed, so that one encoding serves many connections."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from websockets.frames import Opcode
+
+from wsdeco.reasons import CloseCode, check_close_code, cut_close_reason
+
+__all__ = ["encode_binary", "encode_close", "encode_ping", "encode_text"]
+
+_FIN: Final = 0x80
+_TEXT: Final = _FIN | Opcode.TEXT
+_BINARY: Final = _FIN | Opcode.BINARY
+_LONG: Final = 126
+_VERY_LONG: Final = 127
+_MAX_CONTROL_PAYLOAD: Final = 125
+
+_SHORT_TEXT_HEADERS: Final = tuple(bytes((_TEXT, length)) for length in range(_LONG))
+_SHORT_BINARY_HEADERS: Final = tuple(bytes((_BINARY, length)) for length in range(_LONG))
+
+
+def _header(first: int, length: int) -> bytes:
+    if length < _LONG:
+        return bytes((first, length))
+    if length < 0x10000:
+        return struct.pack("!BBH", first, _LONG, length)
+    return struct.pack("!BBQ", first, _VERY_LONG, length)
+
+
+def encode_text(text: str) -> bytes:
+    """Return the frame of a text message, to be sent on any number of connections.
+
+    Raises:
+        UnicodeEncodeError: `text` holds a lone surrogate, which UTF-8 cannot carry.
+    """
+    payload = text.encode()
+    length = len(payload)
+    return (_SHORT_TEXT_HEADERS[length] if length < _LONG else _header(_TEXT, length)) + payload
+
+
+def encode_binary(payload: bytes | bytearray) -> bytes:
+    """Return the frame of a binary message, to be sent on any number of connections."""
+    length = len(payload)
+    return (_SHORT_BINARY_HEADERS[length] if length < _LONG else _header(_BINARY, length)) + payload
+
+
+def encode_close(code: int = CloseCode.NO_STATUS, reason: str = "") -> bytes:
+    """Return a close frame (RFC 6455, section 5.5.1); its reason is cut to the 123 bytes that fit.
+
+    Args:
+        code: The close code; 1005 makes a frame without a code.
+        reason: The text behind the code.
+
+    Raises:
+        ValueError: `code` may not be sent, or `reason` cannot be encoded.
+    """
+    if code == CloseCode.NO_STATUS:
+        return _header(_FIN | Opcode.CLOSE, 0)
+    payload = check_close_code(code).to_bytes(2, "big") + cut_close_reason(reason).encode()
+    return _header(_FIN | Opcode.CLOSE, len(payload)) + payload
+
+
+def encode_ping(payload: bytes = b"") -> bytes:
+    """Return a ping frame (RFC 6455, section 5.5.2).
+
+    Raises:
+        ValueError: `payload` is longer than the 125 bytes a control frame has room for.
+    """
+    if len(payload) > _MAX_CONTROL_PAYLOAD:
+        raise ValueError(f"a ping carries {_MAX_CONTROL_PAYLOAD} bytes at most, not {len(payload)}")
+    return _header(_FIN | Opcode.PING, len(payload)) + payload
