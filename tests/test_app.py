@@ -426,7 +426,32 @@ async def test_a_handler_added_while_the_server_runs_takes_effect() -> None:
             assert await peer.receive() == "x"
 
 
+@pytest.mark.parametrize("name", ["module_of_a_server", None])
+def test_run_does_nothing_while_its_module_is_imported(name: str | None) -> None:
+    app = App()
+    module: dict[str, Any] = {"app": app} if name is None else {"app": app, "__name__": name}
+    line = compile("ended = app.run(port='nonsense')", "module.py", "exec")
+    if name is None:
+        with pytest.raises(TypeError, match=r"^port must be an int"):
+            exec(line, module | {"__name__": "__main__"})  # noqa: S102 - the module is one line of this test
+    else:
+        exec(line, module)  # noqa: S102 - the module is one line of this test
+        assert module["ended"] is None
+
+
 # What a server cannot honour is said once.
+
+
+async def test_idle_timeout_is_announced_at_the_first_connection_where_startup_cannot_tell(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wsdeco.protocol", sys)
+    app = App()
+    app.add("/a", Echo, idle_timeout=60)
+    async with MEMORY.serve(app) as server:
+        assert warnings_of(caplog) == []
+        async with server.connect("/a"):
+            assert len(warnings_of(caplog)) == 1
 
 
 async def test_idle_timeout_is_announced_to_count_messages_only(caplog: pytest.LogCaptureFixture) -> None:
@@ -437,9 +462,11 @@ async def test_idle_timeout_is_announced_to_count_messages_only(caplog: pytest.L
     app.route("/")(page_of(PlainTextResponse("page")))
     for _ in range(2):
         assert await reply(app, "/a") == "x"
-    assert warnings_of(caplog) == [
-        "idle_timeout on /a, /c counts messages only: this server does not show pings to the app"
-    ]
+    announced = (
+        "idle_timeout on /a, /c counts messages only: this server does not show pings to the app "
+        "(uvicorn does with --ws wsdeco.protocol:WebSocketProtocol)"
+    )
+    assert warnings_of(caplog) == [announced]
 
 
 def page_of(response: Response) -> Callable[[], Response]:
@@ -468,7 +495,10 @@ async def test_a_large_max_message_size_is_not_announced_where_run_serves(caplog
     assert warnings_of(caplog) == []
 
 
-async def test_limits_are_announced_at_startup_and_not_again(caplog: pytest.LogCaptureFixture) -> None:
+async def test_limits_are_announced_at_startup_and_not_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "wsdeco.protocol", raising=False)
     app = App()
     app.add("/a", Echo, idle_timeout=60)
     for served in (app.app, app):
@@ -480,6 +510,15 @@ async def test_limits_are_announced_at_startup_and_not_again(caplog: pytest.LogC
 
 
 # The ASGI app.
+
+
+async def test_a_plain_request_for_a_websocket_path_is_a_426() -> None:
+    app = App()
+    app.add("/n/{n:int}", Echo)
+    async with http(app) as client:
+        response = await client.get("/n/1")
+    assert (response.status_code, response.headers["upgrade"]) == (426, "websocket")
+    assert response.text == "This path speaks WebSocket: open it with a WebSocket client."
 
 
 async def test_an_unknown_path_is_a_404() -> None:

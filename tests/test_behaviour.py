@@ -964,7 +964,7 @@ async def test_handle_upgrade(stack: Stack) -> None:
         async with server.http() as client:
             page = await client.get("/both")
             assert (page.status_code, page.text) == (200, "<title>page</title>")
-            assert (await client.get("/guarded/ada")).status_code == 404
+            assert (await client.get("/guarded/ada")).status_code == 426
         await check_upper_with_one_slot(server, "/both")
         refused = await refusal(server, "/guarded/ada")
         assert (refused.status, refused.body) == (401, b'{"error":"token"}')

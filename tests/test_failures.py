@@ -445,7 +445,10 @@ LINE: Final = re.compile(
 )
 
 
-ANNOUNCEMENT: Final = "idle_timeout on /ws counts messages only: this server does not show pings to the app"
+ANNOUNCEMENT: Final = (
+    "idle_timeout on /ws counts messages only: this server does not show pings to the app "
+    "(uvicorn does with --ws wsdeco.protocol:WebSocketProtocol)"
+)
 
 
 def logged_lines(logged: Logged) -> list[tuple[str, str, str]]:

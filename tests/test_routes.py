@@ -486,14 +486,14 @@ def test_the_kind_of_an_endpoint() -> None:
     ]
 
 
-async def test_an_endpoint_of_upgrades_only_answers_plain_http_with_404() -> None:
+async def test_an_endpoint_of_upgrades_only_answers_plain_http_with_426() -> None:
     app = App()
 
     @app.route("/")
     async def socket(upgrade: WebSocketUpgrade) -> None:
         await handle_upgrade(upgrade, Echo)
 
-    assert (await get(app, "/"))[0] == 404
+    assert (await get(app, "/"))[0] == 426
     assert await echoes(app, "/")
 
 

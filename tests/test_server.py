@@ -31,6 +31,7 @@ from websockets.asyncio.client import connect as async_connect
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+from tests.raw import handshake, text
 from wsdeco import Address, App, DisconnectReason, ServerError, Sink, listen, serving
 from wsdeco.server import BackgroundServer
 
@@ -118,6 +119,7 @@ def test_prints_the_addresses_and_each_route_with_its_limits(capsys: pytest.Capt
         max_inbox=1500,
         slow_consumer="drop",
         allowed_origins=["https://a.example", "https://b.example"],
+        compression=True,
     )
 
     @app.route("/")
@@ -130,7 +132,7 @@ def test_prints_the_addresses_and_each_route_with_its_limits(capsys: pytest.Capt
     limits = (
         "max_connections=5000, max_connection_duration=2 h, idle_timeout=1 min, close_timeout=0.5 s, "
         "send_timeout=None, max_message_size=8 MiB, max_inbox=1500 B, slow_consumer=drop, "
-        "allowed_origins=https://a.example|https://b.example"
+        "allowed_origins=https://a.example|https://b.example, compression=True"
     )
     assert capsys.readouterr().out.splitlines() == [
         f"Serving http://127.0.0.1:{port} and ws://127.0.0.1:{port}",
@@ -177,10 +179,17 @@ def test_requests_are_logged_on_demand(level: str | None, seen: bool, capfd: pyt
         ({"ssl_certificate": "a.pem"}, "run() has no option 'ssl_certificate': did you mean 'ssl_certfile'?"),
         ({"prot": 8000}, "run() has no option 'prot': did you mean 'port'?"),
         ({"zzz": 1}, "run() has no option 'zzz': it takes those of uvicorn.Config"),
-        ({"workers": 4}, "run() has no option 'workers': write `uvicorn module:ws --workers 4` in a shell"),
-        ({"reload": True}, "run() has no option 'reload': write `uvicorn module:ws --reload` in a shell"),
+        (
+            {"workers": 4},
+            "run() has no option 'workers': write `uvicorn module:ws --ws wsdeco.protocol:WebSocketProtocol --workers",
+        ),
+        (
+            {"reload": True},
+            "run() has no option 'reload': write `uvicorn module:ws --ws wsdeco.protocol:WebSocketProtocol --reload`",
+        ),
         ({"app": None}, "run() has no option 'app': the app is the one that run() is called on"),
         ({"lifespan": "off"}, "run() has no option 'lifespan': decorate start-up and shutdown with @ws.lifespan"),
+        ({"http": "h11"}, "run() has no option 'http': run() chooses the HTTP implementation"),
         ({"ws_max_queue": 1}, "run() has no option 'ws_max_queue': set max_inbox=... on the handler"),
     ],
 )
@@ -443,6 +452,25 @@ def test_messages_are_taken_up_to_the_largest_limit() -> None:
         with pytest.raises(ServerError, match="was started for messages of up to 3145728 bytes"):
             app.add("/larger", type("Larger", (), {"on_message": on_message}), max_message_size=4 << 20)
     app.add("/larger", type("Larger", (), {"on_message": on_message}), max_message_size=4 << 20)
+
+
+@pytest.mark.parametrize("loop", ["auto", "asyncio"])
+def test_the_head_of_a_request_has_bounds_and_may_have_company(loop: str) -> None:
+    app, _ = echo_app()
+    with in_background(app, loop=loop) as server:
+        address = ("127.0.0.1", server.port)
+        with socket.create_connection(address, PATIENCE) as opened:
+            opened.sendall(handshake("/ws") + text("early"))
+            with opened.makefile("rb") as stream:
+                assert b" 101 " in stream.readline()
+                assert list(iter(stream.readline, b"\r\n")) != []
+                assert stream.read(13) == b"\x81\x0becho: early"
+        with socket.create_connection(address, PATIENCE) as opened:
+            opened.sendall(handshake("/ws")[:-2] + b"X: y\r\n" * 200 + b"\r\n" + handshake("/ws"))
+            with opened.makefile("rb") as stream:
+                read = stream.read()
+            assert b" 431 " in read
+            assert read.count(b"HTTP/1.1") == 1
 
 
 def test_functions_take_messages_as_large_as_on_uvicorn_or_larger() -> None:
@@ -1034,7 +1062,7 @@ def test_a_second_signal_ends_the_process_at_once(
             assert block.begun.wait(PATIENCE)
             interrupt(signal.SIGTERM)
             screen.wait_for(
-                r"waiting up to \d+ s for hooks and requests to end; another Ctrl-C ends the process at once"
+                r"waiting up to \d+ s for connections, hooks and requests; another Ctrl-C ends the process at once"
             )
             interrupt()
             forced_exit.called.wait(PATIENCE)
@@ -1286,7 +1314,10 @@ def test_a_second_signal_ends_the_program_at_once(tmp_path: Path) -> None:
         program.send_signal(signal.SIGINT)
         ended = program.end()
     assert ended.code == 1
-    assert re.fullmatch(r"waiting up to \d+ s for hooks and requests to end; another Ctrl-C .*\n", notice) is not None
+    assert (
+        re.fullmatch(r"waiting up to \d+ s for connections, hooks and requests; another Ctrl-C .*\n", notice)
+        is not None
+    )
     assert ended.errors == "a second signal ends the process at once; not every on_disconnect has run\n"
 
 

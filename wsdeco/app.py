@@ -315,8 +315,9 @@ class App:
         Where an event loop runs already (a notebook), the server gets a thread and an event loop of its own, and
         the call returns as soon as it serves; running it again stops that server and starts anew.
 
-        At the top level of a module that is imported, the call does nothing: a script with `ws.run()` in its last
-        line serves when it is started, and is an app when a server imports it (`uvicorn script:ws`).
+        At the top level of a module that is imported, the call does nothing unless `background` is given: a script
+        with `ws.run()` in its last line serves when it is started, and is an app when a server imports it
+        (`uvicorn script:ws`).
 
         Logging: uvicorn's from level "warning" on, since the addresses are printed; `log_level="info"` shows each
         request and connection as well. Compression (`ws_per_message_deflate=True`) is off: it takes about 34 KiB
@@ -392,7 +393,9 @@ class App:
         ]
         if idle:
             logger.warning(
-                "idle_timeout on %s counts messages only: this server does not show pings to the app", ", ".join(idle)
+                "idle_timeout on %s counts messages only: this server does not show pings to the app "
+                "(uvicorn does with --ws wsdeco.protocol:WebSocketProtocol)",
+                ", ".join(idle),
             )
 
     def _announce_missing_lifespan(self) -> None:

@@ -496,7 +496,7 @@ class Sink:
         raise Starlette's `HTTPException` instead.
 
         Args:
-            code: 1000 for a normal end, or a code of your own from 4000 to 4999 (RFC 6455, section 7.4).
+            code: 1000 for a normal end, or a code of your own from 3000 to 4999 (RFC 6455, section 7.4).
             reason: Text for the peer, cut to 123 bytes of UTF-8.
 
         Raises:

@@ -198,8 +198,12 @@ class DirectChannel(Channel):
 
     @property
     def closed(self) -> bool:
-        """Whether nothing can be sent any more."""
-        return self.reason is not None or self._connection.closed
+        """Whether nothing can be sent any more.
+
+        Where the peer has ended its side, what it sent before is still answered: the protocol waits with its part of
+        the closing handshake.
+        """
+        return self._connection.closed or (self.reason is not None and not self.accepted)
 
     async def accept(self, subprotocol: str | None = None, headers: HeaderItems = ()) -> None:
         """Accept the upgrade; does nothing where that has been done."""
@@ -230,7 +234,7 @@ class DirectChannel(Channel):
     async def send(self, data: Data) -> None:
         """Write by the end of the loop's turn; wait while the peer does not read."""
         connection = self._connection
-        if self.reason is not None or connection.closed:
+        if self.closed:
             raise self.closed_error()
         if not self.accepted:
             await self.accept()

@@ -427,7 +427,7 @@ class Connection:
 
     def _is_departure(self, exc: BaseException) -> bool:
         # ConnectionClosed from the sink of another connection is an error of the hook as long as this one lives.
-        if not self._channel.closed:
+        if not self._channel.closed and self._channel.reason is None:
             return False
         if isinstance(exc, BaseExceptionGroup):
             return cast("BaseExceptionGroup[BaseException]", exc).split(ConnectionClosed)[1] is None

@@ -343,7 +343,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if _logger.isEnabledFor(logging.INFO):
             scope = cast(Any, self.scope)
             path = printable(get_path_with_query_string(scope))
-            _logger.info('%s - "WebSocket %s" %s', get_client_addr(scope), path, what)
+            _logger.info('%s - "WebSocket %s" %s', printable(get_client_addr(scope)), path, what)
 
     def _write_refusal(self, status: int, headers: Headers, body: bytes) -> None:
         response = refusal_response(status, headers, body, default_headers=self._server_state.default_headers)

@@ -167,7 +167,7 @@ def check_close_code(code: int) -> int:
         return code
     raise ValueError(
         f"close code {code} may not be sent (RFC 6455, section 7.4): "
-        "use 1000 for a normal end, or a code of your own from 4000 to 4999"
+        "use 1000 for a normal end, or a code of your own from 3000 to 4999"
     )
 
 

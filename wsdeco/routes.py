@@ -17,7 +17,7 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from wsdeco.asgi import refusal_done
@@ -96,8 +96,15 @@ def endpoint_routes(
 
 
 async def answer_not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer what no route matches: with 404, handshakes as well (Starlette closes those, which is a 403)."""
+    """Answer what no route matches: with 404, handshakes as well (Starlette closes those, which is a 403).
+
+    A plain request for a path that only speaks WebSocket is told so, with 426 (RFC 9110, section 15.5.22).
+    """
     if scope["type"] == "http":
+        as_handshake = {**scope, "type": "websocket"}
+        if any(route.matches(as_handshake)[0] is Match.FULL for route in scope["router"].routes):
+            text = "This path speaks WebSocket: open it with a WebSocket client."
+            raise HTTPException(426, text, {"Upgrade": "websocket", "Connection": "Upgrade"})
         raise HTTPException(404)
     await _refuse(PlainTextResponse("Not Found", 404), scope, receive, send)
 

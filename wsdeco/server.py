@@ -31,10 +31,15 @@ logger = logging.getLogger("wsdeco")
 _WEBSOCKET_PROTOCOL: Final = "wsdeco.protocol:WebSocketProtocol"
 """Which of uvicorn's WebSocket implementations serves."""
 
+_HTTP_PROTOCOL: Final = "wsdeco.http:HttpProtocol"
+"""Which of uvicorn's HTTP implementations serves: what owns a connection until it is upgraded."""
+
 _UVICORN_MAX_SIZE: Final = 16 * 1024 * 1024
 """Largest message, in bytes, where functions and mounted apps have limits of their own."""
 
-_COMMAND_LINE: Final = "write `uvicorn module:ws --{}` in a shell, with the name of your module"
+_COMMAND_LINE: Final = (
+    "write `uvicorn module:ws --ws wsdeco.protocol:WebSocketProtocol --{}` in a shell, with the name of your module"
+)
 
 _OTHERWISE: Final[dict[str, str]] = {
     "app": "the app is the one that run() is called on",
@@ -49,8 +54,10 @@ _OTHERWISE: Final[dict[str, str]] = {
     "reload_includes": _COMMAND_LINE.format("reload --reload-include '*.html'"),
     "workers": _COMMAND_LINE.format("workers 4"),
     "timeout_worker_healthcheck": _COMMAND_LINE.format("workers 4"),
+    "http": "run() chooses the HTTP implementation; for another, " + _COMMAND_LINE.format("http h11"),
+    "h11_max_incomplete_event_size": "the head of a request has 64 KiB at most",
     "lifespan": "decorate start-up and shutdown with @ws.lifespan",
-    "ws": "run() chooses the WebSocket implementation; for another, " + _COMMAND_LINE.format("ws wsproto"),
+    "ws": "run() chooses the WebSocket implementation; for another, write `uvicorn module:ws --ws wsproto` in a shell",
     "ws_max_queue": "set max_inbox=... on the handler",
 }
 """Options of uvicorn that have no meaning here, and what to write instead."""
@@ -271,6 +278,7 @@ def _make_server(app: App, host: str, port: int, options: dict[str, Any]) -> Ser
         raise ServerError("no handler is registered: decorate a class with @ws.handler('/ws') first")
     defaults: dict[str, Any] = {"log_level": "warning", "ws_per_message_deflate": False}
     fixed: dict[str, Any] = {
+        "http": _HTTP_PROTOCOL,
         "ws": _WEBSOCKET_PROTOCOL,
         "ws_max_size": _largest_message(app, options),
         "workers": 1,
@@ -332,6 +340,8 @@ def _limits(info: RouteInfo) -> str:
 
 def _readable(name: str, value: object) -> str:
     match value:
+        case bool():
+            return str(value)
         case float():
             return _in_units(value, _DURATIONS)
         case int() if name != "max_connections":

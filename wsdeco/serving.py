@@ -271,7 +271,9 @@ def _watch(server: Server, received: queue.SimpleQueue[bool]) -> None:
     limit = server.time_to_end
     signalled = _receive(received, min(_NOTICE, limit))
     if signalled is None:
-        _say(f"waiting up to {limit:.0f} s for hooks and requests to end; another Ctrl-C ends the process at once")
+        _say(
+            f"waiting up to {limit:.0f} s for connections, hooks and requests; another Ctrl-C ends the process at once"
+        )
         signalled = _receive(received, max(0, limit - _NOTICE))
     if signalled is None:
         with suppress(OSError):
