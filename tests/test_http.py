@@ -615,7 +615,7 @@ def connected(transport: StandInTransport, clock: StalledClock) -> asyncio.Proto
     setattr(Protocol, "clock", clock)  # noqa: B010 - the base class is not known to have it
     make: Any = Protocol
     protocol: asyncio.Protocol = make(
-        config=uvicorn.Config(World(HttpProtocol).app, interface="asgi3", log_config=None),
+        config=uvicorn.Config(World(HttpProtocol).app, ws="none", interface="asgi3", log_config=None),
         server_state=ServerState(),
         app_state={},
     )

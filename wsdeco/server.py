@@ -55,6 +55,7 @@ _OTHERWISE: Final[dict[str, str]] = {
     "workers": _COMMAND_LINE.format("workers 4"),
     "timeout_worker_healthcheck": _COMMAND_LINE.format("workers 4"),
     "http": "run() chooses the HTTP implementation; for another, " + _COMMAND_LINE.format("http h11"),
+    "http2": "WebSocket connections need HTTP/1.1; for HTTP/2, put a proxy in front",
     "h11_max_incomplete_event_size": "the head of a request has 64 KiB at most",
     "lifespan": "decorate start-up and shutdown with @ws.lifespan",
     "ws": "run() chooses the WebSocket implementation; for another, write `uvicorn module:ws --ws wsproto` in a shell",
