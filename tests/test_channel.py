@@ -129,6 +129,20 @@ def test_disconnect_reason(message: dict[str, object], reason: DisconnectReason)
     assert disconnect_reason({"type": "websocket.disconnect", **message}) == reason
 
 
+class Owner:
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def channel_accepted(self) -> None:
+        self.heard.append("channel_accepted")
+
+    def channel_ended(self) -> None:
+        self.heard.append("channel_ended")
+
+    def transport_lost(self) -> None:
+        self.heard.append("transport_lost")
+
+
 class Server:
     """The `receive` and `send` of a server, as bound methods of something that has a transport."""
 
@@ -209,14 +223,14 @@ async def test_abort_drops_the_transport_where_there_is_one() -> None:
 
 async def test_the_first_end_decides() -> None:
     channel = Server().channel()
-    ends: list[DisconnectReason | None] = []
-    channel.on_end = lambda: ends.append(channel.reason)
+    owner = Owner()
+    channel.owner = owner
     assert channel.end(Unknown())
     assert not channel.end(Close(1000))
     channel.close(1000, "", Close(1000))
     assert channel.reason == Unknown()
     assert await channel.ended() == Unknown()
-    assert ends == [Unknown()]
+    assert owner.heard == ["channel_ended"]
 
 
 async def test_closed_error_before_the_reason_is_known() -> None:

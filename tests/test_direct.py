@@ -130,6 +130,7 @@ class Stuck:
     """A connection of the protocol that a test drives: its peer reads only when it is told to."""
 
     def __init__(self) -> None:
+        self.app_state: dict[str, Any] = {}
         self.closed = False
         self.close_timeout = 0.0
         self.consumer: Any = None
@@ -155,6 +156,10 @@ class Stuck:
         self.wire.append(("refuse", status))
 
     def send_message(self, message: str | bytes) -> None:
+        self.wire.append(message)
+        self.unsent += len(message)
+
+    def write_message(self, message: str | bytes) -> None:
         self.wire.append(message)
         self.unsent += len(message)
 
@@ -252,6 +257,23 @@ async def test_nothing_is_accepted_or_refused_after_the_end() -> None:
     channel.connection_lost()
     assert connection.wire == [("refuse", 401)]
     assert channel.reason == Unknown()
+
+
+async def test_a_reply_is_written_at_once_where_nothing_is_in_the_way() -> None:
+    channel, connection, _ = await open_channel()
+    assert not channel.send_at_once("early")
+    await channel.accept()
+    connection.wire.clear()
+    assert channel.send_at_once("a")
+    channel.messages_received(["waits"])
+    assert not channel.send_at_once("b")
+    assert channel.take() == "waits"
+    connection.write_paused = True
+    assert not channel.send_at_once("c")
+    connection.write_paused = False
+    connection.closed = True
+    assert not channel.send_at_once("d")
+    assert connection.wire == ["a"]
 
 
 @pytest.mark.parametrize(("closes", "wire"), [(1011, [("refuse", 500)]), (1012, [("refuse", 503)])])

@@ -19,7 +19,8 @@ from starlette.requests import HTTPConnection, Request
 
 from wsdeco.channel import Address, Sink
 from wsdeco.factory import build_factory, class_factory, headers_factory
-from wsdeco.handler import Factory, HandlerMeta, Hooks, WebSocketHandler, bound_hooks, hooks_of
+from wsdeco.handler import Factory, HandlerMeta, Hooks, WebSocketHandler, bound_hook, hooks_of
+from wsdeco.hooks import HOOK_NAMES
 from wsdeco.reasons import HandlerError, HandlerWarning, Unknown
 
 T = TypeVar("T")
@@ -56,7 +57,7 @@ class Echo:
 
 async def kept_by(handler: Any) -> tuple[object, object]:
     """Return what the default `on_connect` keeps on `handler`."""
-    await bound_hooks(handler)[0](ADDR, SINK)
+    await bound_hook(handler, "on_connect")(ADDR, SINK)
     return handler.addr, handler.sink
 
 
@@ -70,7 +71,7 @@ def always(handler: object) -> Callable[[Headers], object]:
 async def test_an_instance_is_one_of_the_class_with_every_hook() -> None:
     handler: Any = build_factory(Echo, "/ws")(request())
     assert isinstance(handler, Echo)
-    on_connect, on_message, on_disconnect = bound_hooks(handler)
+    on_connect, on_message, on_disconnect = (bound_hook(handler, name) for name in HOOK_NAMES)
     await on_connect(ADDR, SINK)
     assert vars(handler) == {"addr": ADDR, "sink": SINK}
     assert await on_message("hi") == "hi"

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from wsdeco import reasons
 from wsdeco.channel import Address, Sink
-from wsdeco.handler import HandlerMeta, Hooks, WebSocketHandler, bound_hooks, hooks_of, inspect_handler
+from wsdeco.handler import HandlerMeta, Hooks, WebSocketHandler, bound_hook, hooks_of, inspect_handler
+from wsdeco.hooks import HOOK_NAMES
 from wsdeco.reasons import Close, DisconnectReason, HandlerError, HandlerWarning, Unknown
 
 T = TypeVar("T")
@@ -417,9 +418,9 @@ async def test_a_wrapper_may_convert_what_arrives_and_what_is_sent() -> None:
     assert inspect_handler(Json) == TEXT
     assert inspect_handler(Joined) == TEXT
     assert inspect_handler(Checked) == BINARY
-    assert await bound_hooks(Json())[1]('{"a": 1}') == '{"a": 1}'
-    assert await bound_hooks(Joined())[1]("hi") == "hi"
-    assert await bound_hooks(Checked())[1](b"hi") == b"hi"
+    assert await bound_hook(Json(), "on_message")('{"a": 1}') == '{"a": 1}'
+    assert await bound_hook(Joined(), "on_message")("hi") == "hi"
+    assert await bound_hook(Checked(), "on_message")(b"hi") == b"hi"
 
 
 def test_hooks_assigned_from_elsewhere() -> None:
@@ -695,12 +696,12 @@ def test_the_base_lets_hooks_differ_as_they_may() -> None:
 
 async def test_the_hooks_of_the_base_keep_the_connection_and_do_nothing_else() -> None:
     handler = Strict()
-    on_connect, on_message, on_disconnect = bound_hooks(handler)
+    on_connect, on_message, on_disconnect = (bound_hook(handler, name) for name in HOOK_NAMES)
     await on_connect(ADDR, SINK)
     assert (handler.addr, handler.sink) == (ADDR, SINK)
     assert await on_message("hi") == "Echo: hi"
     await on_disconnect(Unknown())
-    assert await bound_hooks(WebSocketHandler())[1]("hi") is None
+    assert await bound_hook(WebSocketHandler(), "on_message")("hi") is None
 
 
 def test_the_base_checks_hooks_where_a_class_is_defined() -> None:
@@ -798,7 +799,7 @@ async def test_missing_hooks_of_an_instance_are_filled_in() -> None:
     class Silent: ...
 
     handler = Silent()
-    on_connect, on_message, on_disconnect = bound_hooks(handler)
+    on_connect, on_message, on_disconnect = (bound_hook(handler, name) for name in HOOK_NAMES)
     await on_connect(ADDR, SINK)
     assert vars(handler) == {"addr": ADDR, "sink": SINK}
     assert await on_message("hi") is None
@@ -807,11 +808,11 @@ async def test_missing_hooks_of_an_instance_are_filled_in() -> None:
 
 async def test_own_hooks_of_an_instance_are_taken() -> None:
     handler = Greeting()
-    assert bound_hooks(handler)[0] == handler.on_connect
+    assert bound_hook(handler, "on_connect") == handler.on_connect
 
 
 @pytest.mark.parametrize("base", [object, WebSocketHandler])
 async def test_an_instance_without_room_for_the_connection_says_so(base: type) -> None:
     slotted = type("Slotted", (base,), {"__slots__": ()})
     with pytest.raises(HandlerError, match=r'Slotted has no on_connect.*add "addr" and "sink" to its __slots__'):
-        await bound_hooks(slotted())[0](ADDR, SINK)
+        await bound_hook(slotted(), "on_connect")(ADDR, SINK)

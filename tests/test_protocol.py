@@ -472,6 +472,24 @@ class TestMessages:
         for session in sessions:
             await session.end()
 
+    async def test_a_message_is_written_at_once_behind_what_waits(self) -> None:
+        session = Session(Script(ACCEPT))
+        await session.open()
+        session.protocol.write_message("a")
+        assert session.transport.take() == encode_text("a")
+        session.protocol.send_message("b")
+        session.protocol.write_message("c")
+        assert session.transport.take() == encode_text("b") + encode_text("c")
+        session.transport.fill()
+        session.protocol.write_message("d")
+        assert session.transport.take() == b""
+        session.transport.empty()
+        assert session.transport.take() == encode_text("d")
+        session.transport.close()
+        session.protocol.write_message("e")
+        assert session.transport.take() == b""
+        await session.end()
+
     async def test_much_is_written_at_once(self) -> None:
         app = Script(ACCEPT)
         session = Session(app)

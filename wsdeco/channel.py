@@ -11,9 +11,8 @@ import asyncio
 import json
 import sys
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, cast
 
 from starlette.datastructures import Headers, QueryParams
 from starlette.requests import HTTPConnection
@@ -30,6 +29,7 @@ from wsdeco.reasons import (
     cut_close_reason,
     printable,
 )
+from wsdeco.request import PackedRequest
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -39,6 +39,7 @@ __all__ = [
     "Channel",
     "Data",
     "HeaderItems",
+    "Owner",
     "Sink",
     "checked_data",
     "checked_headers",
@@ -129,6 +130,19 @@ def checked_headers(headers: HeaderItems) -> list[tuple[bytes, bytes]]:
     return checked
 
 
+class Owner(Protocol):
+    """Who is told what happens to a channel."""
+
+    def channel_accepted(self) -> None:
+        """Take notice that the upgrade is accepted; called once at most."""
+
+    def channel_ended(self) -> None:
+        """Take notice that `reason` is set; called once."""
+
+    def transport_lost(self) -> None:
+        """Take notice that the transport is gone, where a channel can tell; called once."""
+
+
 class Channel(ABC):
     """One connection as the lifecycle sees it.
 
@@ -142,8 +156,7 @@ class Channel(ABC):
         subprotocol: The subprotocol agreed on.
         dropped: Outgoing messages dropped because the outbox was full (`slow_consumer="drop"`).
         undelivered: Incoming messages that no hook took: of a kind it does not take, or too late.
-        on_accept: Called once, when the upgrade is accepted.
-        on_end: Called once, as soon as `reason` is set.
+        owner: Who is told when the upgrade is accepted and when the channel ends.
     """
 
     __slots__ = (
@@ -154,21 +167,20 @@ class Channel(ABC):
         "_inbox_size",
         "_last_frame_at",
         "_message_waiter",
+        "_request",
         "accepted",
         "clock",
         "config",
         "dropped",
         "loop",
-        "on_accept",
-        "on_end",
+        "owner",
         "reason",
-        "request",
         "subprotocol",
         "undelivered",
     )
 
     def __init__(self, request: HTTPConnection, config: ConnectionConfig, clock: Clock | None = None) -> None:
-        self.request = request
+        self._request: HTTPConnection | PackedRequest = request
         self.config = config
         self.loop = asyncio.get_running_loop()
         self.clock: Clock = clock if clock is not None else self.loop
@@ -178,10 +190,9 @@ class Channel(ABC):
         self.dropped = 0
         self.undelivered = 0
         self._last_frame_at = self.clock.time()
-        self.on_accept: Callable[[], None] | None = None
-        self.on_end: Callable[[], None] | None = None
+        self.owner: Owner | None = None
         self._addr: Address | None = None
-        self._inbox: deque[Data | None] = deque()
+        self._inbox: list[Data | None] | None = None
         self._inbox_size: int = 0
         self._message_waiter: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -208,6 +219,10 @@ class Channel(ABC):
     async def send(self, data: Data) -> None:
         """Send one message; wait while the peer does not read."""
 
+    def send_at_once(self, data: Data) -> bool:
+        """Write one message without a detour, if there is one way to do so at this moment; return whether it was."""
+        return False
+
     @abstractmethod
     def send_nowait(self, data: Data) -> bool:
         """Put one message into the outbox; return whether it went in."""
@@ -231,6 +246,14 @@ class Channel(ABC):
     # What all of them share.
 
     @property
+    def request(self) -> HTTPConnection:
+        """The handshake request."""
+        request = self._request
+        if isinstance(request, PackedRequest):
+            request = self._request = request.unpack()
+        return request
+
+    @property
     def addr(self) -> Address:
         """The peer's address."""
         if self._addr is None:
@@ -238,14 +261,14 @@ class Channel(ABC):
             self._addr = Address(str(client[0]), int(client[1])) if client else Address("", 0)
         return self._addr
 
-    async def receive(self) -> Data | None:
-        """Return the next message in order; `None` when the channel has ended and none is left."""
+    def take(self) -> Data | None:
+        """Return the next message in order; `None` while none waits, and when the channel has ended."""
         inbox = self._inbox
-        while not inbox:
-            if self.reason is not None:
-                return None
-            await self._event()
-        data = inbox.popleft()
+        if inbox is None:
+            return None
+        data = inbox.pop()
+        if not inbox:
+            self._inbox = None
         if data is None:
             self.undelivered += 1
             text = f"message is longer than {self.config.max_message_size} bytes"
@@ -254,6 +277,17 @@ class Channel(ABC):
         self._inbox_size -= sys.getsizeof(data)
         if self._drained is not None and self._inbox_size <= self.config.max_inbox // 2:
             _wake(self._drained)
+        return data
+
+    def event(self) -> asyncio.Future[None]:
+        """Return what is done as soon as a message waits or the channel has ended, for the one who takes messages."""
+        self._message_waiter = self.loop.create_future()
+        return self._message_waiter
+
+    async def receive(self) -> Data | None:
+        """Return the next message in order; `None` when the channel has ended and none is left."""
+        while (data := self.take()) is None and self.reason is None:
+            await self.event()
         return data
 
     @property
@@ -269,21 +303,15 @@ class Channel(ABC):
     async def ended(self) -> DisconnectReason:
         """Wait until the channel has ended; return why."""
         while self.reason is None:
-            await self._event()
+            await self.event()
         return self.reason
-
-    async def _event(self) -> None:
-        self._message_waiter = self.loop.create_future()
-        try:
-            await self._message_waiter
-        finally:
-            self._message_waiter = None
 
     def discard_inbox(self) -> None:
         """Give up the messages that wait for a hook, and count them."""
-        self.undelivered += len(self._inbox)
-        self._inbox.clear()
-        self._inbox_size = 0
+        if self._inbox is not None:
+            self.undelivered += len(self._inbox)
+            self._inbox = None
+            self._inbox_size = 0
         self.wake_reader()
 
     def wake_receiver(self) -> None:
@@ -297,17 +325,28 @@ class Channel(ABC):
     def deliver(self, data: Data) -> None:
         """Put a message that has arrived into the inbox (called by the reading side)."""
         self._last_frame_at = self.clock.time()
-        if self.reason is not None or (self._inbox and self._inbox[-1] is None):
+        # The newest message is the first of the list.
+        if self.reason is not None or (self._inbox is not None and self._inbox[0] is None):
             self.undelivered += 1
             return
+        size = sys.getsizeof(data)
         if len(data) * (4 if isinstance(data, str) else 1) > self.config.max_message_size and (
             wire_size(data) > self.config.max_message_size
         ):
             # It ends the connection when the messages before it have been handled and answered.
-            self._inbox.append(None)
+            self._put([None], 0)
         else:
-            self._inbox.append(data)
-            self._inbox_size += sys.getsizeof(data)
+            self._put([data], size)
+
+    def _put(self, messages: list[Data | None], size: int) -> None:
+        # In reverse, so that taking the oldest is a pop().
+        if self._inbox is None:
+            if len(messages) > 1:
+                messages.reverse()
+            self._inbox = messages
+        else:
+            self._inbox[:0] = reversed(messages)
+        self._inbox_size += size
         _wake(self._message_waiter)
 
     @property
@@ -331,16 +370,16 @@ class Channel(ABC):
         self.reason = reason
         _wake(self._message_waiter)
         _wake(self._drained)
-        if self.on_end is not None:
-            self.on_end()
+        if self.owner is not None:
+            self.owner.channel_ended()
         return True
 
     def mark_accepted(self, subprotocol: str | None) -> None:
         """Note that the upgrade is being accepted."""
         self.subprotocol = subprotocol
         self.accepted = True
-        if self.on_accept is not None:
-            self.on_accept()
+        if self.owner is not None:
+            self.owner.channel_accepted()
 
     def closed_error(self) -> ConnectionClosed:
         """Return the exception for a use of the channel after its end."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final, Protocol, cast
 
 from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
@@ -17,6 +18,7 @@ from wsdeco.channel import Channel, Data, HeaderItems, checked_headers, wire_siz
 from wsdeco.clock import Clock
 from wsdeco.config import ConnectionConfig
 from wsdeco.reasons import Close, CloseCode, DisconnectReason, Error, Unknown
+from wsdeco.request import PackedRequest
 
 __all__ = ["DirectChannel", "DirectConnection", "direct_connection", "is_direct", "is_served_app"]
 
@@ -27,6 +29,7 @@ EXTENSION: Final = "wsdeco"
 class DirectConnection(Protocol):
     """What the channel asks of the protocol: see `wsdeco.protocol.WebSocketProtocol`."""
 
+    app_state: dict[str, Any]
     closed: bool
     close_timeout: float
     consumer: Any
@@ -63,6 +66,9 @@ class DirectConnection(Protocol):
 
     def send_message(self, message: Data) -> None:
         """Write a message by the end of the loop's turn."""
+
+    def write_message(self, message: Data) -> None:
+        """Write a message at once, behind what waits."""
 
     async def drain(self) -> None:
         """Wait until the peer reads, or nothing more can be sent."""
@@ -112,10 +118,10 @@ class DirectChannel(Channel):
     """A channel that is the protocol's consumer.
 
     Attributes:
-        on_lost: Called once, when the transport is gone.
+        lost: The transport is gone.
     """
 
-    __slots__ = ("_connection", "_early", "_early_size", "_lost", "on_lost")
+    __slots__ = ("_connection", "_early", "_early_size", "_reader", "lost")
 
     def __init__(
         self, scope: Scope, connection: DirectConnection, config: ConnectionConfig, clock: Clock | None = None
@@ -124,8 +130,8 @@ class DirectChannel(Channel):
         self._connection = connection
         self._early: list[Data] | None = None
         self._early_size = 0
-        self._lost: asyncio.Future[None] | None = None
-        self.on_lost: Callable[[], None] | None = None
+        self._reader: asyncio.Future[None] | None = None
+        self.lost = False
         connection.close_timeout = config.close_timeout
 
     # What the protocol calls.
@@ -135,10 +141,9 @@ class DirectChannel(Channel):
         if self.reason is not None:
             self.undelivered += len(messages)
             return
-        self._inbox.extend(messages)
-        self._inbox_size += sum(map(sys.getsizeof, messages))
-        self.wake_receiver()
-        if self.inbox_full:
+        size = sys.getsizeof(messages[0]) if len(messages) == 1 else sum(map(sys.getsizeof, messages))
+        self._put(cast("list[Data | None]", messages), size)
+        if self._inbox_size > self.config.max_inbox:
             self._connection.pause_reading()
 
     def input_ended(self, reason: Close | Unknown) -> None:
@@ -147,10 +152,11 @@ class DirectChannel(Channel):
 
     def connection_lost(self) -> None:
         """Take notice that the transport is gone."""
-        if self.on_lost is not None:
-            self.on_lost()
-        elif self._lost is not None and not self._lost.done():
-            self._lost.set_result(None)
+        self.lost = True
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+        if self.owner is not None:
+            self.owner.transport_lost()
 
     # What the lifecycle calls.
 
@@ -164,14 +170,15 @@ class DirectChannel(Channel):
     async def read(self) -> None:
         """Wait until the transport is gone: the protocol reads."""
         if self._connection.consumer is self:
-            self._lost = self.loop.create_future()
-            await self._lost
+            self._reader = self.loop.create_future()
+            await self._reader
 
-    async def receive(self) -> Data | None:
+    def take(self) -> Data | None:
         """As for every channel; the peer is read again, or answered, when its messages have been taken."""
-        data = await super().receive()
+        data = super().take()
         if data is None:
-            self._connection.finish()
+            if self.reason is not None:
+                self._connection.finish()
         elif self._connection.reading_paused:
             self._resume_reading()
         return data
@@ -204,6 +211,11 @@ class DirectChannel(Channel):
         the closing handshake.
         """
         return self._connection.closed or (self.reason is not None and not self.accepted)
+
+    def pack_request(self) -> None:
+        """As for every channel; the app's middleware has been left behind with the end of the call that began it."""
+        with suppress(ValueError):
+            self._request = PackedRequest(self.request, self._connection.app_state)
 
     async def accept(self, subprotocol: str | None = None, headers: HeaderItems = ()) -> None:
         """Accept the upgrade; does nothing where that has been done."""
@@ -241,6 +253,14 @@ class DirectChannel(Channel):
         connection.send_message(data)
         if connection.write_paused:
             await self._drain()
+
+    def send_at_once(self, data: Data) -> bool:
+        """Write a reply behind which nothing else is about to be written, so that there is nothing to wait for."""
+        connection = self._connection
+        if self._inbox is not None or connection.closed or connection.write_paused or not self.accepted:
+            return False
+        connection.write_message(data)
+        return True
 
     async def _drain(self) -> None:
         timer = None

@@ -135,7 +135,7 @@ class Framing:
         self._utf8: codecs.IncrementalDecoder | None = None
         self._message_is_compressed = False
         self._active = False
-        self._pongs: list[bytes] = []
+        self._pongs: list[bytes] | None = None
         self._held_pong = b""
         self.ended: Close | None = None
         self.close_sent = False
@@ -296,6 +296,8 @@ class Framing:
         if self.hold_pongs:
             self._held_pong = b"".join(replies) or self._held_pong
         else:
+            if self._pongs is None:
+                self._pongs = []
             self._pongs += replies
         return 1
 
@@ -337,8 +339,8 @@ class Framing:
 
         Those are pings, pongs that answer no ping of ours, and fragments of a message still to be completed.
         """
-        taken = b"".join(self._pongs), self._active
-        self._pongs.clear()
+        taken = b"".join(self._pongs or ()), self._active
+        self._pongs = None
         self._active = self.noticed = False
         return taken
 

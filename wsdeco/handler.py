@@ -30,11 +30,8 @@ __all__ = [
     "Factory",
     "HandlerMeta",
     "Hooks",
-    "OnConnect",
-    "OnDisconnect",
-    "OnMessage",
     "WebSocketHandler",
-    "bound_hooks",
+    "bound_hook",
     "hooks_of",
     "inspect_handler",
     "remember_hooks",
@@ -42,15 +39,6 @@ __all__ = [
 
 Factory: TypeAlias = Callable[[HTTPConnection], object]
 """Makes the handler instance of a connection from its handshake request."""
-
-OnConnect: TypeAlias = Callable[[Address, Sink], Awaitable[None]]
-"""A bound `on_connect`."""
-
-OnMessage: TypeAlias = Callable[[Any], Any]
-"""A bound `on_message`: gives an awaitable or, where `Hooks.streams` says so, an asynchronous generator."""
-
-OnDisconnect: TypeAlias = Callable[[DisconnectReason], Awaitable[None]]
-"""A bound `on_disconnect`."""
 
 
 class HandlerMeta(ABCMeta):
@@ -170,11 +158,7 @@ def remember_hooks(cls: type, hooks: Hooks) -> None:
     _known_hooks[cls] = hooks
 
 
-def bound_hooks(handler: object) -> tuple[OnConnect, OnMessage, OnDisconnect]:
-    """Return the hooks of an instance, with the defaults for those that its class does not define."""
-    return _bound(handler, "on_connect"), _bound(handler, "on_message"), _bound(handler, "on_disconnect")
-
-
-def _bound(handler: object, name: str) -> Any:
+def bound_hook(handler: object, name: str) -> Any:
+    """Return a hook of an instance, or the default one where its class defines none."""
     hook = getattr(handler, name, None)
     return hook if hook is not None else MethodType(DEFAULT_HOOKS[name], handler)

@@ -23,7 +23,7 @@ import asyncio
 import sys
 from http import HTTPStatus
 from importlib.util import find_spec
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
 import h11
@@ -392,5 +392,7 @@ if find_spec("httptools") is not None:
             end: int = upgrade.args[0] if isinstance(upgrade, httptools.HttpParserUpgrade) else len(self._data)
             super().handle_websocket_upgrade()
             self._pass_on(self._data[end:])
+            # It refers back to its owner, and the two would wait for the garbage collector together.
+            self.parser = cast(Any, None)
 
     HttpProtocol = BoundedHttpToolsProtocol

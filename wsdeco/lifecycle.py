@@ -14,7 +14,7 @@ is interrupted by cancelling that task.
     ENDED        last hook has ended                 on_disconnect, once
 
 The channel holds the state: CONNECTING until `accepted`, ENDED as soon as it has a `reason`, which the first event
-sets. `Connection._ended` is called at that moment and decides how long a hook that still runs may go on.
+sets. `Connection.channel_ended` is called at that moment and decides how long a hook that still runs may go on.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from wsdeco.channel import Address, Channel, Data, Sink, checked_data
 from wsdeco.clock import Timer
 from wsdeco.config import ConnectionConfig
 from wsdeco.direct import DirectChannel
-from wsdeco.handler import Factory, bound_hooks, hooks_of
+from wsdeco.handler import Factory, bound_hook, hooks_of
 from wsdeco.hooks import Hooks
 from wsdeco.reasons import (
     Close,
@@ -86,20 +86,19 @@ class Connection:
         self._config: ConnectionConfig = channel.config
         self._factory = factory
         self._name = name
-        self._done: Callable[[], None] | None = None
+        self._done: Callable[[Connection], None] | None = None
         self._hook: str | None = None
         self._hook_ended_at = channel.last_frame_at
         self._hook_timer: Timer | None = None
         self._hooks_task: asyncio.Task[None] | None = None
         self._interrupted = False
-        self._limit_timers: dict[LimitName, Timer] = {}
+        self._limit_timers: dict[LimitName, Timer] | None = None
         self._reading = False
         self._server_task: asyncio.Task[Any] | None = None
         self._shutting_down = False
         self._stop_timer: Timer | None = None
         self._stopped_reading = False
-        channel.on_accept = self._accepted
-        channel.on_end = self._ended
+        channel.owner = self
 
     # The server's task.
 
@@ -131,36 +130,38 @@ class Connection:
             # The one that arrived: anyio knows its own cancellations by their text.
             raise cancellation
 
-    def start(self, done: Callable[[], None]) -> None:
+    def start(self, done: Callable[[Connection], None]) -> None:
         """Serve a connection whose channel reads by itself; call `done` when everything about it has ended.
 
         The channel has been connected.
         """
-        channel = cast(DirectChannel, self._channel)
-        channel.on_lost = self._transport_lost
         self._done = done
-        self._hooks_task = channel.loop.create_task(self._run_hooks())
+        self._hooks_task = self._channel.loop.create_task(self._run_hooks())
         self._hooks_task.add_done_callback(self._hooks_done)
 
-    def _transport_lost(self) -> None:
-        cast(DirectChannel, self._channel).on_lost = None
+    def transport_lost(self) -> None:
+        """Take notice that the channel's transport is gone."""
         self._end_if_over()
 
     def _end_if_over(self) -> None:
-        channel = cast(DirectChannel, self._channel)
         done = self._done
-        if done is not None and channel.on_lost is None and cast("asyncio.Task[None]", self._hooks_task).done():
+        if (
+            done is not None
+            and cast(DirectChannel, self._channel).lost
+            and cast("asyncio.Task[None]", self._hooks_task).done()
+        ):
             # The transport may be lost between the end of the task and its callback.
             self._done = None
             self._release()
-            done()
+            done(self)
 
     def _release(self) -> None:
         channel = self._channel
-        for timer in (self._stop_timer, self._hook_timer, *self._limit_timers.values()):
-            _cancel(timer)
+        _cancel(self._stop_timer)
+        _cancel(self._hook_timer)
+        self._cancel_limits()
         channel.release()
-        channel.on_accept = channel.on_end = None
+        channel.owner = None
 
     @property
     def shutdown_time(self) -> float:
@@ -204,8 +205,7 @@ class Connection:
             self._channel.close(CloseCode.INTERNAL_ERROR, INTERNAL_ERROR, Error(message))
         if not task.cancelled() and task.exception() is not None:
             logger.error("%s: the connection failed", self._name, exc_info=task.exception())
-        if self._done is not None:
-            self._end_if_over()
+        self._end_if_over()
 
     def _stop(self) -> None:
         # The closing handshake has had its time.
@@ -219,19 +219,28 @@ class Connection:
 
     # Deadlines.
 
-    def _accepted(self) -> None:
-        _cancel(self._limit_timers.pop("connect_timeout", None))
+    def channel_accepted(self) -> None:
+        """Start the deadlines of an open connection."""
+        self._cancel_limits()
         config = self._config
         if config.max_connection_duration is not None:
-            timer = self._after(config.max_connection_duration, self._duration_over)
-            self._limit_timers["max_connection_duration"] = timer
+            self._limit("max_connection_duration", config.max_connection_duration, self._duration_over)
         if config.idle_timeout is not None:
-            self._limit_timers["idle_timeout"] = self._after(config.idle_timeout, self._check_idle)
+            self._limit("idle_timeout", config.idle_timeout, self._check_idle)
 
-    def _ended(self) -> None:
-        for timer in self._limit_timers.values():
+    def _limit(self, name: LimitName, seconds: float, callback: Callable[[], object]) -> None:
+        if self._limit_timers is None:
+            self._limit_timers = {}
+        self._limit_timers[name] = self._after(seconds, callback)
+
+    def _cancel_limits(self) -> None:
+        timers, self._limit_timers = self._limit_timers, None
+        for timer in (timers or {}).values():
             timer.cancel()
-        self._limit_timers.clear()
+
+    def channel_ended(self) -> None:
+        """Decide how long a hook that still runs may go on."""
+        self._cancel_limits()
         self._stop_timer = self._after(self._config.close_timeout, self._stop)
         reason = self._channel.reason
         if isinstance(reason, Close) and reason.code == CloseCode.SERVICE_RESTART and reason.by == "server":
@@ -255,7 +264,7 @@ class Connection:
         now = clock.time()
         quiet_since = now if self._hook is not None else max(self._channel.last_frame_at, self._hook_ended_at)
         if quiet_since + seconds > now:
-            self._limit_timers["idle_timeout"] = clock.call_at(quiet_since + seconds, self._check_idle)
+            self._limit("idle_timeout", quiet_since + seconds - now, self._check_idle)
         else:
             self._time_out("idle_timeout", seconds)
 
@@ -283,40 +292,41 @@ class Connection:
     # The hooks' task.
 
     async def _run_hooks(self) -> None:
+        # An idle connection waits in every coroutine from here to the event, and each message passes through them.
         channel = self._channel
         if channel.accepted or not channel.closed:
             # Otherwise the peer has gone before anything was built for it.
-            await self._run_handler()
+            if channel.accepted:
+                self.channel_accepted()
+            else:
+                self._limit("connect_timeout", self._config.connect_timeout, self._connect_over)
+            connected: object = None
+            try:
+                handler = self._factory(channel.request)
+                hooks = hooks_of(type(handler))
+                on_connect = bound_hook(handler, "on_connect")
+                connected = handler
+                await self._call_on_connect(on_connect)
+                del on_connect
+                if self._done is not None:
+                    cast(DirectChannel, channel).pack_request()
+                await self._call_on_message(hooks, bound_hook(handler, "on_message"))
+            except BaseException as exc:
+                if self._is_thrown_away():
+                    raise
+                if isinstance(exc, HTTPException) and not channel.accepted and channel.reason is None:
+                    connected = None
+                    await self._refuse(exc)
+                else:
+                    self._fail(exc)
+            self._hook_over()
+            if connected is not None:
+                await self._call_on_disconnect(connected)
+            _cancel(self._hook_timer)
         if not channel.accepted:
             # Where the handshake was refused no closing handshake follows, so no event need come.
             await channel.flushed()
             self._stop_reading()
-
-    async def _run_handler(self) -> None:
-        channel = self._channel
-        on_disconnect: Callable[[DisconnectReason], Awaitable[None]] | None = None
-        if channel.accepted:
-            self._accepted()
-        else:
-            self._limit_timers["connect_timeout"] = self._after(self._config.connect_timeout, self._connect_over)
-        try:
-            handler = self._factory(channel.request)
-            hooks = hooks_of(type(handler))
-            on_connect, on_message, on_disconnect = bound_hooks(handler)
-            await self._call_on_connect(on_connect)
-            await self._call_on_message(hooks, on_message)
-        except BaseException as exc:
-            if self._is_thrown_away():
-                raise
-            if isinstance(exc, HTTPException) and not channel.accepted and channel.reason is None:
-                on_disconnect = None
-                await self._refuse(exc)
-            else:
-                self._fail(exc)
-        self._hook_over()
-        if on_disconnect is not None:
-            await self._call_on_disconnect(on_disconnect)
-        _cancel(self._hook_timer)
 
     async def _call_on_connect(self, on_connect: Callable[[Address, Sink], Awaitable[None]]) -> None:
         channel = self._channel
@@ -330,7 +340,13 @@ class Connection:
     async def _call_on_message(self, hooks: Hooks, on_message: Callable[[Data], Any]) -> None:
         channel = self._channel
         takes = {str: hooks.takes_text, bytes: hooks.takes_binary}
-        while (data := await channel.receive()) is not None:
+        while True:
+            data = channel.take()
+            if data is None:
+                if channel.reason is not None:
+                    return
+                await channel.event()
+                continue
             if not takes[type(data)]:
                 channel.undelivered += 1
                 continue
@@ -341,7 +357,9 @@ class Connection:
                 else:
                     reply = await on_message(data)
                     if reply is not None:
-                        await channel.send(checked_data(reply))
+                        checked = checked_data(reply)
+                        if not channel.send_at_once(checked):
+                            await channel.send(checked)
             except (ConnectionClosed, BaseExceptionGroup) as exc:
                 if not self._is_departure(exc):
                     raise
@@ -355,7 +373,7 @@ class Connection:
             if isinstance(replies, AsyncGenerator):
                 await replies.aclose()
 
-    async def _call_on_disconnect(self, on_disconnect: Callable[[DisconnectReason], Awaitable[None]]) -> None:
+    async def _call_on_disconnect(self, handler: object) -> None:
         reason = await self._reason()
         undelivered = self._channel.undelivered
         if undelivered:
@@ -368,7 +386,7 @@ class Connection:
             self._limit_hook(max(grace, close_timeout))
         self._hook = "on_disconnect"
         try:
-            await on_disconnect(reason)
+            await bound_hook(handler, "on_disconnect")(reason)
         except BaseException as exc:
             if self._is_thrown_away():
                 raise
@@ -386,7 +404,8 @@ class Connection:
 
     def _hook_over(self) -> None:
         self._hook = None
-        self._hook_ended_at = self._channel.clock.time()
+        if self._config.idle_timeout is not None:
+            self._hook_ended_at = self._channel.clock.time()
         if self._interrupted:
             self._interrupted = False
             _cancel(self._hook_timer)

@@ -80,6 +80,7 @@ class WebSocketProtocol(asyncio.Protocol):
         clock: Time and timers; the event loop's, if not given.
 
     Attributes:
+        app_state: The lifespan's state.
         config: uvicorn's configuration.
         consumer: Who takes what arrives; to be replaced before the handshake is accepted.
         scope: The ASGI scope, until the handshake is accepted or refused.
@@ -94,7 +95,6 @@ class WebSocketProtocol(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_app_state",
         "_buffer",
         "_clock",
         "_deadline",
@@ -108,6 +108,7 @@ class WebSocketProtocol(asyncio.Protocol):
         "_server_state",
         "_transport_paused",
         "_turn",
+        "app_state",
         "close_timeout",
         "closed",
         "config",
@@ -136,7 +137,7 @@ class WebSocketProtocol(asyncio.Protocol):
             config.load()
         self.config = config
         self._server_state = server_state
-        self._app_state = app_state
+        self.app_state = app_state
         turn = turn_of(server_state, _loop)
         self._turn = turn
         self._clock: Clock = turn.loop if clock is None else clock
@@ -259,7 +260,7 @@ class WebSocketProtocol(asyncio.Protocol):
             _logger.warning("Exceeded concurrency limit.")
             self._write_refusal(HTTPStatus.SERVICE_UNAVAILABLE, (), b"The server is full.")
             return
-        self.scope = build_scope(request, self.transport, self.config, self._app_state)
+        self.scope = build_scope(request, self.transport, self.config, self.app_state)
         conversation = Conversation(self)
         self.scope["extensions"]["wsdeco"] = conversation
         self.consumer = conversation
@@ -419,6 +420,15 @@ class WebSocketProtocol(asyncio.Protocol):
         """Write a message, for this connection only, by the end of the loop's turn."""
         if self._framing is not None:
             self.send(self._framing.encode(message))
+
+    def write_message(self, message: Message) -> None:
+        """Write a message at once, behind what waits, where the peer reads."""
+        framing = self._framing
+        if framing is None or self._outbox or self.write_paused:
+            self.send_message(message)
+            self.flush()
+        elif not self.transport.is_closing():
+            self.transport.write(framing.encode(message))
 
     def send(self, frame: bytes) -> None:
         """Write a frame by the end of the loop's turn, in order; whether the peer reads is the caller's to ask.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -67,6 +67,8 @@ class HandlerEndpoint:
         self.__name__ = name
         self._factory = factory
         self._context = context
+        # Made once, and not for each connection.
+        self._over = self._connection_over
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one WebSocket connection."""
@@ -80,9 +82,28 @@ class HandlerEndpoint:
         """
         channel = _open_channel(scope, receive, send, self.config, self._context.clock)
         if isinstance(channel, DirectChannel) and is_served_app(scope, outermost):
-            await _start(channel, self._factory, self.__name__, self.slots, self._context.connections)
+            await self._start(channel)
         else:
             await _serve(channel, self._factory, self.__name__, self.slots, self._context.connections)
+
+    async def _start(self, channel: DirectChannel) -> None:
+        connections = self._context.connections
+        if not await _take_slot(channel, self.slots, self.__name__):
+            return
+        started = False
+        try:
+            if await _let_in(channel, self.__name__, connections) and await channel.connect():
+                connection = Connection(channel, self._factory, self.__name__)
+                connections.add(connection)
+                connection.start(self._over)
+                started = True
+        finally:
+            if not started:
+                self.slots.give_back()
+
+    def _connection_over(self, connection: Connection) -> None:
+        self._context.connections.discard(connection)
+        self.slots.give_back()
 
 
 class WebSocketUpgrade(HTTPConnection):
@@ -208,8 +229,7 @@ def _open_channel(scope: Scope, receive: Receive, send: Send, config: Connection
 
 
 async def _serve(channel: Channel, factory: Factory, name: str, slots: Slots, connections: Connections) -> None:
-    if not slots.take():
-        await _turn_away(channel, 503, f"{name} is full", CloseCode.TRY_AGAIN_LATER, {"Retry-After": "1"})
+    if not await _take_slot(channel, slots, name):
         return
     try:
         if await _let_in(channel, name, connections):
@@ -223,25 +243,12 @@ async def _serve(channel: Channel, factory: Factory, name: str, slots: Slots, co
         slots.give_back()
 
 
-async def _start(channel: DirectChannel, factory: Factory, name: str, slots: Slots, connections: Connections) -> None:
-    if not slots.take():
-        await _turn_away(channel, 503, f"{name} is full", CloseCode.TRY_AGAIN_LATER, {"Retry-After": "1"})
-        return
-    started = False
-    try:
-        if await _let_in(channel, name, connections) and await channel.connect():
-            connection = Connection(channel, factory, name)
-            connections.add(connection)
-            connection.start(partial(_ended, connection, slots, connections))
-            started = True
-    finally:
-        if not started:
-            slots.give_back()
-
-
-def _ended(connection: Connection, slots: Slots, connections: Connections) -> None:
-    connections.discard(connection)
-    slots.give_back()
+async def _take_slot(channel: Channel, slots: Slots, name: str) -> bool:
+    # Without an await in front: the slot comes first.
+    if slots.take():
+        return True
+    await _turn_away(channel, 503, f"{name} is full", CloseCode.TRY_AGAIN_LATER, {"Retry-After": "1"})
+    return False
 
 
 async def _let_in(channel: Channel, name: str, connections: Connections) -> bool:

@@ -1,0 +1,114 @@
+"""The request of an open connection: packed while nobody looks at it, and the same when somebody does."""
+
+import gc
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID
+
+import pytest
+from starlette.requests import HTTPConnection
+from starlette.types import Scope
+
+from tests.stacks import DIRECT, soon
+from wsdeco import Address, App, Sink
+from wsdeco.request import PackedRequest
+
+ID = "6e8bc430-9c3a-11d9-9669-0800200c9a66"
+
+
+def scope(**more: Any) -> Scope:
+    plain: dict[str, Any] = {
+        "type": "websocket",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "scheme": "wss",
+        "server": ("127.0.0.1", 8000),
+        "client": ("192.0.2.1", 50000),
+        "root_path": "/root",
+        "path": "/root/caf\xe9",
+        "raw_path": b"/root/caf%C3%A9",
+        "query_string": b"a=1",
+        "headers": [(b"host", b"example.com"), (b"x", b"1"), (b"x", b"2\xff")],
+        "subprotocols": ["chat"],
+        "state": {"db": DB},
+        "extensions": {"websocket.http.response": {}, "wsdeco": object()},
+        "app": APP,
+        "router": APP.app.router,
+        "endpoint": scope,
+        "path_params": {"id": UUID(ID)},
+    }
+    return plain | more
+
+
+APP = App()
+DB = object()
+
+
+def test_a_packed_request_says_what_it_said_before() -> None:
+    packed = PackedRequest(HTTPConnection(scope()), {"db": DB})
+    found = packed.unpack()
+    assert found.scope == scope(extensions={"websocket.http.response": {}})
+    assert found.headers.getlist("x") == ["1", "2\xff"]
+    assert found.state.db is DB
+    found.state.db = None
+    assert packed.unpack().state.db is DB
+
+
+def test_a_request_that_somebody_keeps_stays_the_same_object() -> None:
+    request = HTTPConnection(scope())
+    packed = PackedRequest(request, {"db": DB})
+    assert packed.unpack() is request
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"state": {"db": DB, "user": "ada"}}, {"user": "ada"}, {"client": (object(), 1)}],
+    ids=["state", "scope", "value"],
+)
+def test_what_somebody_has_put_into_the_scope_is_kept(more: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"somebody has put there|unmarshallable"):
+        PackedRequest(HTTPConnection(scope(**more)), {"db": DB})
+
+
+async def test_a_sink_says_the_same_before_and_after() -> None:
+    app = App()
+    sinks: list[Sink] = []
+    told: list[object] = []
+
+    def look(sink: Sink) -> object:
+        request = sink.request
+        return (
+            *(str(request.url), list(sink.headers.items()), sink.query_params["a"], sink.path_params, request.cookies),
+            *(request.client, request.app, request.scope["endpoint"], request.state.shared),
+        )
+
+    @app.lifespan
+    async def lifespan(_: object) -> AsyncIterator[dict[str, object]]:
+        yield {"shared": DB}
+
+    @app.handler("/rooms/{id:uuid}")
+    class Handler:  # pyright: ignore[reportUnusedClass] - the decorator has it
+        async def on_connect(self, addr: Address, sink: Sink) -> None:
+            self.sink = sink
+            sinks.append(sink)
+
+        async def on_message(self, text: str) -> str:
+            if text == "look":
+                told.append(look(self.sink))
+            return text
+
+    async with DIRECT.serve(app) as server, server.connect(f"/rooms/{ID}?a=1", headers={"Cookie": "c=2"}) as peer:
+        await peer.send("first")
+        assert await soon(peer.receive()) == "first"
+        gc.collect()
+        found: list[Any] = [each for each in gc.get_objects() if type(each) is HTTPConnection]
+        assert [each for each in found if each.scope["path"] == f"/rooms/{ID}"] == []
+        del found
+        for _ in range(2):
+            await peer.send("look")
+            assert await soon(peer.receive()) == "look"
+        assert sinks[0].request is sinks[0].request
+    assert told[0] == told[1]
+    assert f"/rooms/{ID}?a=1" in str(told[0])
+    assert "'c': '2'" in str(told[0])
+    assert UUID(ID) in sinks[0].path_params.values()
