@@ -192,7 +192,7 @@ class Channel(ABC):
         self._last_frame_at = self.clock.time()
         self.owner: Owner | None = None
         self._addr: Address | None = None
-        self._inbox: list[Data | None] | None = None
+        self._inbox: list[Any] | None = None
         self._inbox_size: int = 0
         self._message_waiter: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -266,7 +266,7 @@ class Channel(ABC):
         inbox = self._inbox
         if inbox is None:
             return None
-        data = inbox.pop()
+        data: Data | None = inbox.pop()
         if not inbox:
             self._inbox = None
         if data is None:
@@ -338,7 +338,7 @@ class Channel(ABC):
         else:
             self._put([data], size)
 
-    def _put(self, messages: list[Data | None], size: int) -> None:
+    def _put(self, messages: list[Any], size: int) -> None:
         # In reverse, so that taking the oldest is a pop().
         if self._inbox is None:
             if len(messages) > 1:

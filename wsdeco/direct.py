@@ -9,7 +9,7 @@ import asyncio
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
@@ -141,8 +141,13 @@ class DirectChannel(Channel):
         if self.reason is not None:
             self.undelivered += len(messages)
             return
-        size = sys.getsizeof(messages[0]) if len(messages) == 1 else sum(map(sys.getsizeof, messages))
-        self._put(cast("list[Data | None]", messages), size)
+        if self._inbox is None and len(messages) == 1:
+            # The common case.
+            self._inbox = messages
+            self._inbox_size = sys.getsizeof(messages[0])
+            self.wake_receiver()
+        else:
+            self._put(messages, sum(map(sys.getsizeof, messages)))
         if self._inbox_size > self.config.max_inbox:
             self._connection.pause_reading()
 
@@ -175,11 +180,19 @@ class DirectChannel(Channel):
 
     def take(self) -> Data | None:
         """As for every channel; the peer is read again, or answered, when its messages have been taken."""
-        data = super().take()
-        if data is None:
+        inbox = self._inbox
+        if inbox is None:
             if self.reason is not None:
                 self._connection.finish()
-        elif self._connection.reading_paused:
+            return None
+        # Without what the base does for messages that are too big: the protocol has refused these.
+        data: Data = inbox.pop()
+        if inbox:
+            self._inbox_size -= sys.getsizeof(data)
+        else:
+            self._inbox = None
+            self._inbox_size = 0
+        if self._connection.reading_paused:
             self._resume_reading()
         return data
 

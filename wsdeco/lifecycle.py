@@ -409,8 +409,8 @@ class Connection:
         if self._interrupted:
             self._interrupted = False
             _cancel(self._hook_timer)
-        task = cast("asyncio.Task[None]", self._hooks_task)
-        while task.cancelling():
+        task = self._hooks_task
+        while task is not None and task.cancelling():
             task.uncancel()
 
     async def _refuse(self, exc: HTTPException) -> None:
