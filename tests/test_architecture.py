@@ -23,11 +23,11 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "signatures": set(),
     "paths": {"reasons", "signatures"},
     "config": {"reasons", "origins"},
-    "channel": {"reasons", "clock", "config"},
+    "channel": {"reasons", "clock", "config", "encoding"},
     "asgi": {"reasons", "clock", "config", "channel"},
-    "direct": {"reasons", "clock", "config", "channel"},
+    "direct": {"reasons", "clock", "config", "channel", "encoding"},
     "encoding": {"reasons"},
-    "deflate": set(),
+    "deflate": {"encoding"},
     "frames": {"reasons", "deflate", "encoding"},
     "handshake": {"reasons"},
     "keepalive": {"clock"},
@@ -36,6 +36,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "turn": {"clock", "keepalive"},
     "protocol": {
         *("reasons", "clock", "deflate", "frames", "handshake", "keepalive", "consumer", "conversation", "turn"),
+        "encoding",
     },
     "http": {"clock", "handshake"},
     "hooks": {"reasons", "signatures", "channel"},
@@ -45,9 +46,10 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "connections": {"lifecycle"},
     "upgrade": {
         *("reasons", "origins", "clock", "paths", "config", "channel", "asgi", "direct", "hooks", "handler", "factory"),
-        *("lifecycle", "connections"),
+        *("lifecycle", "connections", "rooms"),
     },
-    "routes": {"reasons", "signatures", "hooks", "paths", "asgi", "upgrade"},
+    "rooms": {"reasons", "channel", "encoding"},
+    "routes": {"reasons", "signatures", "hooks", "paths", "asgi", "upgrade", "rooms"},
     "app": {
         *(
             "reasons",
@@ -62,7 +64,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
             "factory",
             "lifecycle",
         ),
-        *("connections", "upgrade", "routes"),
+        *("connections", "upgrade", "routes", "rooms"),
     },
     "listen": {"reasons"},
     "serving": {"reasons", "config", "app", "listen"},
@@ -71,7 +73,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
         *("reasons", "clock", "config", "channel", "asgi", "handler", "factory", "lifecycle", "connections"),
         *("upgrade", "app"),
     },
-    "__init__": {"reasons", "config", "channel", "handler", "upgrade", "app"},
+    "__init__": {"reasons", "config", "channel", "handler", "upgrade", "app", "rooms"},
 }
 """What each module may import from wsdeco. Imports for type checkers only count like all others."""
 

@@ -13,13 +13,15 @@ import sys
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, cast
 
 from starlette.datastructures import Headers, QueryParams
 from starlette.requests import HTTPConnection
 
 from wsdeco.clock import Clock
 from wsdeco.config import ConnectionConfig
+from wsdeco.encoding import Encoded
 from wsdeco.reasons import (
     Close,
     CloseCode,
@@ -39,7 +41,9 @@ __all__ = [
     "Channel",
     "Data",
     "HeaderItems",
+    "Membership",
     "Sink",
+    "channel_of",
     "checked_data",
     "checked_headers",
     "header_pairs",
@@ -129,6 +133,16 @@ def checked_headers(headers: HeaderItems) -> list[tuple[bytes, bytes]]:
     return checked
 
 
+class Membership(Protocol):
+    """What a channel may be a member of."""
+
+    def add(self, channel: Channel) -> None:
+        """Take the channel in."""
+
+    def discard(self, channel: Channel) -> None:
+        """Let go of the channel, if it is a member."""
+
+
 class Channel(ABC):
     """One connection as the lifecycle sees it.
 
@@ -142,6 +156,8 @@ class Channel(ABC):
         subprotocol: The subprotocol agreed on.
         dropped: Outgoing messages dropped because the outbox was full (`slow_consumer="drop"`).
         undelivered: Incoming messages that no hook took: of a kind it does not take, or too late.
+        route_room: The room of its route, whose member it is from the upgrade to its end.
+        rooms: What else it is a member of; it leaves all of them as soon as `reason` is set.
         on_accept: Called once, when the upgrade is accepted.
         on_end: Called once, as soon as `reason` is set.
     """
@@ -163,6 +179,8 @@ class Channel(ABC):
         "on_end",
         "reason",
         "request",
+        "rooms",
+        "route_room",
         "subprotocol",
         "undelivered",
     )
@@ -177,6 +195,8 @@ class Channel(ABC):
         self.subprotocol: str | None = None
         self.dropped = 0
         self.undelivered = 0
+        self.route_room: Membership | None = None
+        self.rooms: tuple[Membership, ...] = ()
         self._last_frame_at = self.clock.time()
         self.on_accept: Callable[[], None] | None = None
         self.on_end: Callable[[], None] | None = None
@@ -211,6 +231,10 @@ class Channel(ABC):
     @abstractmethod
     def send_nowait(self, data: Data) -> bool:
         """Put one message into the outbox; return whether it went in."""
+
+    def send_encoded(self, message: Encoded) -> bool:
+        """Do what `send_nowait` does, with a message that goes to many channels."""
+        return self.send_nowait(message.data)
 
     @abstractmethod
     def close(self, code: int, text: str, reason: DisconnectReason) -> None:
@@ -329,16 +353,26 @@ class Channel(ABC):
         if self.reason is not None:
             return False
         self.reason = reason
+        self._leave_rooms()
         _wake(self._message_waiter)
         _wake(self._drained)
         if self.on_end is not None:
             self.on_end()
         return True
 
+    def _leave_rooms(self) -> None:
+        rooms, self.rooms = self.rooms, ()
+        for room in rooms:
+            room.discard(self)
+        if self.route_room is not None:
+            self.route_room.discard(self)
+
     def mark_accepted(self, subprotocol: str | None) -> None:
         """Note that the upgrade is being accepted."""
         self.subprotocol = subprotocol
         self.accepted = True
+        if self.route_room is not None:
+            self.route_room.add(self)
         if self.on_accept is not None:
             self.on_accept()
 
@@ -529,3 +563,7 @@ class Sink:
 
     def __repr__(self) -> str:
         return f"<Sink {self.addr} {'closed' if self.closed else 'open'}>"
+
+
+channel_of: Final[Callable[[Sink], Channel]] = attrgetter("_channel")
+"""Returns what a sink sends through, which is no business of those who use the sink."""

@@ -38,6 +38,7 @@ from wsdeco.clock import Clock, Timer
 from wsdeco.consumer import NOBODY, Consumer
 from wsdeco.conversation import Conversation, build_scope
 from wsdeco.deflate import negotiate
+from wsdeco.encoding import Encoded
 from wsdeco.frames import Framing, Message, encode_ping
 from wsdeco.handshake import (
     Headers,
@@ -419,6 +420,11 @@ class WebSocketProtocol(asyncio.Protocol):
         """Write a message, for this connection only, by the end of the loop's turn."""
         if self._framing is not None:
             self.send(self._framing.encode(message))
+
+    def send_encoded(self, message: Encoded) -> None:
+        """Write a message that goes to many connections by the end of the loop's turn."""
+        if self._framing is not None:
+            self.send(self._framing.encode_shared(message))
 
     def send(self, frame: bytes) -> None:
         """Write a frame by the end of the loop's turn, in order; whether the peer reads is the caller's to ask.
