@@ -24,11 +24,11 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "paths": {"reasons", "signatures"},
     "config": {"reasons", "origins"},
     "request": set(),
-    "channel": {"reasons", "clock", "config", "request"},
+    "channel": {"reasons", "clock", "config", "encoding", "request"},
     "asgi": {"reasons", "clock", "config", "channel"},
-    "direct": {"reasons", "clock", "config", "request", "channel"},
+    "direct": {"reasons", "clock", "config", "request", "channel", "encoding"},
     "encoding": {"reasons"},
-    "deflate": set(),
+    "deflate": {"encoding"},
     "frames": {"reasons", "deflate", "encoding"},
     "handshake": {"reasons"},
     "keepalive": {"clock"},
@@ -37,6 +37,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "turn": {"clock", "keepalive"},
     "protocol": {
         *("reasons", "clock", "deflate", "frames", "handshake", "keepalive", "consumer", "conversation", "turn"),
+        "encoding",
     },
     "http": {"clock", "handshake"},
     "hooks": {"reasons", "signatures", "channel"},
@@ -46,9 +47,10 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "connections": {"lifecycle"},
     "upgrade": {
         *("reasons", "origins", "clock", "paths", "config", "channel", "asgi", "direct", "hooks", "handler", "factory"),
-        *("lifecycle", "connections"),
+        *("lifecycle", "connections", "rooms"),
     },
-    "routes": {"reasons", "signatures", "hooks", "paths", "asgi", "upgrade"},
+    "rooms": {"reasons", "channel", "encoding"},
+    "routes": {"reasons", "signatures", "hooks", "paths", "asgi", "upgrade", "rooms"},
     "app": {
         *(
             "reasons",
@@ -63,7 +65,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
             "factory",
             "lifecycle",
         ),
-        *("connections", "upgrade", "routes"),
+        *("connections", "upgrade", "routes", "rooms"),
     },
     "listen": {"reasons"},
     "serving": {"reasons", "config", "app", "listen"},
@@ -72,7 +74,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
         *("reasons", "clock", "config", "channel", "asgi", "handler", "factory", "lifecycle", "connections"),
         *("upgrade", "app"),
     },
-    "__init__": {"reasons", "config", "channel", "handler", "upgrade", "app"},
+    "__init__": {"reasons", "config", "channel", "handler", "upgrade", "app", "rooms"},
 }
 """What each module may import from wsdeco. Imports for type checkers only count like all others."""
 

@@ -17,6 +17,7 @@ from wsdeco import App, Close, ConnectionClosed, DisconnectReason, Error, Sink, 
 from wsdeco.channel import Address
 from wsdeco.config import ConnectionConfig
 from wsdeco.direct import DirectChannel
+from wsdeco.encoding import Encoded
 from wsdeco.testing import ManualClock
 
 
@@ -162,6 +163,10 @@ class Stuck:
     def write_message(self, message: str | bytes) -> None:
         self.wire.append(message)
         self.unsent += len(message)
+
+    def send_encoded(self, message: Encoded) -> None:
+        self.wire.append(message)
+        self.unsent += len(message.frame)
 
     async def drain(self) -> None:
         await self.room.wait()

@@ -5,6 +5,7 @@ from wsdeco.channel import Address, Sink
 from wsdeco.config import ConnectionConfig
 from wsdeco.handler import WebSocketHandler
 from wsdeco.reasons import (
+    BackplaneError,
     Close,
     ConnectionClosed,
     DisconnectReason,
@@ -17,11 +18,13 @@ from wsdeco.reasons import (
     Unknown,
     WsdecoError,
 )
+from wsdeco.rooms import Room
 from wsdeco.upgrade import WebSocketUpgrade, handle_socket, handle_upgrade, websocket_route
 
 __all__ = [
     "Address",
     "App",
+    "BackplaneError",
     "Close",
     "ConnectionClosed",
     "ConnectionConfig",
@@ -29,6 +32,7 @@ __all__ = [
     "Error",
     "HandlerError",
     "HandlerWarning",
+    "Room",
     "RouteError",
     "RouteInfo",
     "ServerError",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
@@ -17,12 +17,14 @@ from starlette.routing import BaseRoute, Match, WebSocketRoute
 from starlette.types import ExceptionHandler, Receive, Scope, Send
 from typing_extensions import Unpack
 
+from wsdeco.channel import Sink
 from wsdeco.clock import Clock
 from wsdeco.config import ConnectionConfig, Limits, make_config
 from wsdeco.direct import is_direct
 from wsdeco.factory import HandlerFactory, build_factory
-from wsdeco.paths import check_path, path_shape
+from wsdeco.paths import check_path, path_shape, unknown_path
 from wsdeco.reasons import HandlerError, RouteError, ServerError
+from wsdeco.rooms import Room, Rooms, route_key
 from wsdeco.routes import answer_not_found, endpoint_routes
 from wsdeco.signatures import bindable, signature_of, where
 from wsdeco.upgrade import Context, HandlerEndpoint
@@ -112,6 +114,8 @@ class App:
         self._context = Context(clock=clock)
         self._lifespan = None if lifespan is None else _checked_lifespan(lifespan)
         self._registered: dict[tuple[str, str], _Registered] = {}
+        self._rooms = Rooms()
+        self._room_keys: dict[str, str] = {}
         self._message_size_cap: int | None = None
         self._limits_announced = False
         self._idle_announced = False
@@ -217,7 +221,8 @@ class App:
         check_path(path)
         built = build_factory(cls, path, factory)
         self._check_message_size(path, checked)
-        endpoint = HandlerEndpoint(built, checked, cls.__qualname__.rpartition("<locals>.")[2], self._context)
+        name = cls.__qualname__.rpartition("<locals>.")[2]
+        endpoint = HandlerEndpoint(built, checked, name, self._context, self._rooms.of_route(path))
         route = WebSocketRoute(path, endpoint, name=cls.__name__)
         self._register(_Registered(RouteInfo(path, "ws", endpoint.__name__, checked), cls, [route]))
 
@@ -243,7 +248,7 @@ class App:
         _check_decorated_path("route", path)
 
         def register(endpoint: EndpointFunction) -> EndpointFunction:
-            routes = endpoint_routes(path, endpoint, methods, name, self._context)
+            routes = endpoint_routes(path, endpoint, methods, name, self._context, self._rooms.of_route(path))
             called = getattr(endpoint, "__name__", type(endpoint).__name__)
             self._register(_Registered(RouteInfo(path, _kind(routes), called, None), endpoint, routes))
             return endpoint
@@ -296,6 +301,8 @@ class App:
         routes[:] = [*left[:position], *new.routes, *left[position:]]
         kept = {key: value for key, value in self._registered.items() if value not in replaced}
         self._registered = kept | dict.fromkeys(keys, new)
+        served = (each.info for each in self._registered.values())
+        self._room_keys = {info.path: route_key(info.path) for info in served if info.kind != "http"}
 
     def _check_message_size(self, path: str, config: ConnectionConfig) -> None:
         cap = self._message_size_cap
@@ -304,6 +311,70 @@ class App:
                 f"max_message_size={config.max_message_size} on {path!r} cannot take effect: the server that runs was "
                 f"started for messages of up to {cap} bytes; stop it, register the handler, then call run()"
             )
+
+    # Rooms.
+
+    def room(self, name: str) -> Room:
+        """Return the room of this name, a group of connections to broadcast to.
+
+        Args:
+            name: Any text.
+
+        Raises:
+            TypeError: `name` is not a `str`.
+            ValueError: `name` is empty.
+        """
+        return Room(name, self._rooms)
+
+    async def broadcast(self, path: str, data: str | bytes, exclude: Sink | Iterable[Sink] = ()) -> int:
+        """Send one message to every connection of a route, as `Room.broadcast` does to the members of a room.
+
+        They are those of a handler, and those that an endpoint of `route` serves by `handle_upgrade`, each from its
+        upgrade to its end.
+
+        Args:
+            path: The path as it is registered, `"/rooms/{room}"` for instance: all connections of the route. For those
+                of one URL let them join a `room`.
+            data: The message.
+            exclude: Who is not to get it: a sink, or several.
+
+        Returns:
+            How many connections of this process have taken it.
+
+        Raises:
+            BackplaneError: As `Room.broadcast`.
+            RouteError: No connections are served on `path`.
+            TypeError: An argument has the wrong type.
+            ValueError: As `Room.broadcast`.
+        """
+        return await self._rooms.broadcast(self._room_key(path), data, exclude)
+
+    def broadcast_nowait(self, path: str, data: str | bytes, exclude: Sink | Iterable[Sink] = ()) -> None:
+        """Do what `broadcast` does, from synchronous code of any thread, as `Room.broadcast_nowait` does.
+
+        Args:
+            path: The path as it is registered.
+            data: The message.
+            exclude: Who is not to get it: a sink, or several.
+
+        Raises:
+            BackplaneError: As `Room.broadcast`.
+            RouteError: No connections are served on `path`.
+            TypeError: An argument has the wrong type.
+            ValueError: As `Room.broadcast`.
+        """
+        self._rooms.broadcast_nowait(self._room_key(path), data, exclude)
+
+    def _room_key(self, path: object) -> str:
+        if not isinstance(path, str):
+            raise TypeError(
+                f"broadcast() takes the path of a route first, not {path!r}: write broadcast('/ws', data), or "
+                "room(name).broadcast(data)"
+            )
+        key = self._room_keys.get(path)
+        if key is None:
+            raise unknown_path(path, self._room_keys)
+        return key
 
     # Serving.
 
@@ -361,20 +432,26 @@ class App:
     async def shut_down(self) -> None:
         """Close every connection with 1012, refuse new ones, and return when the last `on_disconnect` has run.
 
-        Servers do this at their end; call it where one does not. Bounded by the `close_timeout` of each route.
+        Rooms are let go of as well. Servers do this at their end; call it where one does not. Bounded by the
+        `close_timeout` of each route.
         """
         await self._context.connections.shut_down()
+        await self._rooms.close()
 
     @asynccontextmanager
     async def _run_lifespan(self, app: Starlette) -> AsyncGenerator[Any]:
         self._context.connections.open()
+        self._rooms.start()
         if not self._limits_announced:
             self._announce_limits()
             if _PROTOCOL_MODULE not in sys.modules:
                 self._announce_idle()
-        async with nullcontext() if self._lifespan is None else self._lifespan(app) as state:
-            yield state
-            await self.shut_down()
+        try:
+            async with nullcontext() if self._lifespan is None else self._lifespan(app) as state:
+                yield state
+                await self._context.connections.shut_down()
+        finally:
+            await self._rooms.close()
 
     def _announce_limits(self) -> None:
         self._limits_announced = True

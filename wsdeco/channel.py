@@ -11,7 +11,8 @@ import asyncio
 import json
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, cast
 
 from starlette.datastructures import Headers, QueryParams
@@ -19,6 +20,7 @@ from starlette.requests import HTTPConnection
 
 from wsdeco.clock import Clock
 from wsdeco.config import ConnectionConfig
+from wsdeco.encoding import Encoded
 from wsdeco.reasons import (
     Close,
     CloseCode,
@@ -39,8 +41,10 @@ __all__ = [
     "Channel",
     "Data",
     "HeaderItems",
+    "Membership",
     "Owner",
     "Sink",
+    "channel_of",
     "checked_data",
     "checked_headers",
     "header_pairs",
@@ -143,6 +147,16 @@ class Owner(Protocol):
         """Take notice that the transport is gone, where a channel can tell; called once."""
 
 
+class Membership(Protocol):
+    """What a channel may be a member of."""
+
+    def add(self, channel: Channel) -> None:
+        """Take the channel in."""
+
+    def discard(self, channel: Channel) -> None:
+        """Let go of the channel, if it is a member."""
+
+
 class Channel(ABC):
     """One connection as the lifecycle sees it.
 
@@ -157,6 +171,8 @@ class Channel(ABC):
         dropped: Outgoing messages dropped because the outbox was full (`slow_consumer="drop"`).
         undelivered: Incoming messages that no hook took: of a kind it does not take, or too late.
         owner: Who is told when the upgrade is accepted and when the channel ends.
+        route_room: The room of its route, whose member it is from the upgrade to its end.
+        rooms: What else it is a member of; it leaves all of them as soon as `reason` is set.
     """
 
     __slots__ = (
@@ -175,6 +191,8 @@ class Channel(ABC):
         "loop",
         "owner",
         "reason",
+        "rooms",
+        "route_room",
         "subprotocol",
         "undelivered",
     )
@@ -189,6 +207,8 @@ class Channel(ABC):
         self.subprotocol: str | None = None
         self.dropped = 0
         self.undelivered = 0
+        self.route_room: Membership | None = None
+        self.rooms: tuple[Membership, ...] = ()
         self._last_frame_at = self.clock.time()
         self.owner: Owner | None = None
         self._addr: Address | None = None
@@ -226,6 +246,10 @@ class Channel(ABC):
     @abstractmethod
     def send_nowait(self, data: Data) -> bool:
         """Put one message into the outbox; return whether it went in."""
+
+    def send_encoded(self, message: Encoded) -> bool:
+        """Do what `send_nowait` does, with a message that goes to many channels."""
+        return self.send_nowait(message.data)
 
     @abstractmethod
     def close(self, code: int, text: str, reason: DisconnectReason) -> None:
@@ -368,16 +392,26 @@ class Channel(ABC):
         if self.reason is not None:
             return False
         self.reason = reason
+        self._leave_rooms()
         _wake(self._message_waiter)
         _wake(self._drained)
         if self.owner is not None:
             self.owner.channel_ended()
         return True
 
+    def _leave_rooms(self) -> None:
+        rooms, self.rooms = self.rooms, ()
+        for room in rooms:
+            room.discard(self)
+        if self.route_room is not None:
+            self.route_room.discard(self)
+
     def mark_accepted(self, subprotocol: str | None) -> None:
         """Note that the upgrade is being accepted."""
         self.subprotocol = subprotocol
         self.accepted = True
+        if self.route_room is not None:
+            self.route_room.add(self)
         if self.owner is not None:
             self.owner.channel_accepted()
 
@@ -568,3 +602,7 @@ class Sink:
 
     def __repr__(self) -> str:
         return f"<Sink {self.addr} {'closed' if self.closed else 'open'}>"
+
+
+channel_of: Final[Callable[[Sink], Channel]] = attrgetter("_channel")
+"""Returns what a sink sends through, which is no business of those who use the sink."""

@@ -22,6 +22,8 @@ from websockets.frames import CTRL_OPCODES, Frame, Opcode
 from websockets.headers import build_extension, parse_extension
 from websockets.typing import ExtensionName
 
+from wsdeco.encoding import Encoded
+
 __all__ = ["Deflate", "negotiate"]
 
 _EMPTY_BLOCK: Final = b"\x00\x00\xff\xff"
@@ -128,6 +130,28 @@ class Deflate(Extension):
         data = compressor.compress(bytes(frame.data)) + compressor.flush(zlib.Z_SYNC_FLUSH)
         self._compressor = compressor if self._server_context else None
         return Frame(frame.opcode, data[: -len(_EMPTY_BLOCK)], rsv1=True)
+
+    def encode_alone(self, message: Encoded) -> bytes:
+        """Return the whole frame of a message in a form that every connection with this window can share.
+
+        It refers to no earlier message, and no later one of this connection refers beyond it (RFC 7692, section
+        7.2.1 leaves the sender free to start afresh). Where compression gains nothing the frame is the plain one.
+        """
+        bits = self._server_window_bits
+        frame = message.compressed.get(bits)
+        if frame is None:
+            frame = message.compressed[bits] = self._frame_alone(message)
+        if frame is not message.frame:
+            self._compressor = None
+        return frame
+
+    def _frame_alone(self, message: Encoded) -> bytes:
+        opcode, payload = (
+            (Opcode.TEXT, message.data.encode()) if isinstance(message.data, str) else (Opcode.BINARY, message.data)
+        )
+        alone = Deflate(server_context=False, server_window_bits=self._server_window_bits)
+        frame = Frame(opcode, payload).serialize(mask=False, extensions=[alone])
+        return frame if len(frame) < len(message.frame) else message.frame
 
 
 def negotiate(offers: Iterable[str]) -> tuple[str, Deflate] | None:

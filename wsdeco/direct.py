@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from wsdeco.channel import Channel, Data, HeaderItems, checked_headers, wire_size
 from wsdeco.clock import Clock
 from wsdeco.config import ConnectionConfig
+from wsdeco.encoding import Encoded
 from wsdeco.reasons import Close, CloseCode, DisconnectReason, Error, Unknown
 from wsdeco.request import PackedRequest
 
@@ -69,6 +70,9 @@ class DirectConnection(Protocol):
 
     def write_message(self, message: Data) -> None:
         """Write a message at once, behind what waits."""
+
+    def send_encoded(self, message: Encoded) -> None:
+        """Write a message that goes to many connections by the end of the loop's turn."""
 
     async def drain(self) -> None:
         """Wait until the peer reads, or nothing more can be sent."""
@@ -302,10 +306,7 @@ class DirectChannel(Channel):
             return False
         size = wire_size(data)
         if self._connection.unsent + self._early_size + size > self.config.max_outbox:
-            if self.config.slow_consumer == "drop":
-                self.dropped += 1
-            else:
-                self._close_slow_consumer()
+            self._refuse_more()
             return False
         if self.accepted:
             self._connection.send_message(data)
@@ -315,6 +316,23 @@ class DirectChannel(Channel):
         self._early.append(data)
         self._early_size += size
         return True
+
+    def send_encoded(self, message: Encoded) -> bool:
+        """As for every channel; the frame is shared."""
+        connection = self._connection
+        if connection.closed or not self.accepted:
+            return self.send_nowait(message.data)
+        if connection.unsent + message.size > self.config.max_outbox:
+            self._refuse_more()
+            return False
+        connection.send_encoded(message)
+        return True
+
+    def _refuse_more(self) -> None:
+        if self.config.slow_consumer == "drop":
+            self.dropped += 1
+        else:
+            self._close_slow_consumer()
 
     def mark_accepted(self, subprotocol: str | None) -> None:
         """As for every channel."""

@@ -9,7 +9,7 @@ from websockets.frames import Opcode
 
 from wsdeco.reasons import CloseCode, check_close_code, cut_close_reason
 
-__all__ = ["encode_binary", "encode_close", "encode_ping", "encode_text"]
+__all__ = ["Encoded", "encode_binary", "encode_close", "encode_ping", "encode_text"]
 
 _FIN: Final = 0x80
 _TEXT: Final = _FIN | Opcode.TEXT
@@ -20,6 +20,36 @@ _MAX_CONTROL_PAYLOAD: Final = 125
 
 _SHORT_TEXT_HEADERS: Final = tuple(bytes((_TEXT, length)) for length in range(_LONG))
 _SHORT_BINARY_HEADERS: Final = tuple(bytes((_BINARY, length)) for length in range(_LONG))
+
+
+class Encoded:
+    """A message that goes to many connections, encoded once.
+
+    Args:
+        data: The message.
+
+    Attributes:
+        data: The message.
+        size: Bytes of its payload.
+        frame: Its frame, for every connection without compression.
+        compressed: Its frames for the others, by the window they have agreed on; made by the first that needs one.
+
+    Raises:
+        UnicodeEncodeError: `data` is text with a lone surrogate, which UTF-8 cannot carry.
+    """
+
+    __slots__ = ("compressed", "data", "frame", "size")
+
+    def __init__(self, data: str | bytes) -> None:
+        self.data = data
+        payload = data.encode() if isinstance(data, str) else data
+        self.size = len(payload)
+        self.frame = _frame(_TEXT if isinstance(data, str) else _BINARY, payload)
+        self.compressed: dict[int, bytes] = {}
+
+
+def _frame(first: int, payload: bytes) -> bytes:
+    return _header(first, len(payload)) + payload
 
 
 def _header(first: int, length: int) -> bytes:

@@ -35,7 +35,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol, Side
 
 from wsdeco.deflate import Deflate
-from wsdeco.encoding import encode_binary, encode_close, encode_ping, encode_text
+from wsdeco.encoding import Encoded, encode_binary, encode_close, encode_ping, encode_text
 from wsdeco.reasons import Close, CloseCode
 
 try:
@@ -361,6 +361,10 @@ class Framing:
             return encode_text(message) if isinstance(message, str) else encode_binary(message)
         opcode, payload = (Opcode.TEXT, message.encode()) if isinstance(message, str) else (Opcode.BINARY, message)
         return Frame(opcode, payload).serialize(mask=False, extensions=[deflate])
+
+    def encode_shared(self, message: Encoded) -> bytes:
+        """Return the frame of a message that goes to many connections, compressed if that was agreed on."""
+        return message.frame if self._deflate is None else self._deflate.encode_alone(message)
 
     def close(self, code: int = CloseCode.NO_STATUS, reason: str = "") -> bytes:
         """Return a close frame, or nothing if there has been one; it is the last frame to be sent.

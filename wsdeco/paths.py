@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 from typing import Any, Final
 
 from starlette.convertors import CONVERTOR_TYPES, Convertor
@@ -11,7 +13,7 @@ from starlette.routing import compile_path
 from wsdeco.reasons import RouteError
 from wsdeco.signatures import UNKNOWN, alternatives, namespace_of, resolve, signature_of
 
-__all__ = ["check_path", "parameter_kinds", "path_shape"]
+__all__ = ["check_path", "parameter_kinds", "path_shape", "unknown_path"]
 
 _PARAMETER: Final = re.compile(r"{([a-zA-Z_][a-zA-Z0-9_]*)(?::([a-zA-Z_][a-zA-Z0-9_]*))?}")
 
@@ -58,3 +60,13 @@ def _kind_of(convertor: Convertor[Any]) -> type | None:
 def path_shape(path: str) -> str:
     """Return `path` without the names of its parameters: two paths of one shape match the same URLs."""
     return _PARAMETER.sub(lambda match: "{:" + (match[2] or "str") + "}", path)
+
+
+def unknown_path(path: str, known: Iterable[str]) -> RouteError:
+    """Return the error that says which of the `known` paths was probably meant by `path`."""
+    paths = list(known)
+    matching = [each for each in paths if compile_path(each)[0].match(path)]
+    meant = matching or difflib.get_close_matches(path, paths, 1)
+    guess = f"did you mean {meant[0]!r}? " if meant else ""
+    there = f"there are {', '.join(map(repr, paths))}" if paths else "there is none"
+    return RouteError(f"no connections are served on a path {path!r}: {guess}Paths as they are registered: {there}")

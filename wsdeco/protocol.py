@@ -34,22 +34,13 @@ from uvicorn.config import Config
 from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string, is_ssl
 from uvicorn.server import ServerState
 
+from wsdeco import handshake
 from wsdeco.clock import Clock, Timer
 from wsdeco.consumer import NOBODY, Consumer
 from wsdeco.conversation import Conversation, build_scope
 from wsdeco.deflate import negotiate
+from wsdeco.encoding import Encoded
 from wsdeco.frames import Framing, Message, encode_ping
-from wsdeco.handshake import (
-    Headers,
-    Refusal,
-    Request,
-    accept_response,
-    check_headers,
-    check_refusal,
-    parse_request,
-    refusal_response,
-    take_head,
-)
 from wsdeco.keepalive import Keepalive
 from wsdeco.reasons import Close, CloseCode, Unknown, check_close_code, printable
 from wsdeco.turn import turn_of
@@ -142,7 +133,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._turn = turn
         self._clock: Clock = turn.loop if clock is None else clock
         self._buffer: bytearray | None = bytearray()
-        self._request: Request | None = None
+        self._request: handshake.Request | None = None
         self._framing: Framing | None = None
         self._outbox: list[bytes] = []
         self._outbox_size = 0
@@ -242,18 +233,18 @@ class WebSocketProtocol(asyncio.Protocol):
             if len(buffer) > _MAX_EARLY_BYTES:
                 self.pause_reading()
             return
-        head = take_head(buffer, searched)
+        head = handshake.take_head(buffer, searched)
         if head is None:
             return
         try:
-            self._request = parse_request(head)
-        except Refusal as refusal:
+            self._request = handshake.parse_request(head)
+        except handshake.Refusal as refusal:
             _logger.info("WebSocket handshake refused: %d %s", refusal.status, refusal.message)
             self._write_refusal(refusal.status, refusal.headers, refusal.message.encode())
             return
         self._start_app(self._request)
 
-    def _start_app(self, request: Request) -> None:
+    def _start_app(self, request: handshake.Request) -> None:
         state = self._server_state
         limit = self.config.limit_concurrency
         if limit is not None and (len(state.connections) > limit or len(state.tasks) >= limit):
@@ -269,7 +260,7 @@ class WebSocketProtocol(asyncio.Protocol):
     def accept(
         self,
         subprotocol: str | None = None,
-        headers: Headers = (),
+        headers: handshake.Headers = (),
         *,
         max_message_size: int | None = None,
         compression: bool | None = None,
@@ -291,7 +282,7 @@ class WebSocketProtocol(asyncio.Protocol):
                 f"subprotocol {subprotocol!r} is not among those the peer offers, {request.subprotocols!r} "
                 "(RFC 6455, section 4.1): accept without one"
             )
-        sent = [*self._server_state.default_headers, *check_headers(headers)]
+        sent = [*self._server_state.default_headers, *handshake.check_headers(headers)]
         if subprotocol is not None:
             sent.append((b"Sec-WebSocket-Protocol", subprotocol.encode("latin-1")))
         deflate = None
@@ -304,7 +295,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._log_outcome("[accepted]")
         self._framing = Framing(size, deflate=deflate)
         self._framing.hold_pongs = self.write_paused
-        self.send(accept_response(request.key, sent))
+        self.send(handshake.accept_response(request.key, sent))
         self.keep_alive(self.config.ws_ping_interval, self.config.ws_ping_timeout)
         early, self._buffer = self._buffer, None
         self._request = self.scope = None
@@ -319,7 +310,7 @@ class WebSocketProtocol(asyncio.Protocol):
         """Whether the handshake waits to be accepted or refused."""
         return self._request is not None and not self.closed
 
-    def refuse(self, status: int, headers: Headers = (), body: bytes = b"") -> None:
+    def refuse(self, status: int, headers: handshake.Headers = (), body: bytes = b"") -> None:
         """Refuse the handshake with an HTTP response; the connection closes.
 
         Args:
@@ -331,11 +322,11 @@ class WebSocketProtocol(asyncio.Protocol):
             ValueError: The status is no answer to a handshake, or a header cannot be sent.
         """
         self._pending_request()
-        checked = check_refusal(status, headers)
+        checked = handshake.check_refusal(status, headers)
         self._log_outcome(str(status))
         self._write_refusal(status, checked, body)
 
-    def _pending_request(self) -> Request:
+    def _pending_request(self) -> handshake.Request:
         if self._request is None or self.closed:
             raise RuntimeError("the handshake has been accepted or refused before, or the peer has gone")
         return self._request
@@ -346,8 +337,8 @@ class WebSocketProtocol(asyncio.Protocol):
             path = printable(get_path_with_query_string(scope))
             _logger.info('%s - "WebSocket %s" %s', printable(get_client_addr(scope)), path, what)
 
-    def _write_refusal(self, status: int, headers: Headers, body: bytes) -> None:
-        response = refusal_response(status, headers, body, default_headers=self._server_state.default_headers)
+    def _write_refusal(self, status: int, headers: handshake.Headers, body: bytes) -> None:
+        response = handshake.refusal_response(status, headers, body, default_headers=self._server_state.default_headers)
         self._buffer = self._request = self.scope = None
         self.send(response)
         self._end_output(self._half_close, _LINGER)
@@ -429,6 +420,11 @@ class WebSocketProtocol(asyncio.Protocol):
             self.flush()
         elif not self.transport.is_closing():
             self.transport.write(framing.encode(message))
+
+    def send_encoded(self, message: Encoded) -> None:
+        """Write a message that goes to many connections by the end of the loop's turn."""
+        if self._framing is not None:
+            self.send(self._framing.encode_shared(message))
 
     def send(self, frame: bytes) -> None:
         """Write a frame by the end of the loop's turn, in order; whether the peer reads is the caller's to ask.

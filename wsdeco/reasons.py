@@ -7,6 +7,7 @@ from typing import Final, Literal, TypeAlias
 
 __all__ = [
     "MAX_CLOSE_REASON_BYTES",
+    "BackplaneError",
     "Close",
     "CloseCode",
     "ConnectionClosed",
@@ -133,6 +134,10 @@ class RouteError(WsdecoError, ValueError):
 
 class ServerError(WsdecoError, RuntimeError):
     """The server cannot start, or cannot do what was asked in its present state."""
+
+
+class BackplaneError(WsdecoError):
+    """A broadcast could not be published to the other processes, or the broker between them cannot be used."""
 
 
 class HandlerWarning(UserWarning):

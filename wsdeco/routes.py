@@ -24,6 +24,7 @@ from wsdeco.asgi import refusal_done
 from wsdeco.hooks import described, raise_faults
 from wsdeco.paths import parameter_kinds
 from wsdeco.reasons import CloseCode, HandlerError
+from wsdeco.rooms import Members
 from wsdeco.signatures import (
     UNKNOWN,
     accepts,
@@ -63,12 +64,12 @@ _SUPPLIES: Final = {
 
 
 def endpoint_routes(
-    path: str, endpoint: object, methods: Collection[str] | None, name: str | None, context: Context
+    path: str, endpoint: object, methods: Collection[str] | None, name: str | None, context: Context, room: Members
 ) -> list[BaseRoute]:
     """Return the Starlette routes that serve `endpoint` on `path`.
 
     Plain HTTP requests and, where a parameter is called `upgrade` or annotated `WebSocketUpgrade`, handshakes
-    reach the endpoint; each parameter is filled by name, as `__init__` of a handler is.
+    reach the endpoint; each parameter is filled by name, as `__init__` of a handler is. Connections enter `room`.
 
     Raises:
         HandlerError: The endpoint is not a function, or cannot be called; the error lists every fault.
@@ -91,7 +92,7 @@ def endpoint_routes(
             "leave it out, or write `upgrade: WebSocketUpgrade | None`"
         )
     if call.takes_upgrades:
-        routes.append(WebSocketRoute(path, _UpgradeEndpoint(call, called, context), name=called))
+        routes.append(WebSocketRoute(path, _UpgradeEndpoint(call, called, context, room), name=called))
     return routes
 
 
@@ -176,13 +177,14 @@ class _Call:
 
 
 class _UpgradeEndpoint:
-    def __init__(self, call: _Call, name: str, context: Context) -> None:
+    def __init__(self, call: _Call, name: str, context: Context, room: Members) -> None:
         self.__name__ = name
+        self._room = room
         self._call = call
         self._context = context
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        upgrade = WebSocketUpgrade(scope, receive, send, self._context)
+        upgrade = WebSocketUpgrade(scope, receive, send, self._context, self._room)
         try:
             response = await self._call.result(upgrade)
         except HTTPException as exc:

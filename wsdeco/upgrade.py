@@ -29,6 +29,7 @@ from wsdeco.lifecycle import Connection
 from wsdeco.origins import origin_allowed
 from wsdeco.paths import check_path
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, HandlerError, printable
+from wsdeco.rooms import Members
 
 __all__ = [
     "Context",
@@ -58,11 +59,15 @@ class HandlerEndpoint:
 
     Attributes:
         config: The limits of its connections.
+        room: What its connections are members of from the upgrade on.
         slots: The slots of the route.
     """
 
-    def __init__(self, factory: Factory, config: ConnectionConfig, name: str, context: Context) -> None:
+    def __init__(
+        self, factory: Factory, config: ConnectionConfig, name: str, context: Context, room: Members | None = None
+    ) -> None:
         self.config = config
+        self.room = room
         self.slots = Slots(config.max_connections)
         self.__name__ = name
         self._factory = factory
@@ -81,6 +86,7 @@ class HandlerEndpoint:
         call, so it returns as soon as the connection has begun: an idle connection need not hold all its callers.
         """
         channel = _open_channel(scope, receive, send, self.config, self._context.clock)
+        channel.route_room = self.room
         if isinstance(channel, DirectChannel) and is_served_app(scope, outermost):
             await self._start(channel)
         else:
@@ -112,8 +118,11 @@ class WebSocketUpgrade(HTTPConnection):
     An endpoint of `App.route` receives it as `upgrade`; `handle_upgrade` accepts it.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, context: Context) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, context: Context, room: Members | None = None
+    ) -> None:
         super().__init__(scope)
+        self._room = room
         self._receive = receive
         self._send = send
         self._context = context
@@ -134,6 +143,7 @@ class WebSocketUpgrade(HTTPConnection):
             raise RuntimeError("this upgrade has been handled already: call handle_upgrade() once per request")
         self._handled = True
         channel = _open_channel(self.scope, self._receive, self._send, config, self._context.clock)
+        channel.route_room = self._room
         return channel, self._context.connections
 
 
