@@ -14,19 +14,19 @@ from wsdeco import Address, DisconnectReason, Sink, ws
 
 PAGE = Path(__file__).with_name("chat.html")
 
-members: dict[str, Sink] = {}
+everybody = ws.room("everybody")
+names: list[str] = []
 
 
 def free_name(wanted: str) -> str:
     name = "".join(filter(str.isprintable, wanted)).strip()[:30] or "Guest"
     numbered = (f"{name} {number}" for number in count(2))
-    return name if name not in members else next(free for free in numbered if free not in members)
+    return name if name not in names else next(free for free in numbered if free not in names)
 
 
-def tell_everybody(**event: str) -> None:
-    for sink in members.values():
-        # Never waits: a member that reads too slowly is closed, and nobody else is delayed.
-        sink.send_nowait(json.dumps(event))
+async def tell_everybody(**event: str) -> None:
+    # Waits for nobody: a member that reads too slowly is closed, and nobody else is delayed.
+    await everybody.broadcast(json.dumps(event))
 
 
 @ws.route("/")
@@ -38,16 +38,18 @@ async def page() -> FileResponse:
 class Member:
     async def on_connect(self, addr: Address, sink: Sink) -> None:
         self.name = free_name(sink.query_params.get("name", ""))
-        tell_everybody(joined=self.name)
-        members[self.name] = sink
-        sink.send_nowait(json.dumps({"you": self.name, "people": list(members)}))
+        names.append(self.name)
+        await tell_everybody(joined=self.name)
+        sink.send_nowait(json.dumps({"you": self.name, "people": names}))
+        everybody.join(sink)
 
     async def on_message(self, text: str) -> None:
-        tell_everybody(name=self.name, text=text)
+        await tell_everybody(name=self.name, text=text)
 
     async def on_disconnect(self, reason: DisconnectReason) -> None:
-        del members[self.name]
-        tell_everybody(left=self.name)
+        # It has left the room by itself.
+        names.remove(self.name)
+        await tell_everybody(left=self.name)
 
 
 if __name__ == "__main__":
