@@ -1,22 +1,35 @@
 """Rooms: who is a member when, what members get and in which order, on every server."""
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from typing import Any
+from functools import partial
+from typing import Any, Literal, cast
 
 import pytest
+from hypothesis import settings
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+from hypothesis.strategies import binary, lists, one_of, sampled_from, text
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
+from tests import raw
 from tests.recording import Journal, refusal, take_errors
-from tests.stacks import Peer, Server, Stack, soon, until
+from tests.stacks import DIRECT, MEMORY, WAIT, Peer, Server, Stack, soon, until
+from tests.wire import Logged, websocket_scope
 from wsdeco import (
     Address,
     App,
+    BackplaneError,
+    Close,
     ConnectionClosed,
     DisconnectReason,
+    Room,
     RouteError,
     Sink,
     WebSocketUpgrade,
@@ -24,8 +37,10 @@ from wsdeco import (
     handle_upgrade,
     websocket_route,
 )
-from wsdeco.channel import channel_of
-from wsdeco.testing import ManualClock, connect
+from wsdeco.channel import Channel, HeaderItems, channel_of
+from wsdeco.config import DEFAULT_CONFIG
+from wsdeco.rooms import Rooms
+from wsdeco.testing import HandshakeRefused, ManualClock, connect
 
 
 class Chat:
@@ -60,11 +75,17 @@ class Chat:
             async def on_disconnect(self, reason: DisconnectReason) -> None:
                 chat.left.add((reason, self.sink in chat.room))
 
+    async def joined_besides(self, server: Server, connections: AsyncExitStack, number: int) -> list[Peer]:
+        """Return peers that are members of the room besides those who are."""
+        expected = len(self.room) + number
+        peers = [await connections.enter_async_context(server.connect("/chat")) for _ in range(number)]
+        await until(lambda: len(self.room) == expected)
+        return peers
+
     async def joined(self, server: Server, connections: AsyncExitStack, number: int) -> list[Peer]:
         """Return peers that are members of the room."""
-        peers = [await connections.enter_async_context(server.connect("/chat")) for _ in range(number)]
-        await until(lambda: len(self.room) == number)
-        return peers
+        assert len(self.room) == 0
+        return await self.joined_besides(server, connections, number)
 
 
 async def take(peer: Peer, number: int) -> list[str | bytes]:
@@ -356,3 +377,711 @@ async def test_an_unknown_path_is_refused_with_what_was_meant() -> None:
     number: Any = 5
     with pytest.raises(TypeError, match=r"path of a route first, not 5: write broadcast\('/ws', data\)"):
         await app.broadcast(number, "x")
+
+
+# Members that read too slowly.
+
+
+@pytest.mark.parametrize("policy", ["close", "drop"])
+async def test_a_slow_member_meets_its_own_bound_and_nobody_else_does(
+    stack: Stack, policy: Literal["close", "drop"]
+) -> None:
+    chat = Chat(max_outbox=1000, slow_consumer=policy)
+    async with stack.serve(chat.app) as server, AsyncExitStack() as connections:
+        await chat.joined(server, connections, 1)
+        (sink,) = chat.sinks
+        # One turn of the loop, in which nobody reads anything.
+        chat.room.broadcast_nowait(b"x" * 600)
+        chat.room.broadcast_nowait(b"x" * 600)
+        assert (sink.dropped, len(chat.room)) == ((1, 1) if policy == "drop" else (0, 0))
+        if policy == "close":
+            assert sink.reason == Close(1013, "slow consumer", by="server")
+
+
+@pytest.mark.parametrize("policy", ["close", "drop"])
+async def test_a_message_beyond_the_bound_of_a_member_reaches_the_others(
+    stack: Stack, policy: Literal["close", "drop"]
+) -> None:
+    app = App()
+    room = app.room("lobby")
+
+    class Member:
+        async def on_connect(self, addr: Address, sink: Sink) -> None:
+            room.join(sink)
+
+    app.add("/small", Member, max_outbox=1000, slow_consumer=policy)
+    app.add("/large", Member)
+    async with stack.serve(app) as server, server.connect("/small") as small, server.connect("/large") as large:
+        await until(lambda: len(room) == 2)
+        assert await room.broadcast("x" * 1001) == 1
+        assert await large.receive() == "x" * 1001
+        if policy == "drop":
+            assert await room.broadcast("y") == 2
+            assert await small.receive() == "y"
+        else:
+            assert len(room) == 1
+            with pytest.raises(ConnectionClosed):
+                await small.receive()
+
+
+@pytest.mark.parametrize("policy", ["close", "drop"])
+async def test_one_of_many_that_never_reads_delays_nobody(policy: Literal["close", "drop"]) -> None:
+    members, chunk = 200, bytes(16 * 1024)
+    chat = Chat(max_outbox=256 * 1024, slow_consumer=policy, close_timeout=0.1)
+    async with DIRECT.serve(chat.app) as server, AsyncExitStack() as connections:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1)
+        connections.callback(writer.close)
+        writer.write(raw.handshake("/chat"))
+        await until(lambda: len(chat.room) == 1)
+        slow = chat.sinks[0]
+        peers = await chat.joined_besides(server, connections, members)
+        sent = 0
+        async with asyncio.timeout(WAIT):
+            while not (slow.closed or slow.dropped >= 3):
+                taken = await chat.room.broadcast(chunk)
+                assert taken >= members
+                sent += 1
+                for peer in peers:
+                    assert await peer.receive() == chunk
+                assert unsent(slow) <= 256 * 1024 + len(chunk)
+        assert sent > 16
+        assert slow.dropped == (0 if policy == "close" else 3)
+        if policy == "close":
+            assert slow.reason == Close(1013, "slow consumer", by="server")
+            assert len(chat.room) == members
+            # It reads no close frame either, so it is aborted.
+            await until(lambda: not chat.left.ended())
+        assert reader is not None
+
+
+def unsent(sink: Sink) -> int:
+    connection: Any = getattr(channel_of(sink), "_connection")  # noqa: B009 - of the direct channel
+    return int(connection.unsent)
+
+
+# What goes wrong.
+
+
+async def test_a_name_is_text() -> None:
+    app = App()
+    wrong: Any = 5
+    with pytest.raises(TypeError, match=r"the name of a room must be a str, not int 5: write room\('lobby'\)"):
+        app.room(wrong)
+    with pytest.raises(ValueError, match="must not be empty"):
+        app.room("")
+    room = app.room("café\0 {x}")
+    assert room.name == "café\0 {x}"
+    assert repr(app.room("a")) == "<Room 'a' with 0 members>"
+
+
+async def test_rooms_of_one_name_are_one_room() -> None:
+    app = App()
+    assert app.room("a") == app.room("a") != app.room("b")
+    assert len({app.room("a"), app.room("a"), app.room("b"), App().room("a")}) == 3
+    assert app.room("a") != "a"
+
+
+async def test_what_is_no_sink_is_refused() -> None:
+    chat = Chat()
+    wrong: Any = chat
+    for method, call in (("join", chat.room.join), ("leave", chat.room.leave)):
+        with pytest.raises(TypeError, match=rf"room\.{method}\(\) takes the sink of a connection.*not Chat"):
+            call(wrong)
+    with pytest.raises(TypeError, match=r"exclude must be a sink or several, not Chat: write exclude=sink"):
+        await chat.room.broadcast("x", exclude=wrong)
+    wrong = [chat]
+    with pytest.raises(TypeError, match=r"exclude must hold sinks, not Chat"):
+        chat.room.broadcast_nowait("x", exclude=wrong)
+    assert chat not in chat.room
+
+
+async def test_data_is_checked_as_in_send() -> None:
+    chat = Chat()
+    async with MEMORY.serve(chat.app) as server, AsyncExitStack() as connections:
+        (peer,) = await chat.joined(server, connections, 1)
+        wrong: Any = {"a": 1}
+        with pytest.raises(TypeError, match="a message must be str or bytes, not dict"):
+            await chat.room.broadcast(wrong)
+        with pytest.raises(TypeError, match="a message must be str or bytes, not dict"):
+            chat.app.broadcast_nowait("/chat", wrong)
+        with pytest.raises(ValueError, match="UTF-8 has no form for it"):
+            await chat.room.broadcast("\ud800")
+        buffer: Any = bytearray(b"x")
+        assert await chat.room.broadcast(buffer) == 1
+        buffer[:] = b"y"
+        assert await peer.receive() == b"x"
+
+
+# Threads and event loops.
+
+
+def in_thread(call: Callable[[], Any]) -> Awaitable[Any]:
+    return soon(asyncio.to_thread(call))
+
+
+async def test_any_thread_may_broadcast(stack: Stack) -> None:
+    chat = Chat()
+    async with stack.serve(chat.app) as server, AsyncExitStack() as connections:
+        peers = await chat.joined(server, connections, 2)
+        await in_thread(lambda: chat.room.broadcast_nowait("sync"))
+        await in_thread(lambda: chat.app.broadcast_nowait("/chat", "route", exclude=chat.sinks[0]))
+        assert await in_thread(lambda: asyncio.run(chat.room.broadcast("async"))) == 2
+        assert await take(peers[1], 3) == ["sync", "route", "async"]
+        assert await take(peers[0], 2) == ["sync", "async"]
+
+
+async def test_threads_at_once_keep_the_order_of_each_and_one_for_all() -> None:
+    chat = Chat()
+    async with DIRECT.serve(chat.app) as server, AsyncExitStack() as connections:
+        peers = await chat.joined(server, connections, 3)
+
+        def publish(name: str) -> None:
+            for number in range(100):
+                chat.room.broadcast_nowait(f"{name}{number}")
+
+        async def publish_here() -> None:
+            for number in range(100):
+                await chat.room.broadcast(f"own{number}")
+                await asyncio.sleep(0)
+
+        await asyncio.gather(*(in_thread(partial(publish, name)) for name in "ab"), publish_here())
+        seen = [list(map(str, await take(peer, 300))) for peer in peers]
+        assert seen[0] == seen[1] == seen[2]
+        for name in ("a", "b", "own"):
+            assert [text for text in seen[0] if text.rstrip("0123456789") == name] == [f"{name}{n}" for n in range(100)]
+
+
+async def test_joining_and_leaving_belong_into_the_loop_of_the_connection() -> None:
+    chat = Chat()
+    async with MEMORY.serve(chat.app) as server, AsyncExitStack() as connections:
+        await chat.joined(server, connections, 1)
+        (sink,) = chat.sinks
+        for method in ("join", "leave"):
+            call: Callable[[Sink], None] = getattr(chat.room, method)
+            with pytest.raises(RuntimeError, match=rf"call_soon_threadsafe\(room\.{method}, sink\)"):
+                await in_thread(partial(call, sink))
+        await in_thread(lambda: chat.app.room("other").leave(sink))
+        assert sink in chat.room
+        assert sink not in chat.app.room("other")
+
+
+async def test_members_live_in_one_loop_at_a_time(caplog: pytest.LogCaptureFixture) -> None:
+    chat, logged = Chat(), Logged(caplog)
+
+    async def member_elsewhere() -> str:
+        async with connect(chat.app, "/chat") as client:
+            return str(await client.receive())
+
+    def join_elsewhere() -> str:
+        with pytest.raises(HandshakeRefused):
+            asyncio.run(member_elsewhere())
+        return str(logged.exceptions()[0])
+
+    async with MEMORY.serve(chat.app) as server, AsyncExitStack() as connections:
+        (peer,) = await chat.joined(server, connections, 1)
+        assert "belongs to another event loop than the members of rooms" in await in_thread(join_elsewhere)
+        logged.records[0].exc_info = None
+        caplog.clear()
+
+        @chat.app.handler("/plain")
+        class Plain:
+            async def on_connect(self, addr: Address, sink: Sink) -> None:
+                await sink.send(str(await chat.app.broadcast("/chat", "from elsewhere")))
+
+        async def plain_elsewhere() -> str | bytes:
+            async with connect(chat.app, "/plain") as client:
+                return await client.receive()
+
+        assert await in_thread(lambda: asyncio.run(plain_elsewhere())) == "1"
+        assert await peer.receive() == "from elsewhere"
+        assert "gets no broadcast to route:/plain" in logged.lines()[0]
+
+
+def test_another_loop_takes_over_when_the_first_has_none_left() -> None:
+    chat = Chat()
+
+    async def one_connection() -> None:
+        async with connect(chat.app, "/chat") as client:
+            assert await chat.room.broadcast("x") == 1
+            await client.expect("x")
+            await client.close()
+
+    for _ in range(3):
+        asyncio.run(one_connection())
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        first.run(one_connection())
+        second.run(one_connection())
+        first.run(one_connection())
+
+
+class ListChannel(Channel):
+    """A channel whose peer is a list.
+
+    Attributes:
+        got: What was sent.
+        room_for: How many messages it still takes.
+        at_end: Called when it ends.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(HTTPConnection(websocket_scope()), DEFAULT_CONFIG)
+        self.accepted = True
+        self.got: list[str | bytes] = []
+        self.room_for = 1_000_000
+        self.at_end: Callable[[], None] = lambda: None
+
+    async def connect(self) -> bool:
+        return True
+
+    async def read(self) -> None: ...
+    async def accept(self, subprotocol: str | None = None, headers: HeaderItems = ()) -> None: ...
+    async def refuse(self, status: int, body: str, headers: Mapping[str, str] | None = None) -> None: ...
+    async def send(self, data: str | bytes) -> None: ...
+    async def flushed(self) -> None: ...
+    def abort(self) -> None: ...
+    def release(self) -> None: ...
+
+    def send_nowait(self, data: str | bytes) -> bool:
+        if self.room_for == 0:
+            self.close(1013, "slow", Close(1013, "slow", by="server"))
+        if self.closed:
+            return False
+        self.room_for -= 1
+        self.got.append(data)
+        return True
+
+    def close(self, code: int, text: str, reason: DisconnectReason) -> None:
+        if self.end(reason):
+            self.at_end()
+
+
+def list_channel(room: Room) -> ListChannel:
+    """Return the channel of a new member."""
+    channel = ListChannel()
+    room.join(Sink(channel))
+    return channel
+
+
+class FakeBackplane:
+    """Writes down what it is asked, and publishes to nobody.
+
+    Attributes:
+        calls: What it was asked.
+        published: What `publish_nowait` returns.
+        error: What it raises instead.
+    """
+
+    def __init__(self, publish_errors: Literal["count", "raise"] = "count") -> None:
+        self.publish_errors: Literal["count", "raise"] = publish_errors
+        self.calls: list[str] = []
+        self.published = True
+        self.error: Exception | None = None
+        self.deliver: Callable[[str, str | bytes], None] = lambda key, data: None
+
+    def start(self, deliver: Callable[[str, str | bytes], None]) -> None:
+        assert asyncio.get_running_loop() is not None
+        self.deliver = deliver
+        self.calls.append("start")
+
+    def subscribe(self, key: str) -> None:
+        self.calls.append(f"subscribe {key}")
+
+    def unsubscribe(self, key: str) -> None:
+        self.calls.append(f"unsubscribe {key}")
+
+    def publish_nowait(self, key: str, data: str | bytes) -> bool:
+        if self.error is not None:
+            raise self.error
+        self.calls.append(f"publish {key} {data!r}")
+        return self.published
+
+    async def drained(self) -> None:
+        self.calls.append("drained")
+
+    async def close(self) -> None:
+        self.calls.append("close")
+
+    def take(self) -> list[str]:
+        taken, self.calls = self.calls, []
+        return taken
+
+
+async def test_a_member_that_leaves_while_a_broadcast_goes_out_harms_nobody() -> None:
+    room = Room("lobby", Rooms())
+    first, slow, other, last = (list_channel(room) for _ in range(4))
+    slow.room_for = 1
+    # Nothing of wsdeco's makes one member leave because another one ends, but the code of an app may.
+    slow.at_end = lambda: other.close(1000, "", Close(1000))
+    assert await room.broadcast("1") == 4
+    assert await room.broadcast("2") == 2
+    assert [channel.got for channel in (first, slow, other, last)] == [["1", "2"], ["1"], ["1"], ["1", "2"]]
+    assert len(room) == 2
+
+
+async def test_joining_and_leaving_at_once_leaves_nobody_behind() -> None:
+    rooms = Rooms()
+    room = Room("lobby", rooms)
+    steady = list_channel(room)
+    done = asyncio.Event()
+
+    async def come_and_go() -> None:
+        sink = Sink(channel := ListChannel())
+        for _ in range(200):
+            room.join(sink)
+            await asyncio.sleep(0)
+            room.leave(sink)
+            got = len(channel.got)
+            await asyncio.sleep(0)
+            assert len(channel.got) == got
+        room.join(sink)
+        channel.close(1000, "", Close(1000))
+
+    async def talk() -> int:
+        sent = 0
+        while not done.is_set():
+            assert await room.broadcast(str(sent)) >= 1
+            sent += 1
+            await asyncio.sleep(0)
+        return sent
+
+    talking = asyncio.create_task(talk())
+    await asyncio.gather(*(come_and_go() for _ in range(10)))
+    done.set()
+    assert steady.got == [str(number) for number in range(await talking)]
+    assert list(map(channel_of, room)) == [steady]
+    steady.close(1000, "", Close(1000))
+    assert rooms.find("room:lobby") is None
+
+
+async def test_a_connection_may_be_in_many_rooms() -> None:
+    rooms = Rooms()
+    channel = ListChannel()
+    sink = Sink(channel)
+    names = [f"room {number}" for number in range(10)]
+    for name in names:
+        Room(name, rooms).join(sink)
+        Room(name, rooms).join(sink)
+    Room("room 3", rooms).leave(sink)
+    Room("room 3", rooms).leave(sink)
+    for name in names:
+        await Room(name, rooms).broadcast(name)
+    assert channel.got == [name for name in names if name != "room 3"]
+    channel.close(1000, "", Close(1000))
+    assert [name for name in names if rooms.find(f"room:{name}") is not None] == []
+
+
+async def test_a_burst_coalesces_and_then_gives_the_loop_a_turn() -> None:
+    room = Room("lobby", Rooms())
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    counting = asyncio.create_task(count_turns())
+    await asyncio.sleep(0)
+    list_channel(room)
+    for _ in range(15):
+        await room.broadcast(b"x" * 4096)
+    assert turns == 0
+    await room.broadcast(b"x" * 4096)
+    assert turns == 1
+    for _ in range(15):
+        await room.broadcast(b"x" * 4096)
+    assert turns == 1
+    await asyncio.sleep(0)
+    for _ in range(99):
+        list_channel(room)
+    turns = 0
+    for _ in range(162):
+        await room.broadcast("x")
+    assert turns == 0
+    await room.broadcast("x")
+    assert turns == 1
+    counting.cancel()
+
+
+def test_members_of_a_closed_loop_are_forgotten() -> None:
+    backplane = FakeBackplane()
+    room = Room("lobby", Rooms(backplane))
+    route = Rooms().of_route("/ws")
+
+    async def abandon() -> ListChannel:
+        left = list_channel(room)
+        route.add(left)
+        return left
+
+    left = asyncio.run(abandon())
+    room.broadcast_nowait("nobody")
+    assert asyncio.run(room.broadcast("nobody")) == 0
+    assert len(room) == 0
+    assert left.got == []
+    assert backplane.take() == [
+        *("start", "subscribe room:lobby", "publish room:lobby 'nobody'"),
+        *("start", "unsubscribe room:lobby", "publish room:lobby 'nobody'", "drained"),
+    ]
+    # The end of one that was forgotten is no end of those that came after it.
+    again = asyncio.run(abandon())
+    left.end(Close(1000))
+    assert list(map(channel_of, room)) == [again]
+    assert list(route.channels) == [again]
+
+
+def test_nobody_is_reached_before_anybody_serves() -> None:
+    app = App()
+    app.room("lobby").broadcast_nowait("x")
+    assert asyncio.run(app.room("lobby").broadcast("x")) == 0
+    assert len(app.room("lobby")) == 0
+
+
+class GoneLoop:
+    """Stands for a loop that another thread closes just when it has been asked whether it is closed."""
+
+    asked = 0
+
+    def is_closed(self) -> bool:
+        self.asked += 1
+        return self.asked > 1
+
+    def is_running(self) -> bool:
+        return True
+
+    def call_soon_threadsafe(self, *args: Any, **options: Any) -> asyncio.Handle:
+        raise RuntimeError("Event loop is closed")
+
+
+@pytest.mark.parametrize("awaited", [True, False])
+async def test_a_loop_that_closes_meanwhile_reaches_nobody(awaited: bool) -> None:
+    rooms = Rooms(backplane := FakeBackplane())
+    rooms.settle(cast("asyncio.AbstractEventLoop", GoneLoop()))
+    room = Room("lobby", rooms)
+    if awaited:
+        assert await room.broadcast("x") == 0
+    else:
+        room.broadcast_nowait("x")
+        assert backplane.take() == ["start", "start", "publish room:lobby 'x'"]
+
+
+async def test_a_loop_that_closes_with_a_broadcast_handed_over_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("wsdeco.rooms._LOOK_AGAIN", 0.001)
+    loop = asyncio.new_event_loop()
+    room = Room("lobby", Rooms())
+
+    async def member() -> ListChannel:
+        return list_channel(room)
+
+    channel = await asyncio.to_thread(loop.run_until_complete, member())
+    handed_over = asyncio.create_task(room.broadcast("x"))
+    await asyncio.sleep(0.01)
+    assert not handed_over.done()
+    loop.close()
+    assert await soon(handed_over) == 0
+    assert channel.got == []
+
+
+async def test_a_broadcast_that_was_handed_over_can_be_cancelled() -> None:
+    loop = asyncio.new_event_loop()
+    room = Room("lobby", Rooms())
+
+    async def member() -> ListChannel:
+        return list_channel(room)
+
+    channel = await asyncio.to_thread(loop.run_until_complete, member())
+    handed_over = asyncio.create_task(room.broadcast("x"))
+    await asyncio.sleep(0)
+    handed_over.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await handed_over
+    await asyncio.to_thread(loop.run_until_complete, asyncio.sleep(0.001))
+    assert channel.got in ([], ["x"])
+    loop.close()
+
+
+# The backplane.
+
+
+async def test_the_backplane_carries_what_has_local_members() -> None:
+    rooms = Rooms(backplane := FakeBackplane())
+    room = Room("lobby", rooms)
+    rooms.start()
+    rooms.start()
+    first, second = list_channel(room), list_channel(room)
+    route = rooms.of_route("/ws")
+    second.route_room = route
+    second.mark_accepted(None)
+    assert backplane.take() == ["start", "subscribe room:lobby", "subscribe route:/ws"]
+    assert await room.broadcast("x") == 2
+    room.broadcast_nowait(b"y")
+    assert backplane.take() == ["publish room:lobby 'x'", "drained", "publish room:lobby b'y'"]
+    backplane.deliver("room:lobby", "from afar")
+    backplane.deliver("route:/ws", b"to the route")
+    backplane.deliver("room:unknown", "x")
+    assert second.got == ["x", b"y", "from afar", b"to the route"]
+    first.close(1000, "", Close(1000))
+    assert backplane.take() == []
+    await rooms.close()
+    backplane.deliver("room:lobby", "late")
+    assert backplane.take() == ["close"]
+    assert second.got[-1] == "late"
+    second.close(1000, "", Close(1000))
+    assert backplane.take() == ["unsubscribe room:lobby", "unsubscribe route:/ws"]
+    await rooms.close()
+    assert await room.broadcast("z") == 0
+    assert backplane.take() == ["close", "start", "publish room:lobby 'z'", "drained"]
+
+
+@pytest.mark.parametrize("errors", ["count", "raise"])
+async def test_what_could_not_be_published_has_reached_local_members(errors: Literal["count", "raise"]) -> None:
+    room = Room("lobby", Rooms(backplane := FakeBackplane(errors)))
+    member = list_channel(room)
+    backplane.published = False
+    with (
+        contextlib.nullcontext()
+        if errors == "count"
+        else pytest.raises(BackplaneError, match="reached 1 members in this process and no other process")
+    ):
+        await room.broadcast("a")
+    assert member.got == ["a"]
+
+
+async def test_what_the_broker_does_not_take_reaches_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    room, logged = Room("lobby", Rooms(backplane := FakeBackplane())), Logged(caplog)
+    member = list_channel(room)
+    backplane.error = ValueError("too much")
+    for broadcast in (room.broadcast, room.broadcast_nowait):
+        with pytest.raises(ValueError, match="too much"):
+            await cast("Awaitable[object]", broadcast("a"))
+    await in_thread(lambda: room.broadcast_nowait("a"))
+    await until(lambda: logged.lines() == ["ERROR a broadcast to room:lobby from another thread failed"])
+    assert member.got == []
+    backplane.error = None
+    assert await room.broadcast("b") == 1
+
+
+async def test_the_backplane_lives_as_long_as_the_lifespan(monkeypatch: pytest.MonkeyPatch) -> None:
+    backplane = FakeBackplane()
+    monkeypatch.setattr("wsdeco.app.Rooms", lambda: Rooms(backplane))
+    app = App()
+    chat_left = Journal()
+
+    @app.lifespan
+    async def around(_: Starlette) -> AsyncIterator[None]:
+        backplane.calls.append("up")
+        yield
+        app.room("lobby").broadcast_nowait("bye")
+        backplane.calls.append("down")
+
+    @app.handler("/ws")
+    class Member:
+        async def on_connect(self, addr: Address, sink: Sink) -> None:
+            app.room("lobby").join(sink)
+
+        async def on_disconnect(self, reason: DisconnectReason) -> None:
+            chat_left.add(backplane.calls[-1])
+
+    async with MEMORY.serve(app) as server:
+        async with server.connect("/ws"):
+            await until(lambda: len(app.room("lobby")) == 1)
+            await server.stop()
+        assert await chat_left.next() == "unsubscribe route:/ws"
+    assert backplane.take() == [
+        *("start", "up", "subscribe room:lobby", "subscribe route:/ws"),
+        *("unsubscribe room:lobby", "unsubscribe route:/ws", "publish room:lobby 'bye'", "down", "close"),
+    ]
+    await app.shut_down()
+    assert backplane.take() == ["close"]
+
+
+# Against a model.
+
+
+class RoomsMachine(RuleBasedStateMachine):
+    """Joins, leaves, ends and broadcasts in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.rooms = Rooms()
+        self.members: dict[str, list[ListChannel]] = {"a": [], "b": []}
+        self.expected: dict[ListChannel, list[str | bytes]] = {}
+        self.sinks: dict[ListChannel, Sink] = {}
+
+    channels = Bundle[ListChannel]("channels")
+    names = sampled_from("ab")
+
+    def do(self, call: Callable[[], Any]) -> Any:
+        async def inside() -> Any:
+            result = call()
+            return await result if asyncio.iscoroutine(result) else result
+
+        return self.runner.run(inside())
+
+    @rule(target=channels)
+    def connect(self) -> ListChannel:
+        channel: ListChannel = self.do(ListChannel)
+        self.expected[channel] = []
+        self.sinks[channel] = Sink(channel)
+        return channel
+
+    @rule(channel=channels, name=names)
+    def join(self, channel: ListChannel, name: str) -> None:
+        call = lambda: Room(name, self.rooms).join(self.sinks[channel])  # noqa: E731 - run in the loop
+        if channel.closed:
+            with pytest.raises(ConnectionClosed):
+                self.do(call)
+            return
+        self.do(call)
+        if channel not in self.members[name]:
+            self.members[name].append(channel)
+
+    @rule(channel=channels, name=names)
+    def leave(self, channel: ListChannel, name: str) -> None:
+        self.do(lambda: Room(name, self.rooms).leave(self.sinks[channel]))
+        if channel in self.members[name]:
+            self.members[name].remove(channel)
+
+    @rule(channel=channels)
+    def end(self, channel: ListChannel) -> None:
+        self.do(lambda: channel.close(1000, "", Close(1000)))
+        self.gone(channel)
+
+    @rule(channel=channels)
+    def fill(self, channel: ListChannel) -> None:
+        channel.room_for = 0
+
+    @rule(name=names, data=one_of(text(max_size=3), binary(max_size=3)), excluded=lists(channels, max_size=2))
+    def broadcast(self, name: str, data: str | bytes, excluded: list[ListChannel]) -> None:
+        exclude = [self.sinks[channel] for channel in excluded]
+        taken = self.do(lambda: Room(name, self.rooms).broadcast(data, exclude))
+        reached = [channel for channel in self.members[name] if channel not in excluded]
+        for channel in reached:
+            if channel.room_for == 0 and channel.closed:
+                self.gone(channel)
+            else:
+                self.expected[channel].append(data)
+        assert taken == len([channel for channel in reached if not channel.closed])
+
+    def gone(self, channel: ListChannel) -> None:
+        for members in self.members.values():
+            if channel in members:
+                members.remove(channel)
+
+    @invariant()
+    def everybody_got_what_the_model_says(self) -> None:
+        assert all(channel.got == expected for channel, expected in self.expected.items())
+        for name, members in self.members.items():
+            room = Room(name, self.rooms)
+            assert [channel_of(sink) for sink in room] == members
+            assert len(room) == len(members)
+            assert (self.rooms.find(f"room:{name}") is None) is (not members)
+
+    def teardown(self) -> None:
+        self.runner.close()
+
+
+RoomsMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+test_rooms_are_what_a_model_says = RoomsMachine.TestCase

@@ -163,14 +163,10 @@ class Rooms:
 
     def _home(self, running: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop | None:
         home = self._loop
-        if home is not None and home is not running:
-            if home.is_closed():
-                home = None
-            elif self._open or home.is_running():
-                return home
-        if running is None or self.settle(running):
-            return running
-        return self._loop
+        if home is None or home is running or home.is_closed() or not (self._open or home.is_running()):
+            # Free to take, unless another thread is faster.
+            return running if running is None or self.settle(running) else self._loop
+        return home
 
     # Who they are.
 
