@@ -27,6 +27,7 @@ from wsdeco import (
     ConnectionConfig,
     DisconnectReason,
     Error,
+    Room,
     RouteInfo,
     Sink,
     Timeout,
@@ -245,6 +246,22 @@ async def tell_everybody(sinks: set[Sink], text: str) -> int:
     return sum(sink.dropped for sink in sinks)
 
 
+# Rooms.
+
+
+async def tell_rooms(sink: Sink, sinks: set[Sink]) -> None:
+    room = app.room("lobby")
+    assert_type(room, Room)
+    room.join(sink)
+    assert_type(await room.broadcast("text", exclude=sink), int)
+    assert_type(await app.broadcast("/plain", b"bytes", exclude=sinks), int)
+    room.broadcast_nowait("text", exclude=(other for other in room if other is not sink))
+    app.broadcast_nowait("/plain", "text", exclude=room)
+    assert_type([each.addr for each in room], list[Address])
+    assert_type(len(room) if sink in room else 0, int)
+    room.leave(sink)
+
+
 # Endpoints of one's own.
 
 
@@ -393,6 +410,18 @@ def a_factory_of_the_wrong_signature() -> None:
 
 def a_factory_that_is_an_instance() -> None:
     websocket_route("/wrong", Plain())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def a_room_without_a_name() -> None:
+    app.room(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def a_member_that_is_no_sink() -> None:
+    app.room("lobby").join(Plain())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def a_broadcast_of_an_object() -> None:
+    app.room("lobby").broadcast_nowait({"text": "x"})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def a_lifespan_that_is_no_generator() -> None:

@@ -423,8 +423,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def send_encoded(self, message: Encoded) -> None:
         """Write a message that goes to many connections by the end of the loop's turn."""
-        if self._framing is not None:
-            self.send(self._framing.encode_shared(message))
+        self.send(cast(Framing, self._framing).encode_shared(message))
 
     def send(self, frame: bytes) -> None:
         """Write a frame by the end of the loop's turn, in order; whether the peer reads is the caller's to ask.

@@ -1,0 +1,169 @@
+"""One frame for many connections, compressed or not, and what each connection makes of it."""
+
+import asyncio
+from typing import Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from websockets.asyncio.client import connect as websockets_connect
+from websockets.exceptions import PayloadTooBig
+from websockets.extensions import Extension
+from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory, PerMessageDeflate
+from websockets.frames import Frame, Opcode
+from websockets.protocol import Protocol, Side, State
+
+from tests.stacks import DIRECT, until
+from wsdeco import Address, App, Sink
+from wsdeco.deflate import Deflate
+from wsdeco.encoding import Encoded, encode_binary, encode_text
+from wsdeco.frames import Framing
+from wsdeco.turn import _MOST_AT_ONCE, Turn  # pyright: ignore[reportPrivateUsage]
+
+LONG: Final = "the same words again and again, " * 20
+
+
+@pytest.mark.parametrize("data", ["", "x", "grüß", LONG, "x" * 70_000, b"", b"\x00\xff", b"y" * 125, b"y" * 126])
+def test_an_encoded_message_is_what_a_connection_without_compression_sends(data: str | bytes) -> None:
+    message = Encoded(data)
+    assert message.frame == (encode_text(data) if isinstance(data, str) else encode_binary(data))
+    assert message.size == len(data.encode() if isinstance(data, str) else data)
+    assert Framing(1000).encode_shared(message) is message.frame
+
+
+def test_connections_with_one_window_share_one_compressed_frame() -> None:
+    message = Encoded(LONG)
+    frames = [
+        Framing(1000, deflate=Deflate(server_window_bits=bits)).encode_shared(message) for bits in (9, 12, 9, 12, 15)
+    ]
+    assert frames[0] is frames[2]
+    assert frames[1] is frames[3]
+    assert len(message.compressed) == 3
+    assert all(len(frame) < len(message.frame) // 4 for frame in frames)
+
+
+def test_what_does_not_get_smaller_is_sent_as_it_is() -> None:
+    message = Encoded("x")
+    assert Framing(1000, deflate=Deflate()).encode_shared(message) is message.frame
+
+
+def received(frames: list[bytes], inflate: PerMessageDeflate) -> list[str | bytes]:
+    """Return what a client of the `websockets` library reads from frames."""
+    client = Protocol(Side.CLIENT, state=State.OPEN, max_size=None)
+    extensions: list[Extension] = [inflate]
+    client.extensions = extensions
+    client.receive_data(b"".join(frames))
+    assert client.parser_exc is None
+    found: list[str | bytes] = []
+    for event in client.events_received():
+        assert isinstance(event, Frame)
+        found.append(bytes(event.data).decode() if event.opcode is Opcode.TEXT else bytes(event.data))
+    return found
+
+
+MESSAGES: Final = st.one_of(
+    st.text(max_size=30), st.binary(max_size=30), st.sampled_from([LONG, LONG.encode(), "a" * 500])
+)
+
+
+@given(
+    messages=st.lists(st.tuples(st.booleans(), MESSAGES), max_size=12),
+    parameters=st.lists(st.tuples(st.booleans(), st.integers(9, 15)), min_size=1, max_size=3),
+)
+def test_every_peer_inflates_any_mix_of_own_and_shared_messages(
+    messages: list[tuple[bool, str | bytes]], parameters: list[tuple[bool, int]]
+) -> None:
+    framings = [
+        Framing(1000, deflate=Deflate(server_context=context, server_window_bits=bits)) for context, bits in parameters
+    ]
+    sent: list[list[bytes]] = [[] for _ in framings]
+    for is_shared, data in messages:
+        message = Encoded(data)
+        for framing, frames in zip(framings, sent, strict=True):
+            frames.append(framing.encode_shared(message) if is_shared else framing.encode(data))
+    for (context, bits), frames in zip(parameters, sent, strict=True):
+        peer = PerMessageDeflate(
+            remote_no_context_takeover=not context,
+            local_no_context_takeover=False,
+            remote_max_window_bits=bits,
+            local_max_window_bits=15,
+        )
+        assert received(frames, peer) == [data for _, data in messages]
+
+
+def test_a_shared_frame_is_refused_by_a_peer_that_would_not_restart() -> None:
+    # What the test above would find, if the compressor were not restarted: a reference to the wrong text.
+    deflate = Deflate()
+    framing = Framing(1000, deflate=deflate)
+    first, second = framing.encode(LONG), framing.encode(LONG)
+    peer = PerMessageDeflate(
+        remote_no_context_takeover=False,
+        local_no_context_takeover=False,
+        remote_max_window_bits=12,
+        local_max_window_bits=15,
+    )
+    shared = Framing(1000, deflate=Deflate()).encode_shared(Encoded("z" * 5000))
+    try:
+        found = received([first, shared, second], peer)
+    except (AssertionError, PayloadTooBig):
+        return
+    assert found != [LONG, "z" * 5000, LONG]
+
+
+@pytest.mark.parametrize("no_takeover", [True, False])
+@pytest.mark.parametrize("bits", [None, 9, 15])
+async def test_clients_that_compress_get_broadcasts_between_their_own_messages(
+    no_takeover: bool, bits: int | None
+) -> None:
+    app = App()
+    room = app.room("lobby")
+
+    @app.handler("/ws", compression=True)
+    class Member:
+        async def on_connect(self, addr: Address, sink: Sink) -> None:
+            room.join(sink)
+
+        async def on_message(self, text: str) -> str:
+            await room.broadcast(f"all: {text}")
+            return f"you: {text}"
+
+    factory = ClientPerMessageDeflateFactory(server_no_context_takeover=no_takeover, server_max_window_bits=bits)
+    async with DIRECT.serve(app) as server:
+        url = f"ws://127.0.0.1:{server.port}/ws"
+        async with (
+            websockets_connect(url, extensions=[factory], compression=None, proxy=None) as first,
+            websockets_connect(url, compression=None, proxy=None) as plain,
+        ):
+            await until(lambda: len(room) == 2)
+            for number in range(5):
+                await first.send(f"{LONG}{number}")
+                assert await first.recv() == f"all: {LONG}{number}"
+                assert await first.recv() == f"you: {LONG}{number}"
+                assert await plain.recv() == f"all: {LONG}{number}"
+                await room.broadcast(b"binary " * 30)
+                assert await first.recv() == await plain.recv() == b"binary " * 30
+
+
+class Counted:
+    """A connection that is to be flushed."""
+
+    def __init__(self, flushed: list[int], number: int) -> None:
+        self._flushed = flushed
+        self._number = number
+
+    def flush(self) -> None:
+        self._flushed.append(self._number)
+
+
+async def test_many_connections_are_flushed_in_several_turns_of_the_loop() -> None:
+    turn, flushed = Turn(asyncio.get_running_loop()), list[int]()
+    for number in range(2 * _MOST_AT_ONCE + 1):
+        turn.flush_later(Counted(flushed, number))
+    seen: list[int] = []
+    for _ in range(4):
+        await asyncio.sleep(0)
+        seen.append(len(flushed))
+        turn.flush_later(Counted(flushed, -1))
+    await asyncio.sleep(0)
+    assert seen == [_MOST_AT_ONCE, 2 * _MOST_AT_ONCE, 2 * _MOST_AT_ONCE + 3, 2 * _MOST_AT_ONCE + 4]
+    assert [number for number in flushed if number >= 0] == list(range(2 * _MOST_AT_ONCE + 1))
