@@ -18,6 +18,7 @@ from wsdeco.channel import Address
 from wsdeco.config import ConnectionConfig
 from wsdeco.direct import DirectChannel
 from wsdeco.encoding import Encoded
+from wsdeco.rooms import Rooms
 from wsdeco.testing import ManualClock
 
 
@@ -262,6 +263,26 @@ async def test_nothing_is_accepted_or_refused_after_the_end() -> None:
     channel.connection_lost()
     assert connection.wire == [("refuse", 401)]
     assert channel.reason == Unknown()
+
+
+class EndsAtOnce(Stuck):
+    """A peer that sends its close frame behind its handshake, in one segment."""
+
+    def accept(self, subprotocol: str | None = None, headers: Any = (), **options: Any) -> None:
+        super().accept(subprotocol, headers, **options)
+        self.consumer.input_ended(Close(1000))
+
+
+@pytest.mark.parametrize(("connection", "members"), [(Stuck(), 1), (EndsAtOnce(), 0)])
+async def test_a_peer_that_ends_with_its_handshake_enters_no_room(connection: Stuck, members: int) -> None:
+    channel = DirectChannel(SCOPE, connection, ConnectionConfig())
+    room = Rooms().of_route("/ws")
+    channel.route_room = room
+    assert await channel.connect()
+    await channel.accept()
+    assert len(room.channels) == members
+    channel.end(Close(1000))
+    assert not room.channels
 
 
 async def test_a_reply_is_written_at_once_where_nothing_is_in_the_way() -> None:

@@ -410,7 +410,8 @@ class Channel(ABC):
         """Note that the upgrade is being accepted."""
         self.subprotocol = subprotocol
         self.accepted = True
-        if self.route_room is not None:
+        # A peer may have ended its side in the segment of its handshake already.
+        if self.route_room is not None and self.reason is None:
             self.route_room.add(self)
         if self.owner is not None:
             self.owner.channel_accepted()
