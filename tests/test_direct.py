@@ -161,9 +161,7 @@ class Stuck:
         self.wire.append(message)
         self.unsent += len(message)
 
-    def write_message(self, message: str | bytes) -> None:
-        self.wire.append(message)
-        self.unsent += len(message)
+    write_message = send_message
 
     def send_encoded(self, message: Encoded) -> None:
         self.wire.append(message)

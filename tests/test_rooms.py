@@ -864,17 +864,22 @@ async def test_a_loop_that_closes_meanwhile_reaches_nobody(awaited: bool) -> Non
         assert backplane.take() == ["start", "start", "publish room:lobby 'x'"]
 
 
-async def test_a_loop_that_closes_with_a_broadcast_handed_over_holds_nobody_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("wsdeco.rooms._LOOK_AGAIN", 0.001)
+async def member_elsewhere(room: Room) -> tuple[asyncio.AbstractEventLoop, ListChannel]:
+    """Return a loop that stands still in no thread, and a member of the room that lives there."""
     loop = asyncio.new_event_loop()
-    room = Room("lobby", Rooms())
 
     async def member() -> ListChannel:
         return list_channel(room)
 
-    channel = await asyncio.to_thread(loop.run_until_complete, member())
+    return loop, await asyncio.to_thread(loop.run_until_complete, member())
+
+
+async def test_a_loop_that_closes_with_a_broadcast_handed_over_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("wsdeco.rooms._LOOK_AGAIN", 0.001)
+    room = Room("lobby", Rooms())
+    loop, channel = await member_elsewhere(room)
     handed_over = asyncio.create_task(room.broadcast("x"))
     await asyncio.sleep(0.01)
     assert not handed_over.done()
@@ -884,13 +889,8 @@ async def test_a_loop_that_closes_with_a_broadcast_handed_over_holds_nobody_up(
 
 
 async def test_a_broadcast_that_was_handed_over_can_be_cancelled() -> None:
-    loop = asyncio.new_event_loop()
     room = Room("lobby", Rooms())
-
-    async def member() -> ListChannel:
-        return list_channel(room)
-
-    channel = await asyncio.to_thread(loop.run_until_complete, member())
+    loop, channel = await member_elsewhere(room)
     handed_over = asyncio.create_task(room.broadcast("x"))
     await asyncio.sleep(0)
     handed_over.cancel()

@@ -353,14 +353,13 @@ class Channel(ABC):
         if self.reason is not None or (self._inbox is not None and self._inbox[0] is None):
             self.undelivered += 1
             return
-        size = sys.getsizeof(data)
         if len(data) * (4 if isinstance(data, str) else 1) > self.config.max_message_size and (
             wire_size(data) > self.config.max_message_size
         ):
             # It ends the connection when the messages before it have been handled and answered.
             self._put([None], 0)
         else:
-            self._put([data], size)
+            self._put([data], sys.getsizeof(data))
 
     def _put(self, messages: list[Any], size: int) -> None:
         # In reverse, so that taking the oldest is a pop().

@@ -131,6 +131,15 @@ class Deflate(Extension):
         self._compressor = compressor if self._server_context else None
         return Frame(frame.opcode, data[: -len(_EMPTY_BLOCK)], rsv1=True)
 
+    def encode_message(self, message: str | bytes) -> bytes:
+        """Return the whole frame of a message, compressed.
+
+        Raises:
+            UnicodeEncodeError: A text holds a lone surrogate, which UTF-8 cannot carry.
+        """
+        opcode, payload = (Opcode.TEXT, message.encode()) if isinstance(message, str) else (Opcode.BINARY, message)
+        return Frame(opcode, payload).serialize(mask=False, extensions=[self])
+
     def encode_alone(self, message: Encoded) -> bytes:
         """Return the whole frame of a message in a form that every connection with this window can share.
 
@@ -146,11 +155,8 @@ class Deflate(Extension):
         return frame
 
     def _frame_alone(self, message: Encoded) -> bytes:
-        opcode, payload = (
-            (Opcode.TEXT, message.data.encode()) if isinstance(message.data, str) else (Opcode.BINARY, message.data)
-        )
         alone = Deflate(server_context=False, server_window_bits=self._server_window_bits)
-        frame = Frame(opcode, payload).serialize(mask=False, extensions=[alone])
+        frame = alone.encode_message(message.data)
         return frame if len(frame) < len(message.frame) else message.frame
 
 

@@ -88,9 +88,9 @@ def encode_close(code: int = CloseCode.NO_STATUS, reason: str = "") -> bytes:
         ValueError: `code` may not be sent, or `reason` cannot be encoded.
     """
     if code == CloseCode.NO_STATUS:
-        return _header(_FIN | Opcode.CLOSE, 0)
+        return _frame(_FIN | Opcode.CLOSE, b"")
     payload = check_close_code(code).to_bytes(2, "big") + cut_close_reason(reason).encode()
-    return _header(_FIN | Opcode.CLOSE, len(payload)) + payload
+    return _frame(_FIN | Opcode.CLOSE, payload)
 
 
 def encode_ping(payload: bytes = b"") -> bytes:
@@ -101,4 +101,4 @@ def encode_ping(payload: bytes = b"") -> bytes:
     """
     if len(payload) > _MAX_CONTROL_PAYLOAD:
         raise ValueError(f"a ping carries {_MAX_CONTROL_PAYLOAD} bytes at most, not {len(payload)}")
-    return _header(_FIN | Opcode.PING, len(payload)) + payload
+    return _frame(_FIN | Opcode.PING, payload)

@@ -359,8 +359,7 @@ class Framing:
         deflate = self._deflate
         if deflate is None:
             return encode_text(message) if isinstance(message, str) else encode_binary(message)
-        opcode, payload = (Opcode.TEXT, message.encode()) if isinstance(message, str) else (Opcode.BINARY, message)
-        return Frame(opcode, payload).serialize(mask=False, extensions=[deflate])
+        return deflate.encode_message(message)
 
     def encode_shared(self, message: Encoded) -> bytes:
         """Return the frame of a message that goes to many connections, compressed if that was agreed on."""

@@ -187,16 +187,16 @@ class Rooms:
         _check_loop(channel, "join")
         if channel.closed or channel.reason is not None:
             raise channel.closed_error()
-        members = self._open.get(key)
-        if members is not None and channel in members.channels:
-            return
         if not self.settle(channel.loop):
             raise RuntimeError(
                 f"{sink!r} belongs to another event loop than the members of rooms, which live in one at a time: "
                 "serve the app in one event loop, or give the other one an App of its own"
             )
-        if members is None or not members.channels:
+        members = self._open.get(key)
+        if members is None:
             members = Members(key, self)
+        elif channel in members.channels:
+            return
         members.enter(channel, sink)
         channel.rooms = (*channel.rooms, members)
 
@@ -298,10 +298,10 @@ class Rooms:
             return 0
         message = Encoded(data)
         # Copied, because a member that is closed for being slow leaves at once.
-        channels = (
-            [channel for channel in members.channels if channel not in excluded] if excluded else members.channels
-        )
-        return sum([channel.send_encoded(message) for channel in tuple(channels)])
+        channels = list(members.channels)
+        if excluded:
+            channels = [channel for channel in channels if channel not in excluded]
+        return sum([channel.send_encoded(message) for channel in channels])
 
 
 class Room:

@@ -85,8 +85,7 @@ class HandlerEndpoint:
         Where `outermost` is the very app that wsdeco's own protocol serves, no code outside waits for the end of the
         call, so it returns as soon as the connection has begun: an idle connection need not hold all its callers.
         """
-        channel = _open_channel(scope, receive, send, self.config, self._context.clock)
-        channel.route_room = self.room
+        channel = _open_channel(scope, receive, send, self.config, self._context.clock, self.room)
         if isinstance(channel, DirectChannel) and is_served_app(scope, outermost):
             await self._start(channel)
         else:
@@ -142,8 +141,7 @@ class WebSocketUpgrade(HTTPConnection):
         if self._handled:
             raise RuntimeError("this upgrade has been handled already: call handle_upgrade() once per request")
         self._handled = True
-        channel = _open_channel(self.scope, self._receive, self._send, config, self._context.clock)
-        channel.route_room = self._room
+        channel = _open_channel(self.scope, self._receive, self._send, config, self._context.clock, self._room)
         return channel, self._context.connections
 
 
@@ -231,11 +229,22 @@ def websocket_route(
     return WebSocketRoute(path, endpoint, name=endpoint.__name__.rpartition(".")[2])
 
 
-def _open_channel(scope: Scope, receive: Receive, send: Send, config: ConnectionConfig, clock: Clock | None) -> Channel:
+def _open_channel(
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    config: ConnectionConfig,
+    clock: Clock | None,
+    room: Members | None,
+) -> Channel:
     connection = direct_connection(scope, receive, send)
+    channel: Channel
     if connection is None:
-        return AsgiChannel(scope, receive, send, config, clock)
-    return DirectChannel(scope, connection, config, clock)
+        channel = AsgiChannel(scope, receive, send, config, clock)
+    else:
+        channel = DirectChannel(scope, connection, config, clock)
+    channel.route_room = room
+    return channel
 
 
 async def _serve(channel: Channel, factory: Factory, name: str, slots: Slots, connections: Connections) -> None:
