@@ -434,5 +434,5 @@ GRANIAN: Final = Stack(
     aborts=False,
     shuts_down_1012=False,
 )
-DIRECT: Final = Stack("direct", uvicorn_serve("wsdeco.protocol:WebSocketProtocol"))
+DIRECT: Final = Stack("direct", uvicorn_serve("wsdeco.protocol:WebSocketProtocol", http="wsdeco.http:HttpProtocol"))
 STACKS: Final = (MEMORY, DIRECT, SANSIO, WSPROTO, HYPERCORN, GRANIAN)

@@ -1,6 +1,7 @@
 """The direct channel: what is special about having the protocol right below the hooks."""
 
 import asyncio
+import json
 from contextlib import suppress
 from typing import Any
 
@@ -9,15 +10,17 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from tests import raw
-from tests.recording import Journal, Recorder
-from tests.stacks import DIRECT, WAIT, soon
+from tests.recording import Journal, Recorder, refusal
+from tests.stacks import DIRECT, WAIT, soon, uvicorn_serve
 from wsdeco import App, Close, ConnectionClosed, DisconnectReason, Error, Sink, Unknown
 from wsdeco.channel import Address
 from wsdeco.config import ConnectionConfig
 from wsdeco.direct import DirectChannel
 from wsdeco.encoding import Encoded
+from wsdeco.handshake import Request
 from wsdeco.rooms import Rooms
 from wsdeco.testing import ManualClock
 
@@ -139,6 +142,7 @@ class Stuck:
         self.end: Close | Unknown | None = None
         self.last_activity = 0.0
         self.reading_paused = False
+        self.request: Request | None = None
         self.write_paused = False
         self.handshake_pending = True
         self.unsent = 0
@@ -148,9 +152,6 @@ class Stuck:
     def accept(self, subprotocol: str | None = None, headers: Any = (), **options: Any) -> None:
         self.handshake_pending = False
         self.wire.append(("accept", subprotocol))
-
-    def keep_alive(self, interval: float | None, timeout: float | None) -> None:
-        self.wire.append(("keep_alive", interval, timeout))
 
     def refuse(self, status: int, headers: Any = (), body: bytes = b"") -> None:
         self.handshake_pending = False
@@ -206,7 +207,7 @@ async def test_messages_before_the_upgrade_wait_for_it() -> None:
     assert connection.wire == []
     await channel.send("next")
     await channel.accept()
-    assert connection.wire == [("accept", None), ("keep_alive", 20.0, 20.0), "12345", "67890", "next"]
+    assert connection.wire == [("accept", None), "12345", "67890", "next"]
 
 
 @pytest.mark.parametrize("early", [True, False])
@@ -404,3 +405,55 @@ async def test_an_app_that_fails_after_it_has_taken_the_connection_does_not_keep
         with suppress(ConnectionError):
             await writer.wait_closed()
     assert "Exception in ASGI application" in caplog.text
+
+
+class Whence:
+    """Says where the connection comes from, by which route, and in which tasks of the server."""
+
+    async def on_connect(self, addr: Address, sink: Sink) -> None:
+        scope = sink.request.scope
+        await sink.send_json([str(addr), scope["scheme"], scope["path_params"], len(asyncio.all_tasks())])
+
+
+@pytest.mark.parametrize(
+    ("trusted", "seen"),
+    [("127.0.0.1", ["203.0.113.7:0", "wss"]), ("10.0.0.1", ["127.0.0.1", "ws"])],
+    ids=["trusted", "not trusted"],
+)
+async def test_the_address_obeys_forwarded_allow_ips(trusted: str, seen: list[str]) -> None:
+    app = App()
+    app.add("/ws", Whence)
+    serve = uvicorn_serve("wsdeco.protocol:WebSocketProtocol", forwarded_allow_ips=trusted)
+    headers = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https"}
+    async with serve(app) as server, server.connect("/ws", headers=headers) as peer:
+        address, scheme, *_ = json.loads(await peer.receive())
+        assert address.startswith(seen[0])
+        assert scheme == seen[1]
+
+
+async def test_forwarded_headers_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object) -> None:
+        raise ValueError("on purpose")
+
+    app = App()
+    app.add("/ws", Whence)
+    async with DIRECT.serve(app) as server:
+        monkeypatch.setattr(ProxyHeadersMiddleware, "__call__", fail)
+        assert (await refusal(server, "/ws", headers={"X-Forwarded-For": "203.0.113.7"})).status == 500
+
+
+@pytest.mark.parametrize("reset", [False, True])
+async def test_a_connection_takes_one_task(reset: bool) -> None:
+    app = App()
+    app.add("/ws", Whence)
+    app.add("/{room}/ws", Whence)
+    serve = uvicorn_serve("wsdeco.protocol:WebSocketProtocol", reset_contextvars=reset)
+    numbers: list[int] = []
+    async with serve(app) as server:
+        for path, params in [("/ws", {}), ("/a/ws", {"room": "a"}), ("/ws", {})]:
+            async with server.connect(path) as peer:
+                *_, found, number = json.loads(await peer.receive())
+                assert found == params
+                numbers.append(number)
+    # Where each is to have a context of its own, one more task calls the app.
+    assert len(set(numbers)) == 1

@@ -493,25 +493,25 @@ class TestNegotiation:
     @pytest.mark.parametrize(
         ("offers", "answer"),
         [
-            ([], None),
-            (["x-webkit-deflate-frame"], None),
-            (["permessage-deflate"], "permessage-deflate; server_max_window_bits=12"),
+            ("", None),
+            ("x-webkit-deflate-frame", None),
+            ("permessage-deflate", "permessage-deflate; server_max_window_bits=12"),
             (
-                ["permessage-deflate; client_max_window_bits"],
+                "permessage-deflate; client_max_window_bits",
                 "permessage-deflate; server_max_window_bits=12; client_max_window_bits=12",
             ),
             (
-                ["other, permessage-deflate; server_no_context_takeover; client_no_context_takeover"],
+                "other, permessage-deflate; server_no_context_takeover; client_no_context_takeover",
                 "permessage-deflate; server_no_context_takeover; client_no_context_takeover; server_max_window_bits=12",
             ),
             (
-                ["permessage-deflate; server_max_window_bits=8", "permessage-deflate; server_max_window_bits=9"],
+                "permessage-deflate; server_max_window_bits=8, permessage-deflate; server_max_window_bits=9",
                 "permessage-deflate; server_max_window_bits=9",
             ),
-            (["permessage-deflate; unknown=1"], None),
+            ("permessage-deflate; unknown=1", None),
         ],
     )
-    def test_offers(self, offers: list[str], answer: str | None) -> None:
+    def test_offers(self, offers: str, answer: str | None) -> None:
         agreed = negotiate(offers)
         assert (None if agreed is None else agreed[0]) == answer
 

@@ -40,7 +40,7 @@ class TestRequest:
         assert parsed.target == b"/chat?x=1"
         assert parsed.key == b"dGhlIHNhbXBsZSBub25jZQ=="
         assert parsed.subprotocols == ["a", "b", "c"]
-        assert parsed.extensions == []
+        assert parsed.extensions == ""
         assert parsed.headers[5:7] == [(b"x-name", b"caf\xe9"), (b"x-name", b"2")]
 
     @pytest.mark.parametrize(
@@ -73,6 +73,7 @@ class TestRequest:
             (b"host: example.com", b"host: a\r\n folded", 400),
             (b"host: example.com", b"host : a", 400),
             (b"host: example.com", b"no colon", 400),
+            (b"host: example.com", b"host", 400),
             (b"host: example.com", b": empty name", 400),
             (b"host: example.com", b"host: a\nb: c", 400),
             (b"host: example.com", b"host: a\rb", 400),

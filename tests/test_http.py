@@ -484,6 +484,39 @@ async def test_a_failed_upgrade_ends_the_connection(world: World, head: bytes, s
     assert all(each == "GET /ws" for each in world.served)
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        handshake("/ws"),
+        handshake("/ws?a=b"),
+        handshake("http://127.0.0.1/ws"),
+        handshake("*"),
+        changed(b"Upgrade: websocket", b"upgrade: WebSocket"),
+        changed(b"Upgrade: websocket\r\n", b"Upgrade: websocket\r\nUpgrade: h2c\r\n"),
+        changed(b"Upgrade: websocket\r\n", b"Upgrade: h2c\r\nupgrade: websocket\r\n"),
+        changed(b"Host: 127.0.0.1", b"Host: 127.0.0.1\r\nX: caf\xe9\tau lait"),
+        changed(b"Host: 127.0.0.1", b"X-Host: 127.0.0.1"),
+        changed(b"Host: 127.0.0.1\r\n", b"Host: 127.0.0.1\r\nHost: 127.0.0.1\r\n"),
+        changed(b"Version: 13", b"Version: 13\r\nSec-WebSocket-Version: 13"),
+        changed(b"Connection: Upgrade", b"Connection: keep-alive\r\nConnection: upgrade"),
+        changed(b"Connection: Upgrade", b"Connection: close"),
+    ],
+)
+async def test_a_handshake_in_one_piece_is_answered_like_one_in_two(world: World, head: bytes) -> None:
+    answers: list[tuple[int | None, Frame | None]] = []
+    async with world.serve() as server:
+        for pieces in ([head + text("one")], [head[:1], head[1:] + text("one")]):
+            async with dial(server) as peer:
+                for piece in pieces:
+                    await peer.write(piece)
+                    await until(lambda: world.received > 0)
+                status = await peer.status()
+                answers.append((status, await peer.frame() if status == 101 else None))
+            world.received = 0
+    assert answers[0] == answers[1]
+    assert answers[0][0] != 101 or answers[0][1] == Frame(Opcode.TEXT, b"one")
+
+
 async def test_an_upgrade_waits_for_no_response_but_follows_none_either(httptools_world: World) -> None:
     world = httptools_world
     async with world.serve() as server, dial(server) as peer:

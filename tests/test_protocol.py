@@ -1293,13 +1293,19 @@ class TestKeepalive:
         await first.end()
         await second.end()
 
-    async def test_per_connection(self) -> None:
-        session = Session(Echo(), ws_ping_interval=20, ws_ping_timeout=None)
-        await session.open()
-        session.protocol.keep_alive(1, 1)
-        assert len(await session.advance(1.1)) == 6
-        session.protocol.keep_alive(None, None)
-        assert await session.advance(100) == b""
+    async def test_limits_of_the_route(self) -> None:
+        session = Session(Script(), ws_ping_interval=20, ws_ping_timeout=20)
+        await session.feed(REQUEST)
+        session.protocol.accept(keepalive=(1, 1))
+        assert (await session.advance(1.1)).startswith(ACCEPTED)
+        assert (await session.advance(1.2)).endswith(encode_close(1011, "keepalive ping timeout"))
+        await session.end()
+
+    async def test_a_route_without_pings(self) -> None:
+        session = Session(Script(), ws_ping_interval=1, ws_ping_timeout=1)
+        await session.feed(REQUEST)
+        session.protocol.accept(keepalive=(None, 1))
+        assert await session.advance(100) == ACCEPTED
         await session.end()
 
     async def test_no_pings_while_closing(self) -> None:

@@ -20,7 +20,7 @@ from typing_extensions import Unpack
 from wsdeco.channel import Sink
 from wsdeco.clock import Clock
 from wsdeco.config import ConnectionConfig, Limits, make_config
-from wsdeco.direct import is_direct
+from wsdeco.direct import DirectConnection, is_direct
 from wsdeco.factory import HandlerFactory, build_factory
 from wsdeco.paths import check_path, path_shape, unknown_path
 from wsdeco.reasons import HandlerError, RouteError, ServerError
@@ -116,6 +116,8 @@ class App:
         self._registered: dict[tuple[str, str], _Registered] = {}
         self._rooms = Rooms()
         self._room_keys: dict[str, str] = {}
+        self._known_routes: list[BaseRoute] = []
+        self._endpoints: dict[str, HandlerEndpoint] = {}
         self._message_size_cap: int | None = None
         self._limits_announced = False
         self._idle_announced = False
@@ -129,29 +131,50 @@ class App:
         if not self._limits_announced and scope["type"] != "lifespan":
             self._announce_limits()
             self._announce_missing_lifespan()
-        if not self._idle_announced and scope["type"] == "websocket" and not is_direct(scope):
-            self._announce_idle()
-        endpoint = self._handler_endpoint(scope) if scope["type"] == "websocket" else None
+        endpoint = None
+        if scope["type"] == "websocket":
+            if not self._idle_announced and not is_direct(scope):
+                self._announce_idle()
+            endpoint = self._handler_endpoint(scope)
         if endpoint is None:
             await self.app(scope, receive, send)
         else:
-            await endpoint.serve(scope, receive, send, outermost=self)
+            await endpoint(scope, receive, send)
+
+    def start_connection(self, scope: Scope, connection: DirectConnection) -> bool:
+        """Begin with a connection of wsdeco's own protocol; return whether that could be done without being called.
+
+        The protocol asks before it calls the app, where nothing that wants to see the messages is around it.
+        """
+        endpoint = self._handler_endpoint(scope) if self._limits_announced else None
+        return endpoint is not None and endpoint.start_connection(scope, connection)
 
     def _handler_endpoint(self, scope: Scope) -> HandlerEndpoint | None:
         # Between here and the endpoint of a handler Starlette's own layers have nothing to do, and cost most of a
         # handshake and of the memory of a connection.
         if self.app.user_middleware:
             return None
-        for route in self.app.router.routes:
-            match, child_scope = route.matches(scope)
-            if match is Match.FULL:
-                if not isinstance(route, WebSocketRoute) or not isinstance(route.app, HandlerEndpoint):
-                    return None
-                scope["app"] = self.app
-                scope["router"] = self.app.router
-                scope.update(child_scope)
-                return route.app
-        return None
+        router = self.app.router
+        if router.routes != self._known_routes:
+            self._known_routes = router.routes.copy()
+            self._endpoints = {}
+        path: str = scope["path"]
+        endpoint = self._endpoints.get(path)
+        if endpoint is not None and not scope.get("root_path") and not scope.get("path_params"):
+            scope["endpoint"] = endpoint
+            scope["path_params"] = {}
+        else:
+            route, child_scope = _first_match(router.routes, scope)
+            if not isinstance(route, WebSocketRoute) or not isinstance(route.app, HandlerEndpoint):
+                return None
+            endpoint = route.app
+            scope.update(child_scope)
+            if route.path == path:
+                # Without parameters, so whoever asks for it is answered the same; and no peer chooses what is kept.
+                self._endpoints[path] = endpoint
+        scope["app"] = self.app
+        scope["router"] = router
+        return endpoint
 
     # Registering.
 
@@ -484,6 +507,14 @@ class App:
 
     def _is_large(self, config: ConnectionConfig) -> bool:
         return self._message_size_cap is None and config.max_message_size > _SERVERS_MAX_SIZE
+
+
+def _first_match(routes: Iterable[BaseRoute], scope: Scope) -> tuple[BaseRoute | None, Scope]:
+    for route in routes:
+        match, child_scope = route.matches(scope)
+        if match is Match.FULL:
+            return route, child_scope
+    return None, {}
 
 
 def _is_import(frame: FrameType | None) -> bool:

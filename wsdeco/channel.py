@@ -425,6 +425,8 @@ class Channel(ABC):
         Raises:
             ValueError: `wanted` is not among those the client offered.
         """
+        if wanted is None and not self.config.subprotocols:
+            return None
         offered: list[str] = list(self.request.scope.get("subprotocols") or ())
         if wanted is None:
             return next((name for name in self.config.subprotocols if name in offered), None)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import enum
 import inspect
 import logging
@@ -22,24 +23,26 @@ from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeAlias, cast
-from urllib.parse import unquote
 
 from starlette.types import Receive, Send
 from starlette.websockets import WebSocketDisconnect
 from uvicorn.config import Config
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
-from uvicorn.protocols.utils import ClientDisconnected, get_local_addr, get_remote_addr, is_ssl
+from uvicorn.protocols.utils import ClientDisconnected, is_ssl
 
 from wsdeco.frames import Message
 from wsdeco.handshake import Headers, Request, check_refusal
 from wsdeco.reasons import Close, CloseCode, Unknown
+from wsdeco.request import build_scope
 
-__all__ = ["Connection", "Conversation", "Event", "Scope", "build_scope"]
+__all__ = ["Connection", "Conversation", "Event", "Scope", "TaskFreeStart", "scope_of", "task_free_start"]
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Event: TypeAlias = MutableMapping[str, Any]
 App: TypeAlias = Callable[[Scope, Callable[[], Awaitable[Event]], Callable[[Event], Awaitable[None]]], Awaitable[Any]]
 
+_FORWARDED: Final = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
+"""What uvicorn's middleware for proxies looks at."""
 _STARLETTE_WRAPPER: Final = "starlette._exception_handler"
 
 _MAX_INBOX_BYTES: Final = 64 * 1024
@@ -92,27 +95,35 @@ class Connection(Protocol):
         """Drop the transport."""
 
 
-def build_scope(
+def scope_of(
     request: Request, transport: asyncio.Transport, config: Config, app_state: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the scope of a connection, equal to that of uvicorn's own classes."""
-    raw_path, _, query_string = request.target.partition(b"?")
-    return {
-        "type": "websocket",
-        "asgi": {"version": config.asgi_version, "spec_version": "2.4"},
-        "http_version": "1.1",
-        "scheme": "wss" if is_ssl(transport) else "ws",
-        "server": get_local_addr(transport),
-        "client": get_remote_addr(transport),
-        "root_path": config.root_path,
-        "path": config.root_path + unquote(raw_path.decode("ascii")),
-        "raw_path": config.root_path.encode("ascii") + raw_path,
-        "query_string": query_string,
-        "headers": request.headers,
-        "subprotocols": request.subprotocols,
-        "state": app_state.copy(),
-        "extensions": {"websocket.http.response": {}},
-    }
+    """Return the scope of a connection."""
+    return build_scope(
+        request,
+        scheme="wss" if is_ssl(transport) else "ws",
+        server=_server_of(transport),
+        client=_client_of(transport),
+        root_path=config.root_path,
+        asgi={"version": config.asgi_version, "spec_version": "2.4"},
+        state=app_state,
+    )
+
+
+def _server_of(transport: asyncio.Transport) -> tuple[str, int | None] | None:
+    # uvicorn asks the socket, which uvloop has to make first.
+    name: tuple[Any, ...] | str | None = transport.get_extra_info("sockname")
+    return (name, None) if isinstance(name, str) else _address(name)
+
+
+def _client_of(transport: asyncio.Transport) -> tuple[str, int] | None:
+    name: tuple[Any, ...] | str | None = transport.get_extra_info("peername")
+    return None if isinstance(name, str) else _address(name)
+
+
+def _address(name: tuple[Any, ...] | None) -> tuple[str, int] | None:
+    # That of IPv6 has two more parts.
+    return None if name is None else (str(name[0]), int(name[1]))
 
 
 class _State(enum.Enum):
@@ -238,11 +249,6 @@ class Conversation:
         self._state = _State.YIELDED
         return self._connection
 
-    def serves(self, app: object) -> bool:
-        """Return whether `app` is the one that the server calls, but for uvicorn's own middleware for proxies."""
-        outermost: object = self._app
-        return app is (outermost.app if isinstance(outermost, ProxyHeadersMiddleware) else outermost)
-
     def _wake_receivers(self) -> None:
         receivers, self._receivers = self._receivers, None
         for receiver in receivers or ():
@@ -358,6 +364,49 @@ class Conversation:
         if not message.get("more_body", False):
             self._connection.refuse(denial.status, denial.headers, bytes(denial.body))
             self._state = _State.CLOSED
+
+
+TaskFreeStart: TypeAlias = Callable[[Scope, Connection], bool]
+"""Takes a connection with its scope at once, and returns whether it did; if not, the app has to be called."""
+
+
+def task_free_start(config: Config) -> TaskFreeStart:
+    """Return what takes connections of the app of `config` without a task in which to call it.
+
+    That is the app's own method `start_connection`, where nothing stands around the app but uvicorn's middleware for
+    proxies. The app waits for nobody there, and an idle connection need not hold a task and all its callers.
+    """
+    app: object = cast(Any, config).loaded_app
+    proxies = None
+    if isinstance(app, ProxyHeadersMiddleware):
+        proxies = copy.copy(app)
+        proxies.app = _nothing
+        app = app.app
+    start: TaskFreeStart | None = getattr(cast(Any, app), "start_connection", None)
+
+    def take(scope: Scope, connection: Connection) -> bool:
+        if start is None or config.reset_contextvars:
+            return False
+        return (proxies is None or _forward(proxies, scope)) and start(scope, connection)
+
+    return take
+
+
+def _forward(proxies: ProxyHeadersMiddleware, scope: Scope) -> bool:
+    if _FORWARDED.isdisjoint(dict(scope["headers"])):
+        return True
+    try:
+        proxies(cast(Any, scope), cast(Any, None), cast(Any, None)).send(None)
+    except StopIteration:
+        return True
+    except Exception as exc:
+        # It is raised again, and answered, where the app is called.
+        _logger.debug("X-Forwarded-* headers cannot be read", exc_info=exc)
+    return False
+
+
+async def _nothing(*_: object) -> None:
+    pass
 
 
 def _unwrapped(send: Send) -> Send:

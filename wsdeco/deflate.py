@@ -12,7 +12,6 @@ compression holds neither of the two windows.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
 from typing import Final, Protocol
 
 from websockets.exceptions import InvalidHeaderFormat, NegotiationError, PayloadTooBig, ProtocolError
@@ -160,11 +159,11 @@ class Deflate(Extension):
         return frame if len(frame) < len(message.frame) else message.frame
 
 
-def negotiate(offers: Iterable[str]) -> tuple[str, Deflate] | None:
+def negotiate(offers: str) -> tuple[str, Deflate] | None:
     """Agree on permessage-deflate if the peer offers it in a form that can be met.
 
     Args:
-        offers: The values of the request's `Sec-WebSocket-Extensions` headers.
+        offers: The value of the request's `Sec-WebSocket-Extensions` header.
 
     Returns:
         The response header's value and the extension; `None` without such an offer, or where one cannot be parsed.
@@ -173,7 +172,7 @@ def negotiate(offers: Iterable[str]) -> tuple[str, Deflate] | None:
         server_max_window_bits=_WINDOW_BITS, client_max_window_bits=_WINDOW_BITS, compress_settings={}
     )
     try:
-        offered = [item for offer in offers for item in parse_extension(offer)]
+        offered = parse_extension(offers)
     except InvalidHeaderFormat:
         return None
     for name, parameters in offered:

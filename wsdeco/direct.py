@@ -9,7 +9,7 @@ import asyncio
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
@@ -18,10 +18,11 @@ from wsdeco.channel import Channel, Data, HeaderItems, checked_headers, wire_siz
 from wsdeco.clock import Clock
 from wsdeco.config import ConnectionConfig
 from wsdeco.encoding import Encoded
+from wsdeco.handshake import Request
 from wsdeco.reasons import Close, CloseCode, DisconnectReason, Error, Unknown
 from wsdeco.request import PackedRequest
 
-__all__ = ["DirectChannel", "DirectConnection", "direct_connection", "is_direct", "is_served_app"]
+__all__ = ["DirectChannel", "DirectConnection", "direct_connection", "is_direct"]
 
 EXTENSION: Final = "wsdeco"
 """The key of `scope["extensions"]` under which the protocol offers its connection."""
@@ -37,6 +38,7 @@ class DirectConnection(Protocol):
     end: Close | Unknown | None
     last_activity: float
     reading_paused: bool
+    request: Request | None
     write_paused: bool
 
     @property
@@ -56,11 +58,9 @@ class DirectConnection(Protocol):
         *,
         max_message_size: int | None = None,
         compression: bool | None = None,
+        keepalive: tuple[float | None, float | None] | None = None,
     ) -> None:
         """Accept the handshake."""
-
-    def keep_alive(self, interval: float | None, timeout: float | None) -> None:
-        """Ping the peer, and end the connection when it does not answer."""
 
     def refuse(self, status: int, headers: Sequence[tuple[bytes, bytes]] = (), body: bytes = b"") -> None:
         """Refuse the handshake."""
@@ -112,12 +112,6 @@ def direct_connection(scope: Scope, receive: Receive, send: Send) -> DirectConne
     return connection
 
 
-def is_served_app(scope: Scope, app: object) -> bool:
-    """Return whether `app` is what the server calls, with nothing around it but uvicorn's own proxy headers."""
-    conversation = _conversation(scope)
-    return conversation is not None and bool(conversation.serves(app))
-
-
 class DirectChannel(Channel):
     """A channel that is the protocol's consumer.
 
@@ -125,7 +119,7 @@ class DirectChannel(Channel):
         lost: The transport is gone.
     """
 
-    __slots__ = ("_connection", "_early", "_early_size", "_reader", "lost")
+    __slots__ = ("_connection", "_early", "_early_size", "_parsed", "_reader", "lost")
 
     def __init__(
         self, scope: Scope, connection: DirectConnection, config: ConnectionConfig, clock: Clock | None = None
@@ -134,6 +128,7 @@ class DirectChannel(Channel):
         self._connection = connection
         self._early: list[Data] | None = None
         self._early_size = 0
+        self._parsed = connection.request
         self._reader: asyncio.Future[None] | None = None
         self.lost = False
         connection.close_timeout = config.close_timeout
@@ -231,8 +226,9 @@ class DirectChannel(Channel):
 
     def pack_request(self) -> None:
         """As for every channel; the app's middleware has been left behind with the end of the call that began it."""
+        parsed, self._parsed = cast(Request, self._parsed), None
         with suppress(ValueError):
-            self._request = PackedRequest(self.request, self._connection.app_state)
+            self._request = PackedRequest(self.request, parsed, self._connection.app_state)
 
     async def accept(self, subprotocol: str | None = None, headers: HeaderItems = ()) -> None:
         """Accept the upgrade; does nothing where that has been done."""
@@ -247,8 +243,8 @@ class DirectChannel(Channel):
             checked_headers(headers),
             max_message_size=config.max_message_size,
             compression=config.compression,
+            keepalive=(config.ping_interval, config.ping_timeout),
         )
-        self._connection.keep_alive(config.ping_interval, config.ping_timeout)
         self.mark_accepted(chosen)
         early, self._early = self._early, None
         for data in early or ():

@@ -13,9 +13,8 @@ import binascii
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 __all__ = [
     "MAX_HEAD_SIZE",
@@ -26,6 +25,7 @@ __all__ = [
     "check_headers",
     "check_refusal",
     "parse_request",
+    "read_handshake",
     "refusal_response",
     "take_head",
 ]
@@ -39,6 +39,8 @@ MAX_HEAD_LINES: Final = 128
 """Most lines of a request's head."""
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
+_UPGRADE_FIELD: Final = b"\r\nUpgrade: websocket\r\n"
+"""As nearly all clients write it; those that do not take the longer way."""
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _KEY_BYTES: Final = 16
 _VERSION: Final = b"13"
@@ -46,8 +48,19 @@ _SWITCHING: Final = (
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
 )
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_NOT_IN_TARGET: Final = re.compile(rb"[^\x21-\x7e]")
+_IN_HEAD: Final = _CONTROL.sub(b"", bytes(range(256)))
+"""What a line of a head may hold."""
 _TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_USUAL_NAMES: Final = {
+    form: name.lower()
+    for name in (
+        *(b"Host", b"Connection", b"Upgrade", b"Sec-WebSocket-Key", b"Sec-WebSocket-Version", b"User-Agent", b"Origin"),
+        *(b"Sec-WebSocket-Extensions", b"Sec-WebSocket-Protocol", b"Pragma", b"Cache-Control", b"Cookie"),
+        *(b"Accept-Encoding", b"Accept-Language", b"X-Forwarded-For", b"X-Forwarded-Proto"),
+    )
+    for form in (name, name.lower())
+}
+"""Header names as clients write them, which need no look: in lower case."""
 _OUR_HEADERS: Final = frozenset({b"connection", b"content-length", b"transfer-encoding"})
 _BODILESS: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 
@@ -68,23 +81,24 @@ class Refusal(Exception):
         self.headers = headers
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """A handshake request.
 
     Attributes:
+        head: All of it, without the empty line that ends it.
         target: The request target, as sent.
         headers: Names in lower case, values as sent, in order.
         key: The value of `Sec-WebSocket-Key`.
         subprotocols: The subprotocols the peer offers, in its order of preference.
-        extensions: The values of `Sec-WebSocket-Extensions`.
+        extensions: The value of `Sec-WebSocket-Extensions`, empty without one.
     """
 
+    head: bytes
     target: bytes
     headers: list[tuple[bytes, bytes]]
     key: bytes
     subprotocols: list[str]
-    extensions: list[str]
+    extensions: str
 
 
 def take_head(buffer: bytearray, searched: int) -> bytes | None:
@@ -105,6 +119,25 @@ def take_head(buffer: bytearray, searched: int) -> bytes | None:
     return head
 
 
+def read_handshake(data: bytes) -> tuple[Request, bytes] | None:
+    """Return the handshake that the first bytes of a connection are, and what follows it; else `None`.
+
+    `None` says nothing but that somebody else must have a look: the request may go on, be another one, or be refused.
+    """
+    # `in` would try whether it looks for an integer first, and make an exception of it.
+    if data.find(_UPGRADE_FIELD) < 0 or not data.startswith(b"GET /"):
+        return None
+    end = data.find(_END_OF_HEAD)
+    head = data[:end]
+    if end < 0 or head.lower().count(b"\r\nupgrade:") > 1:
+        # Of several such fields uvicorn looks at one.
+        return None
+    try:
+        return parse_request(head), data[end + len(_END_OF_HEAD) :]
+    except Refusal:
+        return None
+
+
 def parse_request(head: bytes) -> Request:
     """Parse the head of a handshake request, without the empty line that ends it.
 
@@ -114,33 +147,46 @@ def parse_request(head: bytes) -> Request:
     lines = head.split(b"\r\n", MAX_HEAD_LINES)
     if len(lines) > MAX_HEAD_LINES or len(head) > MAX_HEAD_SIZE:
         raise Refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The request head is too large.")
-    if _CONTROL.search(head.replace(b"\r\n", b"")) is not None:
+    # To delete what may be there is faster than to search for what may not.
+    if head.translate(None, _IN_HEAD) != b"\r\n" * (len(lines) - 1):
         raise Refusal(HTTPStatus.BAD_REQUEST, "The request head holds a control character.")
     target = _parse_request_line(lines[0])
     headers: list[tuple[bytes, bytes]] = []
-    values: dict[bytes, list[bytes]] = {}
     for line in lines[1:]:
-        name, _, value = line.partition(b":")
-        if len(name) == len(line) or _TOKEN.fullmatch(name) is None:
+        sent_name, colon, value = line.partition(b":")
+        name = _USUAL_NAMES.get(sent_name)
+        if name is None:
+            if _TOKEN.fullmatch(sent_name) is None:
+                raise Refusal(HTTPStatus.BAD_REQUEST, "The request has a malformed header line.")
+            name = sent_name.lower()
+        if not colon:
             raise Refusal(HTTPStatus.BAD_REQUEST, "The request has a malformed header line.")
-        name = name.lower()
-        value = value.strip(b" \t")
-        headers.append((name, value))
-        values.setdefault(name, []).append(value)
-    _check_upgrade(values)
-    return Request(
-        target,
-        headers,
-        _check_key(values),
-        [token for value in values.get(b"sec-websocket-protocol", ()) for token in _split(value)],
-        [value.decode("latin-1") for value in values.get(b"sec-websocket-extensions", ())],
-    )
+        headers.append((name, value.strip(b" \t")))
+    fields = dict(headers)
+    if len(fields) < len(headers):
+        fields = _combined(headers)
+    _check_upgrade(fields)
+    key = _check_key(fields)
+    subprotocols = _split(fields.get(b"sec-websocket-protocol"))
+    extensions = fields.get(b"sec-websocket-extensions", b"").decode("latin-1")
+    return Request(head, target, headers, key, subprotocols, extensions)
+
+
+def _combined(headers: Headers) -> dict[bytes, bytes]:
+    """Return the fields of a request, several of one name as one (RFC 9110, section 5.3)."""
+    fields: dict[bytes, bytes] = {}
+    for name, value in headers:
+        fields[name] = fields[name] + b", " + value if name in fields else value
+    if sum(name == b"host" for name, _ in headers) > 1:
+        # It may hold a comma, so several would not be told from one.
+        del fields[b"host"]
+    return fields
 
 
 def _parse_request_line(line: bytes) -> bytes:
     method, _, rest = line.partition(b" ")
     target, _, version = rest.rpartition(b" ")
-    if not target or _NOT_IN_TARGET.search(target) is not None:
+    if not target or not target.isascii() or target.split() != [target]:
         raise Refusal(HTTPStatus.BAD_REQUEST, "The request line is malformed.")
     if version != b"HTTP/1.1":
         raise Refusal(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "A WebSocket handshake needs HTTP/1.1.")
@@ -149,31 +195,33 @@ def _parse_request_line(line: bytes) -> bytes:
     return target
 
 
-def _split(value: bytes) -> list[str]:
-    return [token.strip() for token in value.decode("latin-1").split(",")]
+def _split(value: bytes | None) -> list[str]:
+    return [] if value is None else [token.strip() for token in value.decode("latin-1").split(",")]
 
 
-def _check_upgrade(values: dict[bytes, list[bytes]]) -> None:
-    if len(values.get(b"host", ())) != 1:
+def _check_upgrade(fields: dict[bytes, bytes]) -> None:
+    if b"host" not in fields:
         raise Refusal(HTTPStatus.BAD_REQUEST, "The request needs one Host header.")
-    if b"transfer-encoding" in values or any(length != b"0" for length in values.get(b"content-length", ())):
+    if b"transfer-encoding" in fields or fields.get(b"content-length", b"0") != b"0":
         raise Refusal(HTTPStatus.BAD_REQUEST, "A WebSocket handshake has no body.")
-    if "upgrade" not in _tokens(values, b"connection") or "websocket" not in _tokens(values, b"upgrade"):
+    if not _has_token(fields, b"connection", b"Upgrade") or not _has_token(fields, b"upgrade", b"websocket"):
         raise Refusal(HTTPStatus.UPGRADE_REQUIRED, "This is a WebSocket endpoint.", [(b"upgrade", b"websocket")])
-    if values.get(b"sec-websocket-version") != [_VERSION]:
+    if fields.get(b"sec-websocket-version") != _VERSION:
         message = "The request needs one Sec-WebSocket-Version header, with the value 13."
         raise Refusal(HTTPStatus.UPGRADE_REQUIRED, message, [(b"sec-websocket-version", _VERSION)])
 
 
-def _tokens(values: dict[bytes, list[bytes]], name: bytes) -> list[str]:
-    return [token.lower() for value in values.get(name, ()) for token in _split(value)]
+def _has_token(fields: dict[bytes, bytes], name: bytes, token: bytes) -> bool:
+    value = fields.get(name)
+    # As nearly all clients write it, or else.
+    return value == token or (value is not None and token.decode().lower() in _split(value.lower()))
 
 
-def _check_key(values: dict[bytes, list[bytes]]) -> bytes:
-    keys = values.get(b"sec-websocket-key", [])
+def _check_key(fields: dict[bytes, bytes]) -> bytes:
+    key = fields.get(b"sec-websocket-key", b"")
     try:
-        if len(keys) == 1 and len(binascii.a2b_base64(keys[0], strict_mode=True)) == _KEY_BYTES:
-            return keys[0]
+        if len(binascii.a2b_base64(key, strict_mode=True)) == _KEY_BYTES:
+            return key
     except binascii.Error:
         pass
     message = "The request needs one Sec-WebSocket-Key header: 16 bytes in base64."

@@ -8,6 +8,9 @@ request for an upgrade in the same segment. Here
   first byte; uvicorn has a timer for the time before;
 - a head has at most 64 KiB and 128 lines, else the answer is 431;
 - what follows the head of an upgrade reaches the WebSocket protocol;
+- a handshake that is the first thing on its connection, and comes in one piece, is parsed once: it goes straight to
+  wsdeco's WebSocket protocol, and uvicorn's class is not even set up. Whatever is unusual about a request leaves it
+  to uvicorn;
 - an upgrade that fails ends the connection, and what was sent behind it is never a request.
 
 The deadline starts when asyncio hands over the transport. With TLS this is after the TLS handshake, which asyncio
@@ -21,17 +24,20 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from abc import ABC, abstractmethod
 from http import HTTPStatus
 from importlib.util import find_spec
 from typing import Any, Final, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
 import h11
+from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from wsdeco.clock import Clock, Timer
-from wsdeco.handshake import MAX_HEAD_LINES, MAX_HEAD_SIZE, refusal_response
+from wsdeco.handshake import MAX_HEAD_LINES, MAX_HEAD_SIZE, read_handshake, refusal_response
+from wsdeco.protocol import WebSocketProtocol
 
 __all__ = ["BoundedH11Protocol", "HttpProtocol"]
 
@@ -112,7 +118,7 @@ class _Shared:
 _shared: WeakKeyDictionary[ServerState, _Shared] = WeakKeyDictionary()
 
 
-class _BoundedProtocol(asyncio.Protocol):
+class _BoundedProtocol(asyncio.Protocol, ABC):
     """What both of uvicorn's HTTP classes lack.
 
     Attributes:
@@ -121,12 +127,9 @@ class _BoundedProtocol(asyncio.Protocol):
 
     clock: Clock | None = None
 
-    # Set by both of uvicorn's HTTP classes, which log, count and answer with them.
-    loop: asyncio.AbstractEventLoop
-    server_state: ServerState
-    connections: set[Any]
+    # Both of uvicorn's HTTP classes have these, and log, count and answer with them.
     transport: asyncio.Transport
-    cycle: Any
+    cycle: Any = None
     """The newest request with its response, or `None`; `shutdown` sets its `keep_alive` as we do."""
 
     _deadlines: _Shared
@@ -134,20 +137,80 @@ class _BoundedProtocol(asyncio.Protocol):
     _deaf = False
     _status = HTTPStatus.BAD_REQUEST
 
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        # uvicorn's own follows when the first bytes are no handshake.
+        if not config.loaded:
+            config.load()
+        self.config = config
+        self.server_state = server_state
+        self.app_state = app_state
+        self.connections: set[Any] = server_state.connections
+        self.loop = asyncio.get_running_loop() if _loop is None else _loop
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a transport, and start the deadline."""
-        super().connection_made(transport)
+        self.transport = cast(asyncio.Transport, transport)
+        self.connections.add(self)
         deadlines = _shared.get(self.server_state)
         if deadlines is None:
             deadlines = _shared[self.server_state] = _Shared(self.loop if self.clock is None else self.clock)
         self._deadlines = deadlines
         deadlines.heads.add(self)
 
+    def data_received(self, data: bytes) -> None:
+        """Take bytes from the peer."""
+        if self._deaf:
+            return
+        if self._silent:
+            self._silent = False
+            if self._take_handshake(data):
+                return
+            transport, uvicorns = self.transport, cast(Any, super())
+            uvicorns.__init__(self.config, self.server_state, self.app_state, self.loop)
+            uvicorns.connection_made(transport)
+        self._take_http(data)
+
+    @abstractmethod
+    def _take_http(self, data: bytes) -> None:
+        """Take bytes that are not those of a handshake in one piece."""
+
+    def _take_handshake(self, data: bytes) -> bool:
+        protocol_class = self.config.ws_protocol_class
+        if protocol_class is None or not issubclass(protocol_class, WebSocketProtocol):
+            return False
+        found = read_handshake(data)
+        if found is None:
+            return False
+        request, early = found
+        self.connections.discard(self)
+        self._deadlines.heads.discard(self)
+        protocol = protocol_class(self.config, self.server_state, self.app_state, self.loop)
+        protocol.connection_made(self.transport)
+        self.transport.set_protocol(protocol)
+        protocol.start(request, early)
+        return True
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Take the loss of the transport."""
         self._deadlines.heads.discard(self)
         self._deadlines.lingering.discard(self)
-        super().connection_lost(exc)
+        if self._silent:
+            self.connections.discard(self)
+        else:
+            super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """End the connection because the server stops."""
+        if self._silent:
+            self.transport.close()
+        else:
+            cast(Any, super()).shutdown()
 
     def expire(self) -> None:
         """End a connection whose deadline has run out."""
@@ -255,20 +318,13 @@ class BoundedH11Protocol(_BoundedProtocol, H11Protocol):
 
     conn: _H11Connection
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take a transport, and start the deadline."""
-        # uvicorn's own has taken no bytes yet.
-        self.conn = _H11Connection(h11.SERVER, MAX_HEAD_SIZE + len(_EMPTY_LINE))
-        super().connection_made(transport)
-
-    def data_received(self, data: bytes) -> None:
-        """Take bytes from the peer."""
-        if self._deaf:
-            return
-        self._silent = False
+    def _take_http(self, data: bytes) -> None:
+        if not isinstance(self.conn, _H11Connection):
+            # uvicorn's own has taken no bytes yet.
+            self.conn = _H11Connection(h11.SERVER, MAX_HEAD_SIZE + len(_EMPTY_LINE))
         if self.conn.their_state is h11.IDLE:
             self._deadlines.heads.add(self)
-        super().data_received(data)
+        H11Protocol.data_received(self, data)
         if self.conn.their_state is not h11.IDLE:
             self._deadlines.heads.discard(self)
 
@@ -316,16 +372,12 @@ if find_spec("httptools") is not None:
         _parsed = False
         _unparsed_size = 0
 
-        def data_received(self, data: bytes) -> None:
-            """Take bytes from the peer."""
-            if self._deaf:
-                return
-            self._silent = False
+        def _take_http(self, data: bytes) -> None:
             if not self._reading_body:
                 self._deadlines.heads.add(self)
             self._data = data
             self._parsed = False
-            super().data_received(data)
+            HttpToolsProtocol.data_received(self, data)
             self._data = b""
             # A header is passed on when it is complete: bytes that the parser keeps to itself are counted here.
             self._unparsed_size = 0 if self._parsed else self._unparsed_size + len(data)

@@ -117,7 +117,7 @@ class Connection:
     async def _run(self) -> None:
         channel = self._channel
         self._server_task = asyncio.current_task()
-        self._hooks_task = channel.loop.create_task(self._run_hooks())
+        self._hooks_task = channel.loop.create_task(self._run_hooks(), name=self._name)
         self._hooks_task.add_done_callback(self._hooks_done)
         await self._read()
         while not self._hooks_task.done():
@@ -136,7 +136,7 @@ class Connection:
         The channel has been connected.
         """
         self._done = done
-        self._hooks_task = self._channel.loop.create_task(self._run_hooks())
+        self._hooks_task = self._channel.loop.create_task(self._run_hooks(), name=self._name)
         self._hooks_task.add_done_callback(self._hooks_done)
 
     def transport_lost(self) -> None:

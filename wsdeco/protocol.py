@@ -37,7 +37,7 @@ from uvicorn.server import ServerState
 from wsdeco import handshake
 from wsdeco.clock import Clock, Timer
 from wsdeco.consumer import NOBODY, Consumer
-from wsdeco.conversation import Conversation, build_scope
+from wsdeco.conversation import Conversation, scope_of, task_free_start
 from wsdeco.deflate import negotiate
 from wsdeco.encoding import Encoded
 from wsdeco.frames import Framing, Message, encode_ping
@@ -74,6 +74,7 @@ class WebSocketProtocol(asyncio.Protocol):
         app_state: The lifespan's state.
         config: uvicorn's configuration.
         consumer: Who takes what arrives; to be replaced before the handshake is accepted.
+        request: The handshake, while it waits to be accepted or refused.
         scope: The ASGI scope, until the handshake is accepted or refused.
         transport: The transport.
         end: Why nothing more comes from the peer; `None` while something may come.
@@ -95,7 +96,6 @@ class WebSocketProtocol(asyncio.Protocol):
         "_keepalive",
         "_outbox",
         "_outbox_size",
-        "_request",
         "_server_state",
         "_transport_paused",
         "_turn",
@@ -108,6 +108,7 @@ class WebSocketProtocol(asyncio.Protocol):
         "heard",
         "last_activity",
         "reading_paused",
+        "request",
         "scope",
         "transport",
         "write_paused",
@@ -133,7 +134,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._turn = turn
         self._clock: Clock = turn.loop if clock is None else clock
         self._buffer: bytearray | None = bytearray()
-        self._request: handshake.Request | None = None
+        self.request: handshake.Request | None = None
         self._framing: Framing | None = None
         self._outbox: list[bytes] = []
         self._outbox_size = 0
@@ -216,7 +217,7 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         if self._framing is not None:
             self.close(CloseCode.SERVICE_RESTART)
-        elif self._request is not None:
+        elif self.request is not None:
             self.refuse(HTTPStatus.SERVICE_UNAVAILABLE, body=b"The server is restarting.")
         else:
             self._end_output(self.transport.close)
@@ -229,7 +230,7 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         searched = len(buffer)
         buffer += data
-        if self._request is not None:
+        if self.request is not None:
             if len(buffer) > _MAX_EARLY_BYTES:
                 self.pause_reading()
             return
@@ -237,12 +238,19 @@ class WebSocketProtocol(asyncio.Protocol):
         if head is None:
             return
         try:
-            self._request = handshake.parse_request(head)
+            self.request = handshake.parse_request(head)
         except handshake.Refusal as refusal:
             _logger.info("WebSocket handshake refused: %d %s", refusal.status, refusal.message)
             self._write_refusal(refusal.status, refusal.headers, refusal.message.encode())
             return
-        self._start_app(self._request)
+        self._start_app(self.request)
+
+    def start(self, request: handshake.Request, early: bytes) -> None:
+        """Begin with a handshake that has been parsed before; `early` are the bytes behind it."""
+        self.request = request
+        self._start_app(request)
+        if early:
+            self.data_received(early)
 
     def _start_app(self, request: handshake.Request) -> None:
         state = self._server_state
@@ -251,11 +259,16 @@ class WebSocketProtocol(asyncio.Protocol):
             _logger.warning("Exceeded concurrency limit.")
             self._write_refusal(HTTPStatus.SERVICE_UNAVAILABLE, (), b"The server is full.")
             return
-        self.scope = build_scope(request, self.transport, self.config, self.app_state)
+        scope = self.scope = scope_of(request, self.transport, self.config, self.app_state)
+        start = self._turn.task_free_start
+        if start is None:
+            start = self._turn.task_free_start = task_free_start(self.config)
+        if start(scope, self):
+            return
         conversation = Conversation(self)
-        self.scope["extensions"]["wsdeco"] = conversation
+        scope["extensions"]["wsdeco"] = conversation
         self.consumer = conversation
-        conversation.start(self.scope, state.tasks)
+        conversation.start(scope, state.tasks)
 
     def accept(
         self,
@@ -264,6 +277,7 @@ class WebSocketProtocol(asyncio.Protocol):
         *,
         max_message_size: int | None = None,
         compression: bool | None = None,
+        keepalive: tuple[float | None, float | None] | None = None,
     ) -> None:
         """Accept the handshake; messages come from now on, also those that came with the request.
 
@@ -272,6 +286,8 @@ class WebSocketProtocol(asyncio.Protocol):
             headers: Further headers of the response.
             max_message_size: Largest incoming message in bytes; uvicorn's `ws_max_size`, if not given.
             compression: Agree on permessage-deflate, if offered; uvicorn's `ws_per_message_deflate`, if not given.
+            keepalive: Seconds between two pings, and seconds for an answer, past which the connection ends; `None` for
+                no pings, or no judgement. uvicorn's `ws_ping_interval` and `ws_ping_timeout`, if not given.
 
         Raises:
             ValueError: The subprotocol is not offered, or a header cannot be sent.
@@ -296,9 +312,12 @@ class WebSocketProtocol(asyncio.Protocol):
         self._framing = Framing(size, deflate=deflate)
         self._framing.hold_pongs = self.write_paused
         self.send(handshake.accept_response(request.key, sent))
-        self.keep_alive(self.config.ws_ping_interval, self.config.ws_ping_timeout)
+        interval, timeout = keepalive or (self.config.ws_ping_interval, self.config.ws_ping_timeout)
+        if interval:
+            self._keepalive = self._turn.keepalive(self._clock, interval, timeout)
+            self._keepalive.add(self)
         early, self._buffer = self._buffer, None
-        self._request = self.scope = None
+        self.request = self.scope = None
         self.last_activity = self._clock.time()
         if self.reading_paused:
             self.resume_reading()
@@ -308,7 +327,7 @@ class WebSocketProtocol(asyncio.Protocol):
     @property
     def handshake_pending(self) -> bool:
         """Whether the handshake waits to be accepted or refused."""
-        return self._request is not None and not self.closed
+        return self.request is not None and not self.closed
 
     def refuse(self, status: int, headers: handshake.Headers = (), body: bytes = b"") -> None:
         """Refuse the handshake with an HTTP response; the connection closes.
@@ -327,9 +346,9 @@ class WebSocketProtocol(asyncio.Protocol):
         self._write_refusal(status, checked, body)
 
     def _pending_request(self) -> handshake.Request:
-        if self._request is None or self.closed:
+        if self.request is None or self.closed:
             raise RuntimeError("the handshake has been accepted or refused before, or the peer has gone")
-        return self._request
+        return self.request
 
     def _log_outcome(self, what: str) -> None:
         if _logger.isEnabledFor(logging.INFO):
@@ -339,7 +358,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _write_refusal(self, status: int, headers: handshake.Headers, body: bytes) -> None:
         response = handshake.refusal_response(status, headers, body, default_headers=self._server_state.default_headers)
-        self._buffer = self._request = self.scope = None
+        self._buffer = self.request = self.scope = None
         self.send(response)
         self._end_output(self._half_close, _LINGER)
         self._tell_end(Unknown())
@@ -472,20 +491,6 @@ class WebSocketProtocol(asyncio.Protocol):
                 waiter.set_result(None)
 
     # Keepalive.
-
-    def keep_alive(self, interval: float | None, timeout: float | None) -> None:
-        """Ping the peer every `interval` seconds, and end the connection when it is silent for `timeout` seconds.
-
-        Args:
-            interval: Seconds; `None` or 0 for no pings.
-            timeout: Seconds; `None` to ping without judging.
-        """
-        if self._keepalive is not None:
-            self._keepalive.discard(self)
-            self._keepalive = None
-        if interval:
-            self._keepalive = self._turn.keepalive(self._clock, interval, timeout)
-            self._keepalive.add(self)
 
     def ping(self, payload: bytes) -> None:
         """Send a ping; its answer does not count as activity.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final, Protocol
+from collections.abc import Callable
+from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary
 
 from uvicorn.server import ServerState
@@ -29,10 +30,12 @@ class Turn:
 
     Attributes:
         loop: The event loop of the server.
+        task_free_start: What takes connections without a task to call the app in; `None` until there is one.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self.task_free_start: Callable[[Any, Any], bool] | None = None
         self._written_to: list[Flushed] = []
         self._keepalives: dict[tuple[float, float | None], Keepalive] = {}
 

@@ -21,7 +21,7 @@ from wsdeco.channel import Channel
 from wsdeco.clock import Clock
 from wsdeco.config import ConnectionConfig, Limits, make_config
 from wsdeco.connections import Connections, Slots
-from wsdeco.direct import DirectChannel, direct_connection, is_served_app
+from wsdeco.direct import DirectChannel, DirectConnection, direct_connection
 from wsdeco.factory import HandlerFactory, build_factory, class_factory, headers_factory
 from wsdeco.handler import Factory, hooks_of
 from wsdeco.hooks import HOOK_NAMES
@@ -77,34 +77,21 @@ class HandlerEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one WebSocket connection."""
-        await self.serve(scope, receive, send)
-
-    async def serve(self, scope: Scope, receive: Receive, send: Send, *, outermost: object = None) -> None:
-        """Serve one WebSocket connection.
-
-        Where `outermost` is the very app that wsdeco's own protocol serves, no code outside waits for the end of the
-        call, so it returns as soon as the connection has begun: an idle connection need not hold all its callers.
-        """
         channel = _open_channel(scope, receive, send, self.config, self._context.clock, self.room)
-        if isinstance(channel, DirectChannel) and is_served_app(scope, outermost):
-            await self._start(channel)
-        else:
-            await _serve(channel, self._factory, self.__name__, self.slots, self._context.connections)
+        await _serve(channel, self._factory, self.__name__, self.slots, self._context.connections)
 
-    async def _start(self, channel: DirectChannel) -> None:
+    def start_connection(self, scope: Scope, connection: DirectConnection) -> bool:
+        """Begin with one WebSocket connection, unless it has to be turned away; return whether it has begun."""
         connections = self._context.connections
-        if not await _take_slot(channel, self.slots, self.__name__):
-            return
-        started = False
-        try:
-            if await _let_in(channel, self.__name__, connections) and await channel.connect():
-                connection = Connection(channel, self._factory, self.__name__)
-                connections.add(connection)
-                connection.start(self._over)
-                started = True
-        finally:
-            if not started:
-                self.slots.give_back()
+        if connections.closing or not _is_origin_allowed(scope, self.config) or not self.slots.take():
+            return False
+        channel = DirectChannel(scope, connection, self.config, self._context.clock)
+        channel.route_room = self.room
+        connection.consumer = channel
+        begun = Connection(channel, self._factory, self.__name__)
+        connections.add(begun)
+        begun.start(self._over)
+        return True
 
     def _connection_over(self, connection: Connection) -> None:
         self._context.connections.discard(connection)
@@ -273,7 +260,8 @@ async def _take_slot(channel: Channel, slots: Slots, name: str) -> bool:
 async def _let_in(channel: Channel, name: str, connections: Connections) -> bool:
     if connections.closing:
         await _turn_away(channel, 503, f"{name} shuts down", CloseCode.SERVICE_RESTART, {"Retry-After": "1"})
-    elif not _origin_allowed(channel):
+    elif not _is_origin_allowed(channel.request.scope, channel.config):
+        _log_origin(channel)
         await _turn_away(channel, 403, f"origin not allowed at {name}", CloseCode.POLICY)
     else:
         return True
@@ -299,24 +287,29 @@ async def _turn_away(
         channel.release()
 
 
-def _origin_allowed(channel: Channel) -> bool:
-    request = channel.request
-    origins = request.headers.getlist("origin")
-    if not origins:
-        return True
-    scheme: str = request.scope["scheme"]
-    host = request.headers.get("host")
-    if origin_allowed(origins, host, scheme, channel.config.allowed_origins):
-        return True
+def _is_origin_allowed(scope: Scope, config: ConnectionConfig) -> bool:
+    origins = _values(scope, b"origin")
+    return not origins or origin_allowed(origins, _host_of(scope), scope["scheme"], config.allowed_origins)
+
+
+def _values(scope: Scope, name: bytes) -> list[str]:
+    return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
+
+
+def _host_of(scope: Scope) -> str | None:
+    return next(iter(_values(scope, b"host")), None)
+
+
+def _log_origin(channel: Channel) -> None:
+    scope = channel.request.scope
     logger.warning(
         "%s refused: origin %s is not that of %s://%s; if its pages may connect, set allowed_origins=[...], and "
         "behind a proxy that ends TLS let the server trust its X-Forwarded-Proto",
         channel.addr,
-        printable(", ".join(origins)),
-        scheme,
-        printable(host or ""),
+        printable(", ".join(_values(scope, b"origin"))),
+        scope["scheme"],
+        printable(_host_of(scope) or ""),
     )
-    return False
 
 
 def _slots_of(scope: Scope, config: ConnectionConfig, handler: object) -> Slots:

@@ -17,7 +17,7 @@ class Echo:
 
 def echo_app(options: Options) -> App:
     app = App()
-    app.add("/ws", Echo, config=ConnectionConfig(compression=options.compression))
+    app.add("/ws", Echo, config=ConnectionConfig(compression=options.compression, ping_interval=None))
     return app
 
 

@@ -1,8 +1,8 @@
-"""wsdeco with three hooks, on uvicorn with wsdeco's own WebSocket protocol class."""
+"""wsdeco with three hooks, served by `run()`: uvicorn with wsdeco's own HTTP and WebSocket classes."""
 
-from benchmarks.peers.common import parse_options, run_uvicorn
+from benchmarks.peers.common import HOST, parse_options
 from benchmarks.peers.wsdeco_app import echo_app
 
 if __name__ == "__main__":
     options = parse_options()
-    run_uvicorn(echo_app(options), options, ws="wsdeco.protocol:WebSocketProtocol")
+    echo_app(options).run(HOST, options.port, access_log=False)
