@@ -16,7 +16,7 @@ from benchmarks.chart import to_svg
 from benchmarks.machine import choose_cores, describe_machine, many_descriptors
 from benchmarks.measure import measure
 from benchmarks.report import Run, to_json, to_markdown
-from benchmarks.rows import CONNECTIONS, GROWTH_LEVELS, ROWS, Effort, Row
+from benchmarks.rows import CONNECTIONS, CROWD, GROWTH_LEVELS, ROWS, Effort, Row
 from benchmarks.servers import CHECKOUT, SERVERS, RustServer, Server
 
 FULL: Final = Effort(rounds=3, seconds=1.5, latency_seconds=2.0, idle_connections=4_000, levels=GROWTH_LEVELS)
@@ -109,8 +109,9 @@ def choose_effort(arguments: argparse.Namespace, allowed: int) -> tuple[Effort, 
         elif level not in effort.levels:
             skipped[f"{level:,} connections"] = "not with --quick"
     levels = tuple(level for level in effort.levels if level <= allowed)
+    crowd = CROWD if not arguments.quick and allowed >= CROWD + CONNECTIONS else 0
     idle = max(1, min(effort.idle_connections, allowed - CONNECTIONS))
-    return replace(effort, levels=levels, idle_connections=idle), skipped
+    return replace(effort, levels=levels, idle_connections=idle, crowd=crowd), skipped
 
 
 def find_missing(servers: Sequence[Server], *, build: bool) -> dict[str, str]:

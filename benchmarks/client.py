@@ -31,6 +31,9 @@ HOST: Final = "127.0.0.1"
 PATIENCE: Final = 15.0
 """Seconds that a server may take for what it has been sent."""
 
+PORTS_OF_AN_ADDRESS: Final = 20_000
+"""Connections that one address of the client opens."""
+
 BATCH: Final = 32
 """Connections that are opened at the same time."""
 
@@ -57,13 +60,14 @@ class Traffic:
 
 
 def open_connections(
-    port: int, count: int, *, compression: bool = False, within: float = PATIENCE
+    port: int, count: int, path: str = "/ws", *, compression: bool = False, within: float = PATIENCE
 ) -> list[socket.socket]:
     """Open WebSocket connections, `BATCH` at a time.
 
     Args:
         port: Port of the server on the loopback address.
         count: How many.
+        path: What to ask for.
         compression: Ask for permessage-deflate, and insist on it.
         within: Seconds until it must be done.
 
@@ -71,14 +75,14 @@ def open_connections(
         ServerFault: The server does not accept a handshake, or takes too long.
         OSError: The server does not accept a connection.
     """
-    request = upgrade_request(port, compression=compression)
+    request = upgrade_request(port, path, compression=compression)
     deadline = time.monotonic() + within
     opened: list[socket.socket] = []
     try:
         while len(opened) < count:
             batch = min(BATCH, count - len(opened))
             for _ in range(batch):
-                opened.append(_connect(port, deadline))
+                opened.append(_connect(port, deadline, len(opened)))
                 opened[-1].sendall(request)
             for connection in opened[-batch:]:
                 _finish_handshake(connection, deadline, compression=compression)
@@ -172,6 +176,44 @@ def closed_loop(connections: Sequence[socket.socket], message: Message, *, depth
                         sent += replies
                         _send(connection, descriptor, batches[replies], unsent, poller)
         return Traffic(sent, clock() - start, time.process_time() - cpu)
+
+
+def fan_out(members: Sequence[socket.socket], message: Message, *, window: int, seconds: float) -> Traffic:
+    """Have the first member broadcast, `window` messages at a time on their way, for `seconds`; every member gets all.
+
+    A message counts for each member that it has been delivered to.
+
+    Raises:
+        ServerFault: A connection ends, or a member gets less or more than the others.
+    """
+    if message.reply_size is None:
+        raise ValueError("what a member has got is counted by its size, so the message must not be compressed")
+    with _polled(members) as (poller, by_descriptor), _without_collector():
+        buffer = bytearray(READ_SIZE)
+        received = dict.fromkeys(by_descriptor, 0)
+        publisher = members[0]
+        clock = time.perf_counter
+        cpu = time.process_time()
+        start = clock()
+        deadline = start + seconds
+        broadcast_size = message.reply_size * len(members)
+        sent = total = 0
+        while (now := clock()) < deadline or total < sent * broadcast_size:
+            if now > deadline + PATIENCE:
+                raise ServerFault(f"{sent * broadcast_size - total} bytes of {sent} broadcasts are missing")
+            room = window - (sent - total // broadcast_size)
+            if now < deadline and room:
+                publisher.sendall(message.frame * room)
+                sent += room
+            for descriptor, _ in poller.poll(1.0):
+                size = by_descriptor[descriptor].recv_into(buffer)
+                if not size:
+                    raise ServerFault("it ended a connection")
+                received[descriptor] += size
+                total += size
+        if set(received.values()) != {sent * message.reply_size}:
+            raise ServerFault("members have got different numbers of messages")
+        return Traffic(sent * len(members), clock() - start, time.process_time() - cpu)
 
 
 def open_loop(
@@ -288,8 +330,10 @@ def _send_rest(connection: socket.socket, descriptor: int, unsent: dict[int, mem
         poller.modify(descriptor, select.EPOLLIN)
 
 
-def _connect(port: int, deadline: float) -> socket.socket:
-    connection = socket.create_connection((HOST, port), timeout=_left(deadline))
+def _connect(port: int, deadline: float, number: int) -> socket.socket:
+    # An address has ports for some 28,000 connections to one server, and all of 127.0.0.0/8 is this machine.
+    source = None if number < PORTS_OF_AN_ADDRESS else (f"127.0.0.{1 + number // PORTS_OF_AN_ADDRESS}", 0)
+    connection = socket.create_connection((HOST, port), timeout=_left(deadline), source_address=source)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
 

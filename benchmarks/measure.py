@@ -30,6 +30,11 @@ def _measure_round(
     with _Pool(cores) as pool:
         for row in rows:
             for server in servers:
+                if row.servers and server.name not in row.servers:
+                    continue
+                if row.room and not server.has_room:
+                    results.skipped[f"{server.name}, {row.name}"] = "it has no room to broadcast to here"
+                    continue
                 _tell(f"round {round_number + 1} of {effort.rounds}: {row.name} {server.name}", end="")
                 try:
                     with pool.lend(server, row) as started:

@@ -11,12 +11,13 @@ from benchmarks.client import (
     close_connections,
     closed_loop,
     exchange_once,
+    fan_out,
     open_connections,
     open_loop,
 )
 from benchmarks.results import Figure, percentile
 from benchmarks.servers import RunningServer
-from benchmarks.wire import Message, make_message
+from benchmarks.wire import Message, NotOffered, make_message
 
 CONNECTIONS: Final = 32
 """Connections of every row that does not say otherwise."""
@@ -25,6 +26,15 @@ MICROSECONDS: Final = 1e6
 
 SETUP_TIME: Final = 120.0
 """Seconds that opening the connections of a row may take."""
+
+MEMBERS: Final = 1_000
+"""Connections in the room of the rows that fan out."""
+
+CROWD: Final = 100_000
+"""Idle connections that one process is to hold."""
+
+CROWD_TIME: Final = 300.0
+"""Seconds that opening the crowd may take."""
 
 PERCENTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
 
@@ -40,6 +50,7 @@ class Effort:
         idle_connections: Connections whose memory is measured.
         levels: Numbers of connections for the cost as they grow.
         spin: The client has a core of its own.
+        crowd: Idle connections that one process is to hold; 0 leaves it out.
     """
 
     rounds: int
@@ -48,6 +59,7 @@ class Effort:
     idle_connections: int
     levels: tuple[int, ...]
     spin: bool = True
+    crowd: int = 0
 
 
 Measure: TypeAlias = Callable[[RunningServer, Effort], Mapping[str, float]]
@@ -64,6 +76,8 @@ class Row:
         measure: Does it, and returns its numbers by the keys of the figures; what tables do not show may be added.
         fresh: It needs a server that has done nothing yet.
         compression: It needs a server that agrees to permessage-deflate.
+        room: It needs a server that broadcasts what comes in on `/room` to all connections there.
+        servers: It is for these alone; for all, if there are none.
     """
 
     name: str
@@ -72,6 +86,8 @@ class Row:
     measure: Measure
     fresh: bool = False
     compression: bool = False
+    room: bool = False
+    servers: tuple[str, ...] = ()
 
 
 def load(
@@ -170,6 +186,51 @@ def measure_latency(running: RunningServer, effort: Effort) -> Mapping[str, floa
     return found | {"latency.rate": rate}
 
 
+def fan_out_row(name: str, title: str, window: int) -> Row:
+    """Return a row that broadcasts to a room, `window` messages at a time on their way."""
+
+    def measure(running: RunningServer, effort: Effort) -> Mapping[str, float]:
+        message = make_message(64)
+        members = open_connections(running.port, MEMBERS, "/room", within=SETUP_TIME)
+        try:
+            fan_out(members, message, window=window, seconds=effort.seconds / 4)
+            before = running.cpu_seconds()
+            traffic = fan_out(members, message, window=window, seconds=effort.seconds)
+            used = running.cpu_seconds() - before
+        finally:
+            abort_connections(members)
+        running.settle()
+        return {
+            f"{name}.cpu": used / traffic.messages * MICROSECONDS,
+            f"{name}.deliveries_per_second": traffic.messages / traffic.seconds,
+        }
+
+    figure = Figure(f"{name}.cpu", title, "µs CPU per delivery")
+    return Row(name, f"Fan-out to a room of {MEMBERS:,}", (figure,), measure, room=True)
+
+
+def measure_crowd(running: RunningServer, effort: Effort) -> Mapping[str, float]:
+    """Hold as many idle connections as there are to be, and broadcast to all of them."""
+    if not effort.crowd:
+        raise NotOffered("not with --quick, or the limit of file descriptors is too low")
+    message = make_message(64)
+    before = running.resident_bytes()
+    members = open_connections(running.port, effort.crowd, "/room", within=CROWD_TIME)
+    try:
+        running.settle()
+        held = running.resident_bytes() - before
+        used = running.cpu_seconds()
+        traffic = fan_out(members, message, window=1, seconds=effort.seconds)
+        used = running.cpu_seconds() - used
+    finally:
+        abort_connections(members)
+    return {
+        "crowd.lost": float(CROWD - len(members)),
+        "crowd.memory": held / len(members) / 1024,
+        "crowd.delivery": used / traffic.messages * MICROSECONDS,
+    }
+
+
 GROWTH_LEVELS: Final = (32, 1_000, 10_000)
 
 ROWS: Final[tuple[Row, ...]] = (
@@ -210,6 +271,21 @@ ROWS: Final[tuple[Row, ...]] = (
         ),
         measure_idle,
         fresh=True,
+    ),
+    fan_out_row("fan-out-1", "1 broadcast at a time", 1),
+    fan_out_row("fan-out-8", "8 broadcasts at a time", 8),
+    Row(
+        "crowd",
+        f"{CROWD:,} idle connections in one process",
+        (
+            Figure("crowd.lost", "connections lost", "connections", compared=False, pictured=False),
+            Figure("crowd.memory", "memory, idle", "KiB resident", compared=False, pictured=False),
+            Figure("crowd.delivery", "broadcast to all", "µs CPU per delivery", compared=False, pictured=False),
+        ),
+        measure_crowd,
+        fresh=True,
+        room=True,
+        servers=("wsdeco-direct",),
     ),
 )
 

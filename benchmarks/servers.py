@@ -1,7 +1,6 @@
 """Every server that can be measured: what it needs, how it is started, and how it is always stopped."""
 
 import contextlib
-import importlib.util
 import os
 import shutil
 import signal
@@ -65,6 +64,7 @@ class Server(Protocol):
         name: What it is called on the command line.
         title: What it is called in tables and pictures.
         kind: In what it is compared with others.
+        has_room: It broadcasts what comes in on `/room` to all connections there.
     """
 
     @property
@@ -73,6 +73,8 @@ class Server(Protocol):
     def title(self) -> str: ...
     @property
     def kind(self) -> Kind: ...
+    @property
+    def has_room(self) -> bool: ...
 
     def missing(self) -> str | None:
         """Return why it cannot be started here, or `None`."""
@@ -93,7 +95,7 @@ class PythonServer:
     Attributes:
         module: Name of the module.
         packages: Distributions it needs.
-        needs: Module of wsdeco it needs.
+        has_room: It broadcasts what comes in on `/room` to all connections there.
     """
 
     name: str
@@ -101,14 +103,12 @@ class PythonServer:
     kind: Kind
     module: str
     packages: tuple[str, ...]
-    needs: str = "wsdeco"
+    has_room: bool = False
 
     def missing(self) -> str | None:
         absent = [package for package in self.packages if version_of(package) is None]
         if absent:
             return f"{', '.join(absent)} not installed (pip install -r benchmarks/requirements.txt)"
-        if importlib.util.find_spec(self.needs) is None:
-            return f"there is no module {self.needs}"
         return None
 
     def versions(self) -> Mapping[str, str]:
@@ -125,12 +125,14 @@ class RustServer:
 
     Attributes:
         crates: The crates whose versions are told.
+        has_room: It has no room.
     """
 
     name: str
     title: str
     kind: Kind
     crates: tuple[str, ...]
+    has_room: bool = False
 
     @property
     def project(self) -> Path:
@@ -190,19 +192,19 @@ UVICORN: Final = ("uvicorn", "uvloop", "httptools")
 ASGI: Final = (*UVICORN, "websockets")
 
 SERVERS: Final[tuple[Server, ...]] = (
-    PythonServer("wsdeco-direct", "wsdeco, direct", Kind.WSDECO, "wsdeco_direct", ASGI, "wsdeco.protocol"),
-    PythonServer("wsdeco-asgi", "wsdeco, ASGI on uvicorn", Kind.WSDECO, "wsdeco_app", (*ASGI, "starlette")),
+    PythonServer("wsdeco-direct", "wsdeco, direct", Kind.WSDECO, "wsdeco_direct", ASGI, has_room=True),
+    PythonServer("wsdeco-asgi", "wsdeco, ASGI on uvicorn", Kind.WSDECO, "wsdeco_app", ASGI, has_room=True),
     PythonServer("bare", "bare ASGI app on uvicorn", Kind.PYTHON, "bare", ASGI),
-    PythonServer("starlette", "Starlette on uvicorn", Kind.PYTHON, "starlette", (*ASGI, "starlette")),
+    PythonServer("starlette", "Starlette on uvicorn", Kind.PYTHON, "starlette", (*ASGI, "starlette"), has_room=True),
     PythonServer("fastapi", "FastAPI on uvicorn", Kind.PYTHON, "fastapi", (*ASGI, "fastapi")),
-    PythonServer("litestar", "Litestar on uvicorn", Kind.PYTHON, "litestar", (*ASGI, "litestar")),
+    PythonServer("litestar", "Litestar on uvicorn", Kind.PYTHON, "litestar", (*ASGI, "litestar"), has_room=True),
     PythonServer("wsproto", "uvicorn with wsproto", Kind.PYTHON, "wsproto", (*UVICORN, "wsproto")),
-    PythonServer("websockets", "websockets", Kind.PYTHON, "websockets", ("websockets", "uvloop")),
+    PythonServer("websockets", "websockets", Kind.PYTHON, "websockets", ("websockets", "uvloop"), has_room=True),
     PythonServer("aiohttp", "aiohttp", Kind.PYTHON, "aiohttp", ("aiohttp", "uvloop")),
-    PythonServer("picows", "picows, raw callback", Kind.PYTHON, "picows", ("picows", "uvloop")),
+    PythonServer("picows", "picows, raw callback", Kind.PYTHON, "picows", ("picows", "uvloop"), has_room=True),
     PythonServer("tornado", "Tornado", Kind.PYTHON, "tornado", ("tornado", "uvloop")),
     PythonServer("granian", "granian, ASGI", Kind.NATIVE, "granian", ("granian", "uvloop")),
-    PythonServer("socketify", "socketify (uWebSockets)", Kind.NATIVE, "socketify", ("socketify",)),
+    PythonServer("socketify", "socketify (uWebSockets)", Kind.NATIVE, "socketify", ("socketify",), has_room=True),
     RustServer("ancestor", "websocket_builder (Rust)", Kind.RUST, ("websocket_builder", "axum", "tokio")),
     RustServer("axum", "axum alone (Rust)", Kind.RUST, ("axum", "tokio")),
 )

@@ -87,11 +87,6 @@ def absolute(text: str, limit: float, unit: str, key: str, server: str = "wsdeco
     return Target(f"{text}: {server}", limit, unit, find)
 
 
-def not_yet(text: str, limit: float, unit: str) -> Target:
-    """Return a target for which there is no row yet."""
-    return Target(text, limit, unit, lambda results: None)
-
-
 TARGETS: Final = (
     versus("echo 64 B, 1 in flight", 1.15, "echo-64-d1.cpu", "picows"),
     versus("echo 64 B, 1 in flight", 0.95, "echo-64-d1.cpu", "aiohttp"),
@@ -103,9 +98,9 @@ TARGETS: Final = (
     absolute("memory after one message", 4.0, "KiB", "idle.memory_after_message"),
     versus_best("memory of an idle connection", 0.35, "idle.memory", PYTHON_PEERS, "the best Python peer"),
     versus("handshake", 0.75, "idle.handshake", "aiohttp"),
-    not_yet("fan-out, room of 1,000, window 1: against websockets.broadcast", 0.95, "x"),
-    not_yet("fan-out, room of 1,000, window 8: against socketify", 1.0, "x"),
-    not_yet("100,000 idle connections in one process: connections lost", 0, "connections"),
+    versus("fan-out, room of 1,000, 1 at a time", 0.95, "fan-out-1.cpu", "websockets"),
+    versus("fan-out, room of 1,000, 8 at a time", 1.0, "fan-out-8.cpu", "socketify"),
+    absolute("100,000 idle connections in one process, all reached by a broadcast", 0, "lost", "crowd.lost"),
     versus("echo 64 B, 1 in flight", 1.10, "echo-64-d1.cpu", "starlette", "wsdeco-asgi"),
     versus("echo 64 B, 16 in flight", 1.10, "echo-64-d16.cpu", "starlette", "wsdeco-asgi"),
     absolute("10,000 connections ÷ 32 connections", 1.3, "x", "growth.factor"),

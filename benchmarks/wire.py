@@ -104,11 +104,11 @@ def masked_frame(first: int, payload: bytes) -> bytes:
     return frame_header(first, len(payload), MASKED) + MASKING_KEY + masked
 
 
-def upgrade_request(port: int, *, compression: bool) -> bytes:
+def upgrade_request(port: int, path: str = "/ws", *, compression: bool = False) -> bytes:
     """Return the opening handshake of a client (RFC 6455, section 4.1)."""
     extensions = "Sec-WebSocket-Extensions: permessage-deflate\r\n" if compression else ""
     return (
-        f"GET /ws HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Sec-WebSocket-Key: {KEY}\r\nSec-WebSocket-Version: 13\r\n{extensions}\r\n"
     ).encode("ascii")
 

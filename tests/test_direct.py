@@ -165,9 +165,12 @@ class Stuck:
     def write_message(self, message: str | bytes) -> None:
         self.wire.append(("now", message))
 
-    def send_encoded(self, message: Encoded) -> None:
+    def send_encoded(self, message: Encoded, most_unsent: int) -> bool:
+        if self.unsent + message.size > most_unsent:
+            return False
         self.wire.append(message)
         self.unsent += len(message.frame)
+        return True
 
     async def drain(self) -> None:
         await self.room.wait()

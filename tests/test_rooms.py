@@ -426,7 +426,7 @@ async def test_a_message_beyond_the_bound_of_a_member_reaches_the_others(
 
 @pytest.mark.parametrize("policy", ["close", "drop"])
 async def test_one_of_many_that_never_reads_delays_nobody(policy: Literal["close", "drop"]) -> None:
-    members, chunk = 200, bytes(16 * 1024)
+    members, chunk = 50, bytes(16 * 1024)
     chat = Chat(max_outbox=256 * 1024, slow_consumer=policy, close_timeout=0.1)
     async with DIRECT.serve(chat.app) as server, AsyncExitStack() as connections:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1)

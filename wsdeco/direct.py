@@ -71,8 +71,9 @@ class DirectConnection(Protocol):
     def write_message(self, message: Data) -> None:
         """Write a message at once, behind what waits."""
 
-    def send_encoded(self, message: Encoded) -> None:
-        """Write a message that goes to many connections by the end of the loop's turn."""
+    def send_encoded(self, message: Encoded, most_unsent: int) -> bool:
+        """Write a message that goes to many connections by the end of the loop's turn, within a bound."""
+        ...
 
     async def drain(self) -> None:
         """Wait until the peer reads, or nothing more can be sent."""
@@ -323,11 +324,10 @@ class DirectChannel(Channel):
         connection = self._connection
         if connection.closed or not self.accepted:
             return self.send_nowait(message.data)
-        if connection.unsent + message.size > self.config.max_outbox:
-            self._refuse_more()
-            return False
-        connection.send_encoded(message)
-        return True
+        if connection.send_encoded(message, self.config.max_outbox):
+            return True
+        self._refuse_more()
+        return False
 
     def _refuse_more(self) -> None:
         if self.config.slow_consumer == "drop":

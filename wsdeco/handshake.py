@@ -22,6 +22,7 @@ __all__ = [
     "Refusal",
     "Request",
     "accept_response",
+    "check_acceptance",
     "check_headers",
     "check_refusal",
     "parse_request",
@@ -247,6 +248,25 @@ def check_headers(headers: Iterable[tuple[object, object]]) -> list[tuple[bytes,
             raise ValueError(f"response header {name!r} holds a control character: {value!r}")
         checked.append((name.lower(), value))
     return checked
+
+
+def check_acceptance(
+    request: Request, subprotocol: str | None, headers: Iterable[tuple[object, object]]
+) -> list[tuple[bytes, bytes]]:
+    """Return the headers with which a handshake is accepted, the subprotocol among them.
+
+    Raises:
+        TypeError: A name or a value is not `bytes`.
+        ValueError: The subprotocol is not offered, or a header cannot be sent.
+    """
+    if subprotocol is None:
+        return check_headers(headers)
+    if subprotocol not in request.subprotocols:
+        raise ValueError(
+            f"subprotocol {subprotocol!r} is not among those the peer offers, {request.subprotocols!r} "
+            "(RFC 6455, section 4.1): accept without one"
+        )
+    return [*check_headers(headers), (b"Sec-WebSocket-Protocol", subprotocol.encode("latin-1"))]
 
 
 def accept_response(key: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:

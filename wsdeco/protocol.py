@@ -51,6 +51,8 @@ _MAX_EARLY_BYTES: Final = 64 * 1024
 """Bytes kept from a peer that sends frames before its handshake is accepted."""
 _MAX_OUTBOX_BYTES: Final = 64 * 1024
 """Bytes that wait for the end of the loop's turn; more are written at once."""
+_HIGH_WATER: Final = 64 * 1024
+"""Bytes in a transport's buffer past which it pauses writing: the default of asyncio and uvloop."""
 _CLOSE_TIMEOUT: Final = 10.0
 _ECHO_DELAY: Final = 0.5
 """Seconds that the echo of a peer's close frame may wait for the answers to the messages before it."""
@@ -293,14 +295,7 @@ class WebSocketProtocol(asyncio.Protocol):
             ValueError: The subprotocol is not offered, or a header cannot be sent.
         """
         request = self._pending_request()
-        if subprotocol is not None and subprotocol not in request.subprotocols:
-            raise ValueError(
-                f"subprotocol {subprotocol!r} is not among those the peer offers, {request.subprotocols!r} "
-                "(RFC 6455, section 4.1): accept without one"
-            )
-        sent = [*self._server_state.default_headers, *handshake.check_headers(headers)]
-        if subprotocol is not None:
-            sent.append((b"Sec-WebSocket-Protocol", subprotocol.encode("latin-1")))
+        sent = [*self._server_state.default_headers, *handshake.check_acceptance(request, subprotocol, headers)]
         deflate = None
         if self.config.ws_per_message_deflate if compression is None else compression:
             agreed = negotiate(request.extensions)
@@ -440,9 +435,24 @@ class WebSocketProtocol(asyncio.Protocol):
         elif not self.transport.is_closing():
             self.transport.write(framing.encode(message))
 
-    def send_encoded(self, message: Encoded) -> None:
-        """Write a message that goes to many connections by the end of the loop's turn."""
+    def send_encoded(self, message: Encoded, most_unsent: int) -> bool:
+        """Write a message that goes to many connections by the end of the loop's turn, within a bound.
+
+        Args:
+            message: The message.
+            most_unsent: Bytes that the peer may have yet to make room for, this message included.
+
+        Returns:
+            Whether the message is within the bound; if not, it is not written.
+        """
+        size = self._outbox_size + message.size
+        # The transport's own buffer is looked at only where it could decide.
+        if self.write_paused or size + _HIGH_WATER > most_unsent:
+            size += self.transport.get_write_buffer_size()
+            if size > most_unsent:
+                return False
         self.send(cast(Framing, self._framing).encode_shared(message))
+        return True
 
     def send(self, frame: bytes) -> None:
         """Write a frame by the end of the loop's turn, in order; whether the peer reads is the caller's to ask.

@@ -11,8 +11,20 @@ async def echo(socket: Any) -> None:
         await socket.send_text(text)
 
 
+async def room(socket: Any, channels: Any) -> None:
+    await socket.accept()
+    async with channels.start_subscription(["room"]) as subscriber, subscriber.run_in_background(socket.send_text):
+        async for text in socket.iter_data(mode="text"):
+            channels.publish(text, ["room"])
+
+
 if __name__ == "__main__":
     litestar = load("litestar")
-    # Litestar reads the annotation when the app starts.
-    echo.__annotations__["socket"] = litestar.WebSocket
-    run_uvicorn(litestar.Litestar([litestar.websocket("/ws")(echo)]), parse_options())
+    channels_module = load("litestar.channels")
+    backend = load("litestar.channels.backends.memory").MemoryChannelsBackend()
+    # Litestar reads the annotations when the app starts.
+    echo.__annotations__["socket"] = room.__annotations__["socket"] = litestar.WebSocket
+    room.__annotations__["channels"] = channels_module.ChannelsPlugin
+    handlers = [litestar.websocket("/ws")(echo), litestar.websocket("/room")(room)]
+    plugin = channels_module.ChannelsPlugin(backend=backend, channels=["room"])
+    run_uvicorn(litestar.Litestar(handlers, plugins=[plugin]), parse_options())

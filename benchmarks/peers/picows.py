@@ -17,8 +17,25 @@ if __name__ == "__main__":
             else:
                 transport.send(frame.msg_type, frame.get_payload_as_bytes())
 
-    def listener(_request: Any) -> Echo:
-        return Echo()
+    members: set[Any] = set()
+
+    class Member(picows.WSListener):  # type: ignore[misc]  # picows is not installed where this is checked
+        def on_ws_connected(self, transport: Any) -> None:
+            members.add(transport)
+
+        def on_ws_disconnected(self, transport: Any) -> None:
+            members.discard(transport)
+
+        def on_ws_frame(self, transport: Any, frame: Any) -> None:
+            if frame.msg_type == close_frame:
+                transport.disconnect()
+                return
+            payload = frame.get_payload_as_bytes()
+            for member in members:
+                member.send(frame.msg_type, payload)
+
+    def listener(request: Any) -> Echo | Member:
+        return Member() if request.path == b"/room" else Echo()
 
     async def start() -> Any:
         return await picows.ws_create_server(

@@ -18,6 +18,12 @@ if __name__ == "__main__":
     def announce(config: Any) -> None:
         pass
 
+    def join(connection: Any) -> None:
+        connection.subscribe("room")
+
+    def publish(_connection: Any, message: Any, opcode: Any) -> None:
+        app.publish("room", message, opcode, compress=options.compression)
+
     app = socketify.App()
     app.ws(
         "/ws",
@@ -28,6 +34,9 @@ if __name__ == "__main__":
             "idle_timeout": LONGEST_IDLE,
             "message": echo,
         },
+    )
+    app.ws(
+        "/room", {"max_backpressure": MAX_MESSAGE_SIZE, "idle_timeout": LONGEST_IDLE, "open": join, "message": publish}
     )
     app.listen(socketify.AppListenOptions(port=options.port, host=HOST), announce)
     app.run()

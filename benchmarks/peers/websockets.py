@@ -1,13 +1,27 @@
 """The `websockets` library's asyncio server."""
 
-from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
 
 from benchmarks.peers.common import HOST, parse_options, run_until_killed
 
+members: set[ServerConnection] = set()
+
 
 async def echo(connection: ServerConnection) -> None:
+    if connection.request is not None and connection.request.path == "/room":
+        await room(connection)
+        return
     async for message in connection:
         await connection.send(message)
+
+
+async def room(connection: ServerConnection) -> None:
+    members.add(connection)
+    try:
+        async for message in connection:
+            broadcast(members, message)
+    finally:
+        members.discard(connection)
 
 
 if __name__ == "__main__":

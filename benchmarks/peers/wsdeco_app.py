@@ -17,7 +17,14 @@ class Echo:
 
 def echo_app(options: Options) -> App:
     app = App()
-    app.add("/ws", Echo, config=ConnectionConfig(compression=options.compression, ping_interval=None))
+    limits = ConnectionConfig(compression=options.compression, ping_interval=None)
+    app.add("/ws", Echo, config=limits)
+
+    @app.handler("/room", config=limits)
+    class Member:
+        async def on_message(self, text: str) -> None:
+            await app.broadcast("/room", text)
+
     return app
 
 
