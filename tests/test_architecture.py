@@ -49,7 +49,13 @@ ALLOWED: Final[dict[str, set[str]]] = {
         *("reasons", "origins", "clock", "paths", "config", "channel", "asgi", "direct", "hooks", "handler", "factory"),
         *("lifecycle", "connections", "rooms"),
     },
-    "rooms": {"reasons", "channel", "encoding"},
+    "backplane": set(),
+    "envelope": set(),
+    "broker": {"reasons", "clock", "backplane", "envelope"},
+    "nats_link": {"broker"},
+    "redis_link": {"broker"},
+    "backplanes": {"reasons", "backplane", "broker"},
+    "rooms": {"reasons", "channel", "encoding", "backplane"},
     "routes": {"reasons", "signatures", "hooks", "paths", "asgi", "upgrade", "rooms"},
     "app": {
         *(
@@ -65,7 +71,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
             "factory",
             "lifecycle",
         ),
-        *("connections", "upgrade", "routes", "rooms"),
+        *("connections", "upgrade", "routes", "rooms", "backplane"),
     },
     "listen": {"reasons"},
     "serving": {"reasons", "config", "app", "listen"},
@@ -74,12 +80,15 @@ ALLOWED: Final[dict[str, set[str]]] = {
         *("reasons", "clock", "config", "channel", "asgi", "handler", "factory", "lifecycle", "connections"),
         *("upgrade", "app"),
     },
-    "__init__": {"reasons", "config", "channel", "handler", "upgrade", "app", "rooms"},
+    "__init__": {"reasons", "config", "channel", "handler", "upgrade", "app", "rooms", "backplane"},
 }
 """What each module may import from wsdeco. Imports for type checkers only count like all others."""
 
 LAZILY: Final[dict[tuple[str, str], str]] = {
     ("app", "server"): "App.run",
+    ("app", "backplanes"): "_open_backplane",
+    ("backplanes", "nats_link"): "_nats",
+    ("backplanes", "redis_link"): "_redis",
 }
 """Imports that wait for a call: (importer, imported), and the one function they may stand in.
 
