@@ -50,6 +50,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
         *("lifecycle", "connections", "rooms"),
     },
     "backplane": set(),
+    "backplane_testing": {"backplane"},
     "envelope": set(),
     "broker": {"reasons", "clock", "backplane", "envelope"},
     "nats_link": {"broker"},
@@ -78,7 +79,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "server": {"reasons", "config", "app", "listen", "serving"},
     "testing": {
         *("reasons", "clock", "config", "channel", "asgi", "handler", "factory", "lifecycle", "connections"),
-        *("upgrade", "app"),
+        *("upgrade", "app", "backplane_testing"),
     },
     "__init__": {"reasons", "config", "channel", "handler", "upgrade", "app", "rooms", "backplane"},
 }

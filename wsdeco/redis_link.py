@@ -89,11 +89,9 @@ class _RedisLink:
     async def lost(self) -> None:
         while True:
             answer = await _answer(self._listening)
-            kind = answer if isinstance(answer, bytes) else answer[0]
-            if kind == b"message":
-                _, channel, payload = answer
-                self._receive(channel.decode(), payload)
-            elif kind in (b"pong", b"PONG"):
+            if answer[0] == b"message":
+                self._receive(answer[1].decode(), answer[2])
+            elif answer[0] == b"pong" or answer == b"PONG":
                 self._pongs.popleft().set_result(None)
 
     async def close(self) -> None:
