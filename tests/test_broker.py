@@ -30,6 +30,7 @@ class FakeLink:
         refuses: How many more messages of a batch are confirmed before the connection ends, if it does.
         pings: How often it was asked.
         closed: Whether it was closed.
+        closes: Whether that comes to an end.
     """
 
     max_payload = 1000
@@ -46,6 +47,8 @@ class FakeLink:
         self.refused: set[str | bytes] = set()
         self.pings = 0
         self.closed = False
+        self.closes = asyncio.Event()
+        self.closes.set()
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def fail(self, exc: Exception) -> None:
@@ -79,6 +82,7 @@ class FakeLink:
         await self.failure
 
     async def close(self) -> None:
+        await self.closes.wait()
         self.closed = True
 
 
@@ -90,6 +94,7 @@ class FakeBroker:
         attempts: How many there were.
         links: The connections.
         reachable: Whether an attempt ends.
+        swallows: Whether a cancelled attempt ends as if it had failed, as those of client libraries do at times.
     """
 
     name = "fake://broker"
@@ -101,10 +106,16 @@ class FakeBroker:
         self.links: list[FakeLink] = []
         self.reachable = asyncio.Event()
         self.reachable.set()
+        self.swallows = False
 
     async def connect(self, receive: Receive) -> Link:
         self.attempts += 1
-        await self.reachable.wait()
+        try:
+            await self.reachable.wait()
+        except asyncio.CancelledError:
+            if not self.swallows:
+                raise
+            raise OSError("I was busy") from None
         if self.failures:
             raise self.failures.pop(0)
         self.links.append(FakeLink(receive))
@@ -326,7 +337,7 @@ async def test_an_idle_connection_is_looked_at() -> None:
 
 
 async def test_the_queue_is_bounded() -> None:
-    async with started(max_queue=1000, high_water=300) as party:
+    async with started(max_queue=1100, high_water=400) as party:
         await party.settle()
         party.link.answers.clear()
         assert party.publish(*"abcdefg") == [True] * 7
@@ -547,6 +558,48 @@ async def test_the_end_comes_while_an_attempt_goes_on() -> None:
     await party.settle()
     await soon(party.backplane.close())
     assert party.broker.links == []
+
+
+async def test_the_end_comes_though_the_client_library_takes_no_notice() -> None:
+    party = Party(close_timeout=0.01)
+    party.broker.reachable.clear()
+    party.broker.swallows = True
+    party.start()
+    await party.settle()
+    await soon(party.backplane.close())
+    assert party.broker.attempts == 1
+
+
+async def test_an_end_while_a_lost_connection_is_being_closed_leaves_nothing() -> None:
+    party = Party()
+    party.start()
+    await party.settle()
+    party.link.closes.clear()
+    party.link.fail(OSError())
+    await party.settle()
+    closing = asyncio.create_task(party.backplane.close())
+    await party.settle()
+    assert not closing.done()
+    party.link.closes.set()
+    await soon(closing)
+    assert party.link.closed
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_what_was_too_large_for_the_broker_is_lost_once_that_is_known() -> None:
+    async with started() as party:
+        party.publish("a", b"x" * 1500, "b")
+        await party.settle()
+        assert party.link.published == ["a", "b"]
+        assert party.counters == BackplaneCounters(published=2, lost=1)
+    party.backplane.unsubscribe("room:never joined")
+
+
+async def test_a_subscription_that_changes_in_another_thread_is_seen() -> None:
+    async with started(ping_interval=0.001) as party:
+        await party.settle()
+        await asyncio.to_thread(party.backplane.subscribe, LOBBY)
+        await until(lambda: party.link.subscribed == [SUBJECT])
 
 
 async def test_what_is_published_elsewhere_is_lost() -> None:

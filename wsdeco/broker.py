@@ -16,10 +16,10 @@ import logging
 import os
 import random
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from wsdeco.backplane import BackplaneCounters, BackplaneState
 from wsdeco.clock import Clock
@@ -258,12 +258,13 @@ class _Session:
         number = self._numbers[subject] = self._numbers.pop(subject, 0) + 1
         if len(self._numbers) > _NUMBERED_ROOMS:
             self._numbers.popitem(last=False)
-        size = len(payload) + _PER_MESSAGE
+        message = subject, seal(self._publisher, number, payload, is_text=is_text)
+        size = _size(message)
         is_full = self._queue and self._queued + size > self._supervision.max_queue
         if is_full or self.state not in ("connecting", "connected"):
             self._counters.lost += 1
             return False
-        self._queue.append((subject, seal(self._publisher, number, payload, is_text=is_text)))
+        self._queue.append(message)
         self._queued += size
         if self._queued > self._supervision.high_water:
             self._has_room.clear()
@@ -317,6 +318,9 @@ class _Session:
                     await self._use(link)
                     if self._clock.time() - connected_at >= self._supervision.max_delay:
                         delays = self._delays()
+                # A client library may have kept the cancellation to itself.
+                if self._task.cancelling():
+                    break
                 await self._sleep(next(delays))
         finally:
             self._lose_queue()
@@ -346,6 +350,7 @@ class _Session:
             self._disconnected(exc, "cannot connect")
             return None
         backplane.max_payload = link.max_payload
+        self._lose_too_large(link.max_payload)
         backplane.error = None
         self._errors_logged.clear()
         was_lost = self.state == "reconnecting"
@@ -363,6 +368,13 @@ class _Session:
             self._errors_logged.add(error)
             level = logging.ERROR if isinstance(exc, BrokerRefusal) else logging.WARNING
             logger.log(level, "backplane %s: %s; it is tried again and again", backplane.broker.name, error)
+
+    def _lose_too_large(self, max_payload: int) -> None:
+        # Published before it was known what the broker takes.
+        for message in [message for message in self._queue if len(message[1]) > max_payload]:
+            self._queue.remove(message)
+            self._queued -= _size(message)
+            self._counters.lost += 1
 
     def _lose_queue(self) -> None:
         self._count_queue_as_lost()
@@ -384,14 +396,7 @@ class _Session:
             failure = next(exc for task in tasks if task.done() and (exc := task.exception()) is not None)
             self._disconnected(failure, "the connection was lost")
         finally:
-            # The link first, since what waits for its answers may not be cancelled while they can come.
-            await link.close()
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-            for task in tasks:
-                if not task.cancelled():
-                    task.exception()
+            await _to_its_end(_leave(link, tasks))
 
     # The writing side.
 
@@ -442,7 +447,7 @@ class _Session:
         while self._queue and size < _MAX_BATCH_BYTES and len(batch) < _MAX_BATCH_MESSAGES:
             message = self._queue.popleft()
             batch.append(message)
-            size += len(message[1]) - ENVELOPE_BYTES + _PER_MESSAGE
+            size += _size(message)
         self._queued -= size
         if self._queued <= self._supervision.high_water:
             self._has_room.set()
@@ -482,3 +487,29 @@ class _Session:
             del seen[next(iter(seen))]
         # A number that is not higher is that of a publisher that has forgotten the last one.
         return max(0, number - last - 1)
+
+
+def _size(message: Message) -> int:
+    return len(message[1]) + _PER_MESSAGE
+
+
+async def _leave(link: Link, tasks: Sequence[asyncio.Task[None]]) -> None:
+    # The link first, since what waits for its answers may not be cancelled while they can come.
+    await link.close()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _to_its_end(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Await what must not be left half done, also when the caller is cancelled meanwhile."""
+    task = asyncio.create_task(coroutine)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    if cancelled is not None:
+        raise cancelled
+    task.result()
