@@ -575,14 +575,31 @@ async def test_a_broker_that_hangs_is_noticed_and_holds_nobody_up(own_broker: Br
         await here.reaches(there)
 
 
-async def test_a_broker_that_hangs_does_not_hold_up_the_end(own_broker: BrokerProcess) -> None:
-    async with parties(own_broker.url, supervision=Supervision(close_timeout=0.05)) as (party,):
-        await party.connected()
-        with own_broker.stopped():
-            for _ in range(20):
-                party.publish_nowait(b"x" * 300_000)
-            await asyncio.sleep(0.05)
-            await soon(party.backplane.close())
+async def test_a_broker_that_hangs_does_not_hold_up_the_end(kind: str, nats_config: Callable[[str], Path]) -> None:
+    # More than the buffers of the sockets take.
+    options = ["--config", str(nats_config("max_payload: 32MB\nmax_pending: 64MB"))] if kind == "nats" else []
+    size = 30_000_000 if kind == "nats" else 8_000_000
+    with SERVERS[kind](*options) as server:
+        async with parties(server.url, supervision=Supervision(close_timeout=0.05)) as (party,):
+            await party.connected()
+            with server.stopped():
+                party.publish_nowait(b"x" * size)
+                await asyncio.sleep(0.05)
+                await soon(party.backplane.close())
+            assert party.backplane.counters.unconfirmed == 1
+
+
+async def test_an_idle_connection_stays(broker: BrokerProcess) -> None:
+    async with parties(broker.url, broker.url, supervision=Supervision(ping_interval=0.01)) as (here, there):
+        there.backplane.unsubscribe(LOBBY)
+        await there.connected()
+        await asyncio.sleep(0.2)
+        there.backplane.subscribe(LOBBY)
+        await here.reaches(there)
+        await asyncio.sleep(0.2)
+        await here.publish("still here")
+        await until(lambda: there.got == ["still here"])
+        assert (here.state, here.error) == ("connected", "")
 
 
 # TLS.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import SplitResult, unquote
 
@@ -131,10 +132,9 @@ class _NatsLink:
 
     async def close(self) -> None:
         try:
-            async with asyncio.timeout(_CLOSE_TIME):
-                await self._client.close()
-        except (OSError, TimeoutError):
-            pass
+            with suppress(OSError, TimeoutError):
+                async with asyncio.timeout(_CLOSE_TIME):
+                    await self._client.close()
         finally:
             self._drop()
 
@@ -145,9 +145,8 @@ class _NatsLink:
             writer.transport.abort()
         for subscription in self._subscriptions.values():
             # Of a close that was given up the tasks are left.
-            task: asyncio.Task[None] | None = getattr(subscription, "_wait_for_msgs_task", None)
-            if task is not None:
-                task.cancel()
+            with suppress(AttributeError):
+                getattr(subscription, "_wait_for_msgs_task").cancel()  # noqa: B009 - nats-py has no other way
         if self._flushing is not None:
             self._flushing.cancel()
 
