@@ -377,6 +377,20 @@ async def test_batches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert party.link.batches[3:] == [2, 1]
 
 
+async def test_a_batch_may_leave_too_much_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsdeco.broker._MAX_BATCH_MESSAGES", 3)
+    async with started(high_water=300) as party:
+        await party.settle()
+        party.link.answers.clear()
+        party.publish(*"abcdefgh")
+        waiting = asyncio.create_task(party.backplane.drained())
+        await party.settle()
+        assert party.link.batches == [3]
+        assert not waiting.done()
+        party.link.answers.set()
+        await soon(waiting)
+
+
 async def test_a_connection_in_use_is_looked_at_too_and_its_rooms_are_kept() -> None:
     async with started(ping_interval=0.001) as party:
         await party.settle()

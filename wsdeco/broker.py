@@ -311,17 +311,16 @@ class _Session:
     async def _run(self) -> None:
         delays = self._delays()
         try:
-            while True:
+            # A client library may keep a cancellation to itself.
+            while not self._task.cancelling():
                 link = await self._connect()
                 if link is not None:
                     connected_at = self._clock.time()
                     await self._use(link)
                     if self._clock.time() - connected_at >= self._supervision.max_delay:
                         delays = self._delays()
-                # A client library may have kept the cancellation to itself.
-                if self._task.cancelling():
-                    break
-                await self._sleep(next(delays))
+                if not self._task.cancelling():
+                    await self._sleep(next(delays))
         finally:
             self._lose_queue()
             self.state = "closed"
