@@ -76,7 +76,11 @@ ALLOWED: Final[dict[str, set[str]]] = {
     },
     "listen": {"reasons"},
     "serving": {"reasons", "config", "app", "listen"},
-    "server": {"reasons", "config", "app", "listen", "serving"},
+    "loading": {"reasons", "app"},
+    "supervisor": {"reasons", "loading", "serving"},
+    "nats_server": {"reasons"},
+    "cluster": {"app", "backplane", "nats_server", "rooms"},
+    "server": {"reasons", "config", "app", "listen", "loading", "serving", "supervisor", "cluster"},
     "testing": {
         *("reasons", "clock", "config", "channel", "asgi", "handler", "factory", "lifecycle", "connections"),
         *("upgrade", "app", "backplane_testing"),

@@ -361,6 +361,10 @@ class App:
         """
         return self._rooms.backplane
 
+    def carry_rooms(self, backplane: Backplane) -> None:
+        """Use `backplane`, before any event loop serves the app."""
+        self._rooms.backplane = backplane
+
     def room(self, name: str) -> Room:
         """Return the room of this name, a group of connections to broadcast to.
 
@@ -426,7 +430,13 @@ class App:
     # Serving.
 
     def run(
-        self, host: str = "127.0.0.1", port: int = 8000, *, background: bool | None = None, **options: Any
+        self,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        *,
+        background: bool | None = None,
+        workers: int = 1,
+        **options: Any,
     ) -> BackgroundServer | None:
         """Serve the app on `host` and `port` until Ctrl-C or SIGTERM, with every `on_disconnect` run at the end.
 
@@ -437,6 +447,11 @@ class App:
         with `ws.run()` in its last line serves when it is started, and is an app when a server imports it
         (`uvicorn script:ws`).
 
+        With `workers` above 1 as many processes share the port. Each imports the script anew, without what stands under
+        `if __name__ == "__main__":`, so handlers belong to the top level of a module. One that dies is replaced; all
+        end together. Limits such as `max_connections` count per process. With `pip install 'wsdeco[cluster]'` and no
+        backplane of your own, rooms reach all of them through a private `nats-server`.
+
         Logging: uvicorn's from level "warning" on, since the addresses are printed; `log_level="info"` shows each
         request and connection as well. Compression (`ws_per_message_deflate=True`) is off: it takes about 34 KiB
         of memory per connection.
@@ -446,6 +461,7 @@ class App:
                 the machine.
             port: TCP port; 0 for any that is free.
             background: Whether to serve in a thread; by default, whether an event loop runs in this one.
+            workers: How many processes serve; more than one in the foreground of a script only.
             options: Those of `uvicorn.Config`, such as `ssl_certfile`, `ssl_keyfile`, `log_level`, `access_log`,
                 `forwarded_allow_ips` and `root_path`. `timeout_graceful_shutdown` is the seconds that HTTP
                 requests, and after them the shutdown part of the lifespan, may take at the end; by default, what
@@ -456,7 +472,8 @@ class App:
 
         Raises:
             ServerError: The server cannot start (in the background), or serves already (in the foreground).
-            SystemExit: The server cannot start (in the foreground): one line on stderr, exit status 1.
+            SystemExit: The server cannot start (in the foreground): one line on stderr, exit status 1. Or a worker had
+                to be killed at the end.
             TypeError: An argument has the wrong type, or an option is unknown or has no meaning here.
             ValueError: An argument is out of its range.
         """
@@ -465,7 +482,7 @@ class App:
         if background is None and _is_import(inspect.currentframe()):
             logger.info("run() does nothing while its module is imported, since whoever imports it serves the app")
             return None
-        return server.run(self, host, port, background=background, **options)
+        return server.run(self, host, port, background=background, workers=workers, **options)
 
     def cap_message_size(self, size: int | None) -> None:
         """Note the largest message that the server takes, in bytes; `None` where none of `run` serves."""
