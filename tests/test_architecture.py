@@ -81,6 +81,8 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "nats_server": {"reasons"},
     "cluster": {"app", "backplane", "nats_server", "rooms"},
     "server": {"reasons", "config", "app", "listen", "loading", "serving", "supervisor", "cluster"},
+    "cli": {"loading", "__init__"},
+    "__main__": {"cli"},
     "testing": {
         *("reasons", "clock", "config", "channel", "asgi", "handler", "factory", "lifecycle", "connections"),
         *("upgrade", "app", "backplane_testing"),
@@ -91,6 +93,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
 
 LAZILY: Final[dict[tuple[str, str], str]] = {
     ("app", "server"): "App.run",
+    ("cli", "server"): "_run",
     ("app", "backplanes"): "_open_backplane",
     ("backplanes", "nats_link"): "_nats",
     ("backplanes", "redis_link"): "_redis",
