@@ -162,7 +162,8 @@ class Stuck:
         self.wire.append(message)
         self.unsent += len(message)
 
-    write_message = send_message
+    def write_message(self, message: str | bytes) -> None:
+        self.wire.append(("now", message))
 
     def send_encoded(self, message: Encoded) -> None:
         self.wire.append(message)
@@ -286,19 +287,19 @@ async def test_a_peer_that_ends_with_its_handshake_enters_no_room(connection: St
 
 async def test_a_reply_is_written_at_once_where_nothing_is_in_the_way() -> None:
     channel, connection, _ = await open_channel()
-    assert not channel.send_at_once("early")
+    assert not channel.try_send("early")
     await channel.accept()
     connection.wire.clear()
-    assert channel.send_at_once("a")
+    assert channel.try_send("a")
     channel.messages_received(["waits"])
-    assert not channel.send_at_once("b")
+    assert channel.try_send("b")
     assert channel.take() == "waits"
     connection.write_paused = True
-    assert not channel.send_at_once("c")
+    assert not channel.try_send("c")
     connection.write_paused = False
     connection.closed = True
-    assert not channel.send_at_once("d")
-    assert connection.wire == ["a"]
+    assert not channel.try_send("d")
+    assert connection.wire == [("now", "a"), "b"]
 
 
 @pytest.mark.parametrize(("closes", "wire"), [(1011, [("refuse", 500)]), (1012, [("refuse", 503)])])

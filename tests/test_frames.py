@@ -26,7 +26,7 @@ import wsdeco.frames
 from tests import client_frames as wire
 from tests.client_frames import BINARY, CLOSE, CONT, PING, PONG, TEXT, client_frame
 from wsdeco.deflate import Deflate, negotiate
-from wsdeco.frames import Framing, Message, encode_binary, encode_close, encode_ping, encode_text
+from wsdeco.frames import Framing, Message, encode_close, encode_message, encode_ping
 from wsdeco.reasons import Close
 
 LIMIT = 300
@@ -349,11 +349,10 @@ class TestEncoding:
     @pytest.mark.parametrize("length", [0, 1, 125, 126, 65535, 65536])
     def test_as_the_library(self, length: int) -> None:
         payload = b"x" * length
-        assert encode_text(payload.decode()) == Frame(Opcode.TEXT, payload).serialize(mask=False)
-        assert encode_binary(payload) == Frame(Opcode.BINARY, payload).serialize(mask=False)
-        assert encode_binary(bytearray(payload)) == encode_binary(payload)
-        assert Framing(LIMIT).encode(payload.decode()) == encode_text(payload.decode())
-        assert Framing(LIMIT).encode(payload) == encode_binary(payload)
+        assert encode_message(payload.decode()) == Frame(Opcode.TEXT, payload).serialize(mask=False)
+        assert encode_message(payload) == Frame(Opcode.BINARY, payload).serialize(mask=False)
+        assert Framing(LIMIT).encode(payload.decode()) == encode_message(payload.decode())
+        assert Framing(LIMIT).encode(payload) == encode_message(payload)
 
     def test_ping(self) -> None:
         assert encode_ping() == b"\x89\x00"
@@ -369,7 +368,7 @@ class TestEncoding:
 
     def test_lone_surrogate(self) -> None:
         with pytest.raises(UnicodeEncodeError):
-            encode_text("\ud800")
+            encode_message("\ud800")
 
 
 class TestDeflate:

@@ -17,7 +17,7 @@ from uvicorn.server import ServerState
 from tests import client_frames as wire
 from tests.client_frames import BINARY, CONT, PING, PONG, TEXT, client_frame
 from tests.in_memory import ACCEPTED, REQUEST, Session, request, settle
-from wsdeco.frames import encode_binary, encode_close, encode_ping, encode_text
+from wsdeco.frames import encode_close, encode_message, encode_ping
 from wsdeco.protocol import WebSocketProtocol
 from wsdeco.reasons import Close, Unknown
 
@@ -119,7 +119,7 @@ class TestHandshake:
             session.transport.feed(REQUEST[index : index + 1])
         await settle()
         assert session.transport.take() == ACCEPTED
-        assert await session.feed(wire.text("a")) == encode_text("a")
+        assert await session.feed(wire.text("a")) == encode_message("a")
         await session.end()
 
     async def test_scope(self) -> None:
@@ -208,7 +208,7 @@ class TestHandshake:
     async def test_early_frames_are_delivered(self) -> None:
         app = Echo()
         session = Session(app)
-        assert await session.feed(REQUEST + wire.text("early")) == ACCEPTED + encode_text("early")
+        assert await session.feed(REQUEST + wire.text("early")) == ACCEPTED + encode_message("early")
         await session.end()
 
     async def test_early_frames_are_bounded(self) -> None:
@@ -440,9 +440,8 @@ class TestMessages:
         session = Session(app)
         await session.open()
         stream = wire.text("a") + client_frame(BINARY, b"b") + wire.text("") + client_frame(BINARY)
-        assert await session.feed(stream) == encode_text("a") + encode_binary(b"b") + encode_text("") + encode_binary(
-            b""
-        )
+        messages: list[str | bytes] = ["a", b"b", "", b""]
+        assert await session.feed(stream) == b"".join(map(encode_message, messages))
         assert app.events == [
             {"type": "websocket.receive", "text": "a"},
             {"type": "websocket.receive", "bytes": b"b"},
@@ -456,7 +455,7 @@ class TestMessages:
         await session.open()
         session.transport.feed(wire.text("a") * 16)
         await settle()
-        assert session.transport.written == [encode_text("a") * 16]
+        assert session.transport.written == [encode_message("a") * 16]
         await session.end()
 
     async def test_connections_share_the_flush(self) -> None:
@@ -476,15 +475,15 @@ class TestMessages:
         session = Session(Script(ACCEPT))
         await session.open()
         session.protocol.write_message("a")
-        assert session.transport.take() == encode_text("a")
+        assert session.transport.take() == encode_message("a")
         session.protocol.send_message("b")
         session.protocol.write_message("c")
-        assert session.transport.take() == encode_text("b") + encode_text("c")
+        assert session.transport.take() == encode_message("b") + encode_message("c")
         session.transport.fill()
         session.protocol.write_message("d")
         assert session.transport.take() == b""
         session.transport.empty()
-        assert session.transport.take() == encode_text("d")
+        assert session.transport.take() == encode_message("d")
         session.transport.close()
         session.protocol.write_message("e")
         assert session.transport.take() == b""
@@ -509,7 +508,7 @@ class TestMessages:
             await app.send({"type": "websocket.send", **event})
         await app.send({"type": "websocket.send", "bytes": None, "text": "alive"})
         await settle()
-        assert session.transport.take() == encode_text("alive")
+        assert session.transport.take() == encode_message("alive")
         await session.end()
 
     async def test_wrong_event(self) -> None:
@@ -572,7 +571,7 @@ class TestMessages:
         assert session.protocol.is_reading is False
         session.transport.feed(wire.text("last"))
         await settle()
-        assert session.transport.take() == b"\x8a\x00" * 2500 + encode_text("last")
+        assert session.transport.take() == b"\x8a\x00" * 2500 + encode_message("last")
         assert session.protocol.is_reading
         await session.end()
 
@@ -671,7 +670,7 @@ class TestFlowControl:
         senders[1].cancel()
         session.transport.empty()
         await settle()
-        assert session.transport.take() == encode_text("a") + encode_text("c")
+        assert session.transport.take() == encode_message("a") + encode_message("c")
         await session.end()
 
     async def test_a_peer_that_stops_again_at_once(self) -> None:
@@ -781,7 +780,7 @@ class TestPeerCloses:
         session = Session(app)
         await session.open()
         reply = await session.feed(wire.text("a") + wire.text("b") + wire.close(4000) + wire.text("never"))
-        assert reply == encode_text("a") + encode_text("b") + encode_close(4000)
+        assert reply == encode_message("a") + encode_message("b") + encode_close(4000)
         assert app.events[2:] == [disconnect(4000)]
         await session.end()
 
@@ -804,7 +803,7 @@ class TestPeerCloses:
         await session.open()
         await session.feed(wire.close(1001))
         await app.send(text("still"))
-        assert await session.advance(0.6) == encode_text("still") + encode_close(1001)
+        assert await session.advance(0.6) == encode_message("still") + encode_close(1001)
         with pytest.raises(ClientDisconnected):
             await app.send(text("gone"))
         assert isinstance(ClientDisconnected(), OSError)
@@ -861,7 +860,7 @@ class TestFaults:
         await session.open()
         good = wire.text("1") + wire.text("2") + wire.text("3")
         assert await session.feed(good + client_frame(3) + wire.text("4")) == (
-            encode_text("1") + encode_text("2") + encode_text("3") + encode_close(1002, "reserved opcode")
+            encode_message("1") + encode_message("2") + encode_message("3") + encode_close(1002, "reserved opcode")
         )
         assert app.events[3:] == [disconnect(1002, "reserved opcode")]
         assert errors(caplog) == []
@@ -952,7 +951,7 @@ class TestTransportEnds:
         session.transport.feed(wire.text("question"))
         session.transport.feed_eof()
         await settle()
-        assert session.transport.take() == encode_text("question")
+        assert session.transport.take() == encode_message("question")
         assert app.events[-1] == CLOSED_1006
         assert session.transport.lost
         await session.end()
@@ -1082,7 +1081,7 @@ class TestApplicationCloses:
             await app.send({"type": "websocket.close", "code": code})
         await app.send(text("alive"))
         await settle()
-        assert session.transport.take() == encode_text("alive")
+        assert session.transport.take() == encode_message("alive")
         await session.end()
 
     async def test_return_closes_with_1000(self, caplog: pytest.LogCaptureFixture) -> None:

@@ -24,7 +24,7 @@ from websockets.streams import StreamReader
 from tests import client_frames as wire
 from tests.client_frames import BINARY, CONT, PING, PONG, TEXT, client_frame
 from tests.in_memory import Session, request, settle
-from wsdeco.frames import encode_close, encode_text
+from wsdeco.frames import encode_close, encode_message
 from wsdeco.protocol import WebSocketProtocol
 
 REQUEST = request("sec-websocket-protocol: a, b", "x-name: caf\xe9", "x-name: two")
@@ -334,18 +334,18 @@ class TestKnownDifferences:
     async def test_frames_behind_the_request_are_delivered(self) -> None:
         """Where the bytes reach the protocol at all, they are the client's."""
         seen = await compare(App, REQUEST + wire.text("early"))
-        assert seen.ours == (["early"], encode_text("early"))
+        assert seen.ours == (["early"], encode_message("early"))
 
     async def test_good_messages_before_a_bad_frame(self) -> None:
         """A message that arrived whole is delivered and answered, whatever comes behind it."""
         seen = await compare(App, REQUEST, wire.text("a") + client_frame(3))
-        assert seen.ours == (["a", 1002], encode_text("a") + encode_close(1002, "reserved opcode"))
+        assert seen.ours == (["a", 1002], encode_message("a") + encode_close(1002, "reserved opcode"))
         assert seen.theirs[0] == [1002]
 
     async def test_a_message_before_the_peers_close_is_answered(self) -> None:
         """RFC 6455, section 5.5.1, lets the answer to a close frame wait for a message."""
         seen = await compare(App, REQUEST, wire.text("a") + wire.close(1000))
-        assert seen.ours == (["a", 1000], encode_text("a") + encode_close(1000))
+        assert seen.ours == (["a", 1000], encode_message("a") + encode_close(1000))
         assert seen.theirs == (["a"], encode_close(1000))
 
     async def test_close_inside_a_fragmented_message(self) -> None:
@@ -363,7 +363,7 @@ class TestKnownDifferences:
     async def test_a_code_that_may_not_be_sent(self) -> None:
         """The call fails and the connection lives; uvicorn tells the application that it has been disconnected."""
         seen = await compare(lambda: App({"type": "websocket.close", "code": 999}), REQUEST, wire.text("a"))
-        assert seen.ours == ([ValueError, "a"], encode_text("a"))
+        assert seen.ours == ([ValueError, "a"], encode_message("a"))
         assert seen.theirs == ([ProtocolError, 999], b"")
 
     async def test_a_reason_that_is_too_long(self) -> None:

@@ -33,7 +33,7 @@ from websockets.typing import Subprotocol
 from tests import client_frames as wire
 from tests.client_frames import client_frame
 from tests.in_memory import REQUEST
-from wsdeco.frames import encode_close, encode_text
+from wsdeco.frames import encode_close, encode_message
 from wsdeco.protocol import WebSocketProtocol
 
 WAIT = 10.0
@@ -267,7 +267,7 @@ class TestEcho:
             assert receive_until(peer, b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
             for byte in wire.text("a"):
                 peer.send(bytes([byte]))
-            assert receive_until(peer, encode_text("a")) == encode_text("a")
+            assert receive_until(peer, encode_message("a")) == encode_message("a")
 
     def test_http_is_served_beside(self, server: Server) -> None:
         with server.raw(b"GET /page HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n") as peer:
@@ -339,7 +339,7 @@ class TestFaults:
         with server.open() as peer:
             peer.sendall(wire.text("1") + wire.text("2") + wire.text("3") + client_frame(3) + wire.text("4"))
             answer = receive_all(peer)
-        assert answer == b"".join(map(encode_text, "123")) + encode_close(1002, "reserved opcode")
+        assert answer == b"".join(map(encode_message, "123")) + encode_close(1002, "reserved opcode")
         wait_until(lambda: log.ends != [])
         assert log.ends == [(1002, "reserved opcode")]
 
@@ -354,7 +354,7 @@ class TestFaults:
         with server.open() as peer:
             peer.sendall(wire.text("whole") + wire.text("cut")[:-1])
             peer.shutdown(socket.SHUT_WR)
-            assert receive_all(peer) == encode_text("whole")
+            assert receive_all(peer) == encode_message("whole")
         assert log.ends == [(1006, "")]
 
     def test_a_peer_that_never_reads(self, server: Server, log: Log) -> None:
@@ -461,7 +461,7 @@ class TestServers:
                 peer.sendall(REQUEST)
                 receive_until(peer, b"\r\n\r\n")
                 peer.sendall(wire.text("good") + client_frame(3))
-                assert receive_all(peer) == encode_text("good") + encode_close(1002, "reserved opcode")
+                assert receive_all(peer) == encode_message("good") + encode_close(1002, "reserved opcode")
 
     def test_unix_socket(self, tmp_path: Path) -> None:
         path = str(tmp_path / "socket")

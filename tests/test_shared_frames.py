@@ -15,7 +15,7 @@ from websockets.protocol import Protocol, Side, State
 from tests.stacks import DIRECT, until
 from wsdeco import Address, App, Sink
 from wsdeco.deflate import Deflate
-from wsdeco.encoding import Encoded, encode_binary, encode_text
+from wsdeco.encoding import Encoded, encode_message
 from wsdeco.frames import Framing
 from wsdeco.turn import _MOST_AT_ONCE, Turn  # pyright: ignore[reportPrivateUsage]
 
@@ -25,7 +25,7 @@ LONG: Final = "the same words again and again, " * 20
 @pytest.mark.parametrize("data", ["", "x", "grüß", LONG, "x" * 70_000, b"", b"\x00\xff", b"y" * 125, b"y" * 126])
 def test_an_encoded_message_is_what_a_connection_without_compression_sends(data: str | bytes) -> None:
     message = Encoded(data)
-    assert message.frame == (encode_text(data) if isinstance(data, str) else encode_binary(data))
+    assert message.frame == (encode_message(data))
     assert message.size == len(data.encode() if isinstance(data, str) else data)
     assert Framing(1000).encode_shared(message) is message.frame
 

@@ -239,8 +239,8 @@ class Channel(ABC):
     async def send(self, data: Data) -> None:
         """Send one message; wait while the peer does not read."""
 
-    def send_at_once(self, data: Data) -> bool:
-        """Write one message without a detour, if there is one way to do so at this moment; return whether it was."""
+    def try_send(self, data: Data) -> bool:
+        """Send one message if that needs no waiting, and return whether it was sent."""
         return False
 
     @abstractmethod

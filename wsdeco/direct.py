@@ -144,7 +144,9 @@ class DirectChannel(Channel):
             # The common case.
             self._inbox = messages
             self._inbox_size = sys.getsizeof(messages[0])
-            self.wake_receiver()
+            waiter = self._message_waiter
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
         else:
             self._put(messages, sum(map(sys.getsizeof, messages)))
         if self._inbox_size > self.config.max_inbox:
@@ -267,12 +269,15 @@ class DirectChannel(Channel):
         if connection.write_paused:
             await self._drain()
 
-    def send_at_once(self, data: Data) -> bool:
-        """Write a reply behind which nothing else is about to be written, so that there is nothing to wait for."""
+    def try_send(self, data: Data) -> bool:
+        """Send, where the peer reads: at once if no other message waits for a reply, which could share the write."""
         connection = self._connection
-        if self._inbox is not None or connection.closed or connection.write_paused or not self.accepted:
+        if connection.write_paused or connection.closed or not self.accepted:
             return False
-        connection.write_message(data)
+        if self._inbox is None:
+            connection.write_message(data)
+        else:
+            connection.send_message(data)
         return True
 
     async def _drain(self) -> None:

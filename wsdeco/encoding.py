@@ -9,7 +9,7 @@ from websockets.frames import Opcode
 
 from wsdeco.reasons import CloseCode, check_close_code, cut_close_reason
 
-__all__ = ["Encoded", "encode_binary", "encode_close", "encode_ping", "encode_text"]
+__all__ = ["Encoded", "encode_close", "encode_message", "encode_ping"]
 
 _FIN: Final = 0x80
 _TEXT: Final = _FIN | Opcode.TEXT
@@ -60,21 +60,18 @@ def _header(first: int, length: int) -> bytes:
     return struct.pack("!BBQ", first, _VERY_LONG, length)
 
 
-def encode_text(text: str) -> bytes:
-    """Return the frame of a text message, to be sent on any number of connections.
+def encode_message(message: str | bytes) -> bytes:
+    """Return the frame of a message, `str` as text and `bytes` as binary, to be sent on any number of connections.
 
     Raises:
-        UnicodeEncodeError: `text` holds a lone surrogate, which UTF-8 cannot carry.
+        UnicodeEncodeError: A text holds a lone surrogate, which UTF-8 cannot carry.
     """
-    payload = text.encode()
-    length = len(payload)
-    return (_SHORT_TEXT_HEADERS[length] if length < _LONG else _header(_TEXT, length)) + payload
-
-
-def encode_binary(payload: bytes | bytearray) -> bytes:
-    """Return the frame of a binary message, to be sent on any number of connections."""
-    length = len(payload)
-    return (_SHORT_BINARY_HEADERS[length] if length < _LONG else _header(_BINARY, length)) + payload
+    if isinstance(message, str):
+        payload = message.encode()
+        length = len(payload)
+        return (_SHORT_TEXT_HEADERS[length] if length < _LONG else _header(_TEXT, length)) + payload
+    length = len(message)
+    return (_SHORT_BINARY_HEADERS[length] if length < _LONG else _header(_BINARY, length)) + message
 
 
 def encode_close(code: int = CloseCode.NO_STATUS, reason: str = "") -> bytes:

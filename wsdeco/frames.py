@@ -29,13 +29,14 @@ from __future__ import annotations
 
 import codecs
 import logging
+from collections.abc import Callable
 from typing import Final, TypeAlias, cast
 
 from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol, Side
 
 from wsdeco.deflate import Deflate
-from wsdeco.encoding import Encoded, encode_binary, encode_close, encode_ping, encode_text
+from wsdeco.encoding import Encoded, encode_close, encode_message, encode_ping
 from wsdeco.reasons import Close, CloseCode
 
 try:
@@ -43,7 +44,7 @@ try:
 except ImportError:
     from websockets.utils import apply_mask
 
-__all__ = ["Framing", "Message", "encode_binary", "encode_close", "encode_ping", "encode_text"]
+__all__ = ["Framing", "Message", "encode_close", "encode_message", "encode_ping"]
 
 Message: TypeAlias = str | bytes
 """A whole message: `str` for text, `bytes` for binary."""
@@ -61,6 +62,8 @@ _CONTROLS: Final = frozenset({Opcode.CLOSE, Opcode.PING, Opcode.PONG})
 _MAX_CONTROL_PAYLOAD: Final = 125
 _LONG: Final = 126
 
+_SHORT_HEADER: Final = 6
+"""Bytes of a short frame in front of its payload, the masking key among them."""
 _LANE_SHUT: Final = -1
 
 _TURN_BUDGET: Final = 1000
@@ -92,6 +95,8 @@ class Framing:
         fast_lane: `False` sends every frame through the slow lane, to compare the two.
 
     Attributes:
+        encode: Returns the frame of a message, compressed if that was agreed on: for this connection only. Raises a
+            `UnicodeEncodeError` for text with a lone surrogate, which UTF-8 cannot carry.
         ended: How the peer ended the input: its close frame (`by="client"`; 1005 for one without a code), or the close
             that its fault calls for (`by="server"`). Nothing that arrives later is looked at.
         close_sent: A close frame has been encoded by `close`.
@@ -116,6 +121,7 @@ class Framing:
         "_utf8",
         "_wanted",
         "close_sent",
+        "encode",
         "ended",
         "hold_pongs",
         "noticed",
@@ -126,6 +132,7 @@ class Framing:
     def __init__(self, max_message_size: int, *, deflate: Deflate | None = None, fast_lane: bool = True) -> None:
         self._max_message_size = max_message_size
         self._deflate = deflate
+        self.encode: Callable[[Message], bytes] = encode_message if deflate is None else deflate.encode_message
         self._fast_lane = fast_lane
         self._fast_limit = max_message_size if fast_lane else _LANE_SHUT
         self._held: bytearray | None = None
@@ -149,6 +156,18 @@ class Framing:
 
         Look at `ended`, `unread` and `noticed` afterwards.
         """
+        length = len(data) - _SHORT_HEADER
+        if 0 <= length <= self._fast_limit and length == data[1] - _MASKED and length < _LONG and self._held is None:
+            # One short frame and nothing else, as it comes from a peer that waits for answers.
+            first = data[0]
+            try:
+                if first == _TEXT:
+                    return [apply_mask(data[_SHORT_HEADER:], data[2:_SHORT_HEADER]).decode()]
+                if first == _BINARY:
+                    return [apply_mask(data[_SHORT_HEADER:], data[2:_SHORT_HEADER])]
+            except UnicodeDecodeError:
+                # Found again, and answered, below.
+                pass
         messages: list[Message] = []
         if self.ended is not None:
             return messages
@@ -333,6 +352,7 @@ class Framing:
         self.unread = False
         self._held = self._slow_lane = None
         self._drop_fragments()
+        self._fast_limit = _LANE_SHUT
 
     def notice(self) -> tuple[bytes, bool]:
         """Return the pongs to send, and whether frames arrived that count as activity and are no messages.
@@ -349,17 +369,6 @@ class Framing:
         pong, self._held_pong = self._held_pong, b""
         self.hold_pongs = False
         return pong
-
-    def encode(self, message: Message) -> bytes:
-        """Return the frame of `message`, compressed if that was agreed on: for this connection only.
-
-        Raises:
-            UnicodeEncodeError: A text holds a lone surrogate, which UTF-8 cannot carry.
-        """
-        deflate = self._deflate
-        if deflate is None:
-            return encode_text(message) if isinstance(message, str) else encode_binary(message)
-        return deflate.encode_message(message)
 
     def encode_shared(self, message: Encoded) -> bytes:
         """Return the frame of a message that goes to many connections, compressed if that was agreed on."""

@@ -337,9 +337,13 @@ class Connection:
             await channel.accept()
         self._hook_over()
 
-    async def _call_on_message(self, hooks: Hooks, on_message: Callable[[Data], Any]) -> None:
+    async def _call_on_message(  # noqa: C901, PLR0912 - the fast path: a call costs
+        self, hooks: Hooks, on_message: Callable[[Data], Any]
+    ) -> None:
         channel = self._channel
         takes = {str: hooks.takes_text, bytes: hooks.takes_binary}
+        task = cast("asyncio.Task[None]", self._hooks_task)
+        has_idle_timeout = self._config.idle_timeout is not None
         while True:
             data = channel.take()
             if data is None:
@@ -357,13 +361,17 @@ class Connection:
                 else:
                     reply = await on_message(data)
                     if reply is not None:
-                        checked = checked_data(reply)
-                        if not channel.send_at_once(checked):
-                            await channel.send(checked)
+                        if type(reply) is not str or not reply.isascii():
+                            reply = checked_data(reply)
+                        if not channel.try_send(reply):
+                            await channel.send(reply)
             except (ConnectionClosed, BaseExceptionGroup) as exc:
                 if not self._is_departure(exc):
                     raise
-            self._hook_over()
+            if has_idle_timeout or self._interrupted or task.cancelling():
+                self._hook_over()
+            else:
+                self._hook = None
 
     async def _stream(self, replies: AsyncIterable[Data]) -> None:
         try:
