@@ -13,9 +13,9 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from tests.brokers import BrokerProcess
 from tests.stacks import WAIT, soon
-from wsdeco.encoding import encode_text
+from wsdeco.encoding import encode_message
 
-FRAME: Final = len(encode_text("a00000"))
+FRAME: Final = len(encode_message("a00000"))
 
 HANDSHAKE: Final = (
     b"GET /member HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

@@ -164,10 +164,14 @@ def test_a_worker_that_is_killed_is_replaced_and_the_others_are_not_disturbed(tm
 @pytest.mark.parametrize(
     "source",
     [
-        pytest.param('if __name__ == "__main__":\n    ws.run(port=0, workers=2)', id="guarded"),
-        pytest.param("def main():\n    ws.run(port=0, workers=2, background=False)\nmain()", id="in a function"),
-        pytest.param("app = App()\necho(app)\napp.run(port=0, workers=2)", id="another app"),
-        pytest.param(f"import signal\ndel signal.pthread_sigmask\n{RUN}", id="as on Windows"),
+        pytest.param(
+            f'import signal\ndel signal.pthread_sigmask\nif __name__ == "__main__":\n    {RUN}',
+            id="guarded, as on Windows",
+        ),
+        pytest.param(
+            "app = App()\necho(app)\ndef main():\n    app.run(port=0, workers=2, background=False)\nmain()",
+            id="another app, in a function",
+        ),
     ],
 )
 def test_scripts_of_all_kinds_have_workers(source: str, tmp_path: Path) -> None:
@@ -336,7 +340,7 @@ def test_a_system_without_room_for_processes_is_tried_again(tmp_path: Path) -> N
 
 
 def test_a_stuck_worker_is_ended_by_its_own_deadline(tmp_path: Path) -> None:
-    with running(tmp_path, f"serving._MARGIN = 0.1\n{RUN}") as program, client(f"{program.url()}/ws") as connection:
+    with running(tmp_path, f"serving._MARGIN = supervisor._NOTICE = 0.1\n{RUN}") as program, client(f"{program.url()}/ws") as connection:
         receive(connection)
         connection.send("block")
         program.expect("blocking")
