@@ -5,7 +5,7 @@ import contextlib
 import logging
 import ssl
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +13,7 @@ from typing import Any, Final
 import pytest
 import trustme
 from nats.aio.client import Client as NatsClient
+from nats.errors import SlowConsumerError
 from redis.asyncio import Redis as RedisClient
 
 from tests.brokers import BrokerProcess, nats_server, redis_server
@@ -436,6 +437,28 @@ async def test_what_others_publish_there_is_dropped_and_counted(broker: BrokerPr
         await until(lambda: there.got == ["x"])
         assert there.backplane.counters.malformed == 3
         assert there.backplane.counters.missed == 0
+
+
+async def test_what_a_slow_process_of_nats_drops_does_not_end_the_connection(nats: BrokerProcess) -> None:
+    errors: list[Callable[[Exception], Awaitable[None]]] = []
+
+    class Watched(NatsClient):
+        async def connect(self, *args: Any, **options: Any) -> None:
+            errors.append(options["error_cb"])
+            await super().connect(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wsdeco.nats_link.Client", Watched)
+        async with parties(nats.url) as (party,):
+            await party.connected()
+            subscription: Any = None
+            await errors[0](SlowConsumerError("subject", "", 1, subscription))
+            await asyncio.sleep(0.01)
+            assert party.state == "connected"
+            await errors[0](OSError("gone"))
+            await party.disconnected()
+            assert party.error == "the connection was lost: gone"
+            await party.connected()
 
 
 # Brokers that fail.

@@ -584,6 +584,26 @@ async def test_the_end_comes_though_the_client_library_takes_no_notice() -> None
     assert party.broker.attempts == 1
 
 
+async def test_the_end_comes_between_two_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    party = Party()
+    attempts = 0
+
+    async def connect(receive: Receive) -> Link:
+        nonlocal attempts
+        attempts += 1
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        raise OSError("too late")
+
+    monkeypatch.setattr(party.broker, "connect", connect)
+    party.start()
+    await party.settle()
+    assert party.state == "closed"
+    await soon(party.backplane.close())
+    assert attempts == 1
+
+
 async def test_an_end_while_a_lost_connection_is_being_closed_leaves_nothing() -> None:
     party = Party()
     party.start()

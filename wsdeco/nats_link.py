@@ -11,6 +11,7 @@ from urllib.parse import SplitResult, unquote
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.errors import SlowConsumerError
 
 from wsdeco.broker import BrokerRefusal, Done, Link, Message, Receive
 
@@ -70,7 +71,9 @@ class _NatsLink:
         self.max_payload = 0
         self._receive = receive
         self._client = Client()
-        self._subscribe: Callable[..., Awaitable[Subscription]] = getattr(self._client, "subscribe")  # noqa: B009 - its type is only partially known
+        # The type of the method is only partially known.
+        client: Any = self._client
+        self._subscribe: Callable[..., Awaitable[Subscription]] = client.subscribe
         self._subscriptions: dict[str, Subscription] = {}
         self._error: Exception | None = None
         self._refused = 0
@@ -98,6 +101,9 @@ class _NatsLink:
                 raise BrokerRefusal("the server refuses the credentials of the URL") from error
             raise error from None
         self.max_payload = self._client.max_payload
+        # What was said of servers that could not be connected to.
+        self._error = None
+        self._lost.clear()
 
     async def subscribe(self, subjects: Sequence[str]) -> None:
         for subject in subjects:
@@ -132,7 +138,7 @@ class _NatsLink:
 
     async def close(self) -> None:
         try:
-            with suppress(OSError, TimeoutError):
+            with suppress(Exception):
                 async with asyncio.timeout(_CLOSE_TIME):
                     await self._client.close()
         finally:
@@ -156,10 +162,10 @@ class _NatsLink:
     async def _note_error(self, exc: Exception) -> None:
         if "permissions violation for publish" in str(exc).lower():
             self._refused += 1
-            return
-        self._error = exc
-        if "permissions violation" in str(exc).lower():
-            # nats-py would go on with a room that gets nothing.
+        elif not isinstance(exc, SlowConsumerError):
+            # Also where nats-py would go on, with a room that may not be subscribed and gets nothing. What is dropped
+            # because this process is slow is counted as missed.
+            self._error = exc
             self._lost.set()
 
     async def _note_loss(self) -> None:
