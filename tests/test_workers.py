@@ -340,7 +340,8 @@ def test_a_system_without_room_for_processes_is_tried_again(tmp_path: Path) -> N
 
 
 def test_a_stuck_worker_is_ended_by_its_own_deadline(tmp_path: Path) -> None:
-    with running(tmp_path, f"serving._MARGIN = supervisor._NOTICE = 0.1\n{RUN}") as program, client(f"{program.url()}/ws") as connection:
+    source = f"serving._MARGIN = supervisor._NOTICE = 0.1\n{RUN}"
+    with running(tmp_path, source) as program, client(f"{program.url()}/ws") as connection:
         receive(connection)
         connection.send("block")
         program.expect("blocking")
