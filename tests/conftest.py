@@ -20,6 +20,7 @@ from typing import Any, Final
 import pytest
 from pytest_asyncio import is_async_test
 
+from tests.brokers import BrokerProcess, nats_server, redis_server
 from tests.stacks import GRANIAN, STACKS, Stack
 from wsdeco import App
 
@@ -174,3 +175,31 @@ def stack(request: pytest.FixtureRequest) -> Stack:
     """Every server that behaviour is tested on, one after the other."""
     found: Stack = request.param
     return found
+
+
+@pytest.fixture(scope="session")
+def nats() -> Iterator[BrokerProcess]:
+    """A NATS server that every test may use and none may stop."""
+    with nats_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[BrokerProcess]:
+    """A Redis server that every test may use and none may stop."""
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["nats", "redis"])
+def broker(request: pytest.FixtureRequest) -> BrokerProcess:
+    """Each of them, one after the other."""
+    found: BrokerProcess = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(params=[nats_server, redis_server], ids=["nats", "redis"])
+def own_broker(request: pytest.FixtureRequest) -> Iterator[BrokerProcess]:
+    """A server of each kind that the test may stop."""
+    with request.param() as server:
+        yield server

@@ -49,7 +49,14 @@ ALLOWED: Final[dict[str, set[str]]] = {
         *("reasons", "origins", "clock", "paths", "config", "channel", "asgi", "direct", "hooks", "handler", "factory"),
         *("lifecycle", "connections", "rooms"),
     },
-    "rooms": {"reasons", "channel", "encoding"},
+    "backplane": set(),
+    "backplane_testing": {"backplane"},
+    "envelope": set(),
+    "broker": {"reasons", "clock", "backplane", "envelope"},
+    "nats_link": {"broker"},
+    "redis_link": {"broker"},
+    "backplanes": {"reasons", "backplane", "broker"},
+    "rooms": {"reasons", "channel", "encoding", "backplane"},
     "routes": {"reasons", "signatures", "hooks", "paths", "asgi", "upgrade", "rooms"},
     "app": {
         *(
@@ -65,21 +72,31 @@ ALLOWED: Final[dict[str, set[str]]] = {
             "factory",
             "lifecycle",
         ),
-        *("connections", "upgrade", "routes", "rooms"),
+        *("connections", "upgrade", "routes", "rooms", "backplane"),
     },
     "listen": {"reasons"},
     "serving": {"reasons", "config", "app", "listen"},
-    "server": {"reasons", "config", "app", "listen", "serving"},
+    "loading": {"reasons", "app"},
+    "supervisor": {"reasons", "loading", "serving"},
+    "nats_server": {"reasons"},
+    "cluster": {"app", "backplane", "nats_server", "rooms"},
+    "server": {"reasons", "config", "app", "listen", "loading", "serving", "supervisor", "cluster"},
+    "cli": {"loading", "__init__"},
+    "__main__": {"cli"},
     "testing": {
         *("reasons", "clock", "config", "channel", "asgi", "handler", "factory", "lifecycle", "connections"),
-        *("upgrade", "app"),
+        *("upgrade", "app", "backplane_testing"),
     },
-    "__init__": {"reasons", "config", "channel", "handler", "upgrade", "app", "rooms"},
+    "__init__": {"reasons", "config", "channel", "handler", "upgrade", "app", "rooms", "backplane"},
 }
 """What each module may import from wsdeco. Imports for type checkers only count like all others."""
 
 LAZILY: Final[dict[tuple[str, str], str]] = {
     ("app", "server"): "App.run",
+    ("cli", "server"): "_run",
+    ("app", "backplanes"): "_open_backplane",
+    ("backplanes", "nats_link"): "_nats",
+    ("backplanes", "redis_link"): "_redis",
 }
 """Imports that wait for a call: (importer, imported), and the one function they may stand in.
 

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -251,6 +251,32 @@ def deaf_client(server: ExampleServer, path: str) -> Generator[None, None, None]
         )
         deaf.sendall("\r\n".join([*request, "", ""]).encode())
         yield
+
+
+# The two servers.
+
+
+async def test_two_servers_share_a_room() -> None:
+    async with script("two_servers") as server:
+        first = server.port
+        await server.wait_until_listening()
+        assert server.port != first
+        async with connect(f"ws://127.0.0.1:{first}/ws", proxy=None) as one, server.connect("/ws") as two:
+            for sender, receiver in ((one, two), (two, one)):
+                await tell(sender, receiver)
+        assert await server.stop() == 0
+
+
+async def tell(sender: ClientConnection, receiver: ClientConnection) -> None:
+    """Say hello until the other one hears it: that a room has members is news on its way to the broker."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            await sender.send("hello")
+            assert await sender.recv() == "hello"
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    assert await receiver.recv() == "hello"
+                    return
 
 
 # The pages, in a browser.

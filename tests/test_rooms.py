@@ -25,6 +25,7 @@ from tests.wire import Logged, websocket_scope
 from wsdeco import (
     Address,
     App,
+    BackplaneCounters,
     BackplaneError,
     Close,
     ConnectionClosed,
@@ -37,6 +38,7 @@ from wsdeco import (
     handle_upgrade,
     websocket_route,
 )
+from wsdeco.backplane import BackplaneState
 from wsdeco.channel import Channel, HeaderItems, channel_of
 from wsdeco.config import DEFAULT_CONFIG
 from wsdeco.rooms import Rooms
@@ -671,8 +673,9 @@ class FakeBackplane:
         error: What it raises instead.
     """
 
-    def __init__(self, publish_errors: Literal["count", "raise"] = "count") -> None:
-        self.publish_errors: Literal["count", "raise"] = publish_errors
+    def __init__(self) -> None:
+        self.counters = BackplaneCounters()
+        self.state: BackplaneState = "connected"
         self.calls: list[str] = []
         self.published = True
         self.error: Exception | None = None
@@ -936,7 +939,7 @@ async def test_the_backplane_carries_what_has_local_members() -> None:
 
 @pytest.mark.parametrize("errors", ["count", "raise"])
 async def test_what_could_not_be_published_has_reached_local_members(errors: Literal["count", "raise"]) -> None:
-    room = Room("lobby", Rooms(backplane := FakeBackplane(errors)))
+    room = Room("lobby", Rooms(backplane := FakeBackplane(), errors))
     member = list_channel(room)
     backplane.published = False
     with (
@@ -962,10 +965,10 @@ async def test_what_the_broker_does_not_take_reaches_nobody(caplog: pytest.LogCa
     assert await room.broadcast("b") == 1
 
 
-async def test_the_backplane_lives_as_long_as_the_lifespan(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_backplane_lives_as_long_as_the_lifespan() -> None:
     backplane = FakeBackplane()
-    monkeypatch.setattr("wsdeco.app.Rooms", lambda: Rooms(backplane))
-    app = App()
+    app = App(backplane=backplane)
+    assert app.backplane is backplane
     chat_left = Journal()
 
     @app.lifespan

@@ -11,10 +11,8 @@ import re
 import signal
 import socket
 import ssl
-import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -29,21 +27,14 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from websockets.asyncio.client import connect as async_connect
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import ClientConnection, connect
 
+from tests.programs import PATIENCE, RESTART, Program, client, close_code, echo_app, receive, taken_port, wait_until
 from tests.raw import handshake, text
-from wsdeco import Address, App, DisconnectReason, ServerError, Sink, listen, serving
+from wsdeco import App, DisconnectReason, ServerError, listen, serving
 from wsdeco.server import BackgroundServer
-
-CHECKOUT: Final = Path(__file__).parent.parent
-
-PATIENCE: Final = 30.0
-"""Seconds after which a test that waits in vain fails."""
 
 SHORT: Final = 0.05
 """Seconds of a deadline that a test has to see pass in real time."""
-
-RESTART: Final = "closed by the server with 1012 (service restart)"
 
 HAS_IPV6: Final = socket.has_ipv6 and any(
     address[4][0] == "::1" for address in socket.getaddrinfo("::1", 0, type=socket.SOCK_STREAM)
@@ -55,54 +46,11 @@ def short_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsdeco.lifecycle._CANCEL_AGAIN", SHORT)
 
 
-def echo_app(path: str = "/ws", reply: str = "echo", **limits: Any) -> tuple[App, list[str]]:
-    """Return an app with one handler, and the log of its events."""
-    app = App()
-    events: list[str] = []
-
-    @app.handler(path, **limits)
-    class Echo:
-        async def on_connect(self, addr: Address, sink: Sink) -> None:
-            events.append("connect")
-
-        async def on_message(self, text: str) -> str:
-            return f"{reply}: {text}"
-
-        async def on_disconnect(self, reason: DisconnectReason) -> None:
-            events.append(str(reason))
-
-    return app, events
-
-
-@contextmanager
-def client(url: str, *, trusted: ssl.SSLContext | None = None) -> Generator[ClientConnection]:
-    with connect(
-        url, proxy=None, ssl=trusted, max_size=None, open_timeout=PATIENCE, close_timeout=PATIENCE
-    ) as connection:
-        yield connection
-
-
-def receive(connection: ClientConnection) -> str | bytes:
-    return connection.recv(PATIENCE)
-
-
-def close_code(connection: ClientConnection) -> int | None:
-    with pytest.raises(ConnectionClosed) as caught:
-        receive(connection)
-    return None if caught.value.rcvd is None else caught.value.rcvd.code
-
-
 def in_background(app: App, **options: Any) -> BackgroundServer:
     options = {"port": 0} | options
     server = app.run(background=True, **options)
     assert server is not None
     return server
-
-
-@contextmanager
-def taken_port() -> Generator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        yield other.getsockname()[1]
 
 
 # What it prints.
@@ -179,10 +127,9 @@ def test_requests_are_logged_on_demand(level: str | None, seen: bool, capfd: pyt
         ({"ssl_certificate": "a.pem"}, "run() has no option 'ssl_certificate': did you mean 'ssl_certfile'?"),
         ({"prot": 8000}, "run() has no option 'prot': did you mean 'port'?"),
         ({"zzz": 1}, "run() has no option 'zzz': it takes those of uvicorn.Config"),
-        (
-            {"workers": 4},
-            "run() has no option 'workers': write `uvicorn module:ws --ws wsdeco.protocol:WebSocketProtocol --workers",
-        ),
+        ({"workers": "4"}, "workers must be an int such as 4, not str '4'"),
+        ({"workers": True}, "workers must be an int such as 4, not bool True"),
+        ({"timeout_worker_healthcheck": 5}, "run() has no option 'timeout_worker_healthcheck': a worker is replaced"),
         (
             {"reload": True},
             "run() has no option 'reload': write `uvicorn module:ws --ws wsdeco.protocol:WebSocketProtocol --reload`",
@@ -205,6 +152,7 @@ def test_a_wrong_argument_is_a_type_error(arguments: dict[str, Any], message: st
         ({"port": -1}, "port must be from 0 (any that is free) to 65535, not -1"),
         ({"port": 65536}, "port must be from 0 (any that is free) to 65535, not 65536"),
         ({"host": ""}, 'host must not be empty: write "127.0.0.1"'),
+        ({"workers": 0}, "workers must be 1 or more, not 0"),
         ({"log_level": "loud"}, "log_level must be one of 'critical', 'error', "),
         ({"loop": "trio"}, "loop must be 'auto' (uvloop where it is installed) or 'asyncio', not 'trio'"),
         ({"timeout_graceful_shutdown": -1}, "timeout_graceful_shutdown must be 0 or more seconds and finite, not -1"),
@@ -563,7 +511,7 @@ def test_running_again_with_wrong_arguments_leaves_the_server_alone() -> None:
     app, _ = echo_app()
     with in_background(app) as server:
         with pytest.raises(TypeError):
-            app.run(background=True, workers=2)
+            app.run(background=True, workers="2")  # type: ignore[arg-type]
         with pytest.raises(ServerError):
             app.run(background=True, ssl_certfile="missing.pem")
         assert server.running
@@ -677,13 +625,6 @@ def test_a_task_that_ends_the_process_ends_a_server_in_the_background(caplog: py
     ]
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def test_the_lifespan_has_a_deadline(caplog: pytest.LogCaptureFixture) -> None:
     app, _ = echo_app()
     cancelled: list[bool] = []
@@ -736,7 +677,7 @@ def test_a_thread_of_a_hook_that_ends_is_waited_for(in_thread: bool) -> None:
 
 
 def test_at_the_end_of_the_interpreter_every_on_disconnect_runs(tmp_path: Path) -> None:
-    program = Program(
+    program = program_of(
         tmp_path,
         """
         from websockets.sync.client import connect
@@ -1175,65 +1116,11 @@ def page():
 """
 
 
-class Ended:
-    """What is left of a program.
-
-    Attributes:
-        code: The exit code.
-        output: Its output.
-        errors: What it wrote to stderr.
-    """
-
-    def __init__(self, code: int, output: str, errors: str) -> None:
-        self.code = code
-        self.output = output
-        self.errors = errors
-
-
-class Program:
-    """A Python program in a process of its own: `PREAMBLE`, then `source`."""
-
-    def __init__(self, directory: Path, source: str) -> None:
-        script = directory / "program.py"
-        script.write_text(PREAMBLE + dedent(source), "utf-8")
-        self.process = subprocess.Popen(
-            [sys.executable, str(script)],
-            cwd=directory,
-            env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._lines: list[str] = []
-
-    def expect(self, pattern: str) -> re.Match[str]:
-        assert self.process.stdout is not None
-        while line := self.process.stdout.readline():
-            self._lines.append(line)
-            found = re.search(pattern, line)
-            if found is not None:
-                return found
-        pytest.fail(f"the program did not print {pattern!r}: {self.end()}")
-
-    def read_error(self) -> str:
-        assert self.process.stderr is not None
-        return self.process.stderr.readline()
-
-    def url(self) -> str:
-        return self.expect(r"ws://\S+")[0]
-
-    def send_signal(self, number: int) -> None:
-        self.process.send_signal(number)
-
-    def end(self) -> Ended:
-        try:
-            output, errors = self.process.communicate(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.communicate()
-            raise
-        return Ended(self.process.returncode, "".join(self._lines) + output, errors)
+def program_of(directory: Path, source: str) -> Program:
+    """Run `PREAMBLE`, then `source`."""
+    script = directory / "program.py"
+    script.write_text(PREAMBLE + dedent(source), "utf-8")
+    return Program(directory, str(script))
 
 
 RUN: Final = """
@@ -1244,11 +1131,9 @@ print("after run")
 
 @pytest.fixture
 def program(tmp_path: Path) -> Iterator[Program]:
-    started = Program(tmp_path, RUN)
+    started = program_of(tmp_path, RUN)
     yield started
-    if started.process.poll() is None:
-        started.process.kill()
-    started.process.communicate()
+    started.discard()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -1293,7 +1178,7 @@ def test_a_hook_that_ignores_its_cancellation_does_not_keep_the_program(program:
 
 
 def test_a_hook_that_blocks_the_event_loop_does_not_keep_the_program(tmp_path: Path) -> None:
-    program = Program(tmp_path, f"serving._MARGIN = 0.1\n{RUN}")
+    program = program_of(tmp_path, f"serving._MARGIN = 0.1\n{RUN}")
     with client(f"{program.url()}/ws") as connection:
         connection.send("block")
         program.expect("blocking")
@@ -1305,7 +1190,7 @@ def test_a_hook_that_blocks_the_event_loop_does_not_keep_the_program(tmp_path: P
 
 
 def test_a_second_signal_ends_the_program_at_once(tmp_path: Path) -> None:
-    program = Program(tmp_path, "serving._NOTICE = 0.1; ws.run(port=0)")
+    program = program_of(tmp_path, "serving._NOTICE = 0.1; ws.run(port=0)")
     with client(f"{program.url()}/ws") as connection:
         connection.send("block")
         program.expect("blocking")
@@ -1345,7 +1230,7 @@ def get_in_vain(url: str) -> None:
 
 def test_a_program_that_cannot_serve_says_why_in_one_line(tmp_path: Path) -> None:
     with taken_port() as port:
-        ended = Program(tmp_path, f"ws.run(port={port})").end()
+        ended = program_of(tmp_path, f"ws.run(port={port})").end()
     assert ended.code == 1
     assert ended.output == ""
     assert ended.errors == (f"port {port} on 127.0.0.1 is taken: stop what uses it, or write ws.run(port={port + 1})\n")

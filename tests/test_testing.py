@@ -641,5 +641,6 @@ async def test_check_channel_finds(kind: Any) -> None:
 
 def test_the_kit_has_what_it_says() -> None:
     assert set(testing.__all__) == {
-        *("ChannelPeer", "Client", "HandshakeRefused", "MakePair", "ManualClock", "check_channel", "connect"),
+        *("ChannelPeer", "Client", "HandshakeRefused", "MakeBackplane", "MakePair", "ManualClock", "MemoryBroker"),
+        *("check_backplane", "check_channel", "connect"),
     }

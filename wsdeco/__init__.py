@@ -1,6 +1,7 @@
 """wsdeco: a decorator turns a plain class into a WebSocket endpoint."""
 
 from wsdeco.app import App, RouteInfo, ws
+from wsdeco.backplane import Backplane, BackplaneCounters
 from wsdeco.channel import Address, Sink
 from wsdeco.config import ConnectionConfig
 from wsdeco.handler import WebSocketHandler
@@ -24,6 +25,8 @@ from wsdeco.upgrade import WebSocketUpgrade, handle_socket, handle_upgrade, webs
 __all__ = [
     "Address",
     "App",
+    "Backplane",
+    "BackplaneCounters",
     "BackplaneError",
     "Close",
     "ConnectionClosed",

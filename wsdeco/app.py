@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -17,13 +18,14 @@ from starlette.routing import BaseRoute, Match, WebSocketRoute
 from starlette.types import ExceptionHandler, Receive, Scope, Send
 from typing_extensions import Unpack
 
+from wsdeco.backplane import Backplane, PublishErrors
 from wsdeco.channel import Sink
 from wsdeco.clock import Clock
 from wsdeco.config import ConnectionConfig, Limits, make_config
 from wsdeco.direct import DirectConnection, is_direct
 from wsdeco.factory import HandlerFactory, build_factory
 from wsdeco.paths import check_path, path_shape, unknown_path
-from wsdeco.reasons import HandlerError, RouteError, ServerError
+from wsdeco.reasons import BackplaneError, HandlerError, RouteError, ServerError
 from wsdeco.rooms import Room, Rooms, route_key
 from wsdeco.routes import answer_not_found, endpoint_routes
 from wsdeco.signatures import bindable, signature_of, where
@@ -41,6 +43,9 @@ _SERVERS_MAX_SIZE: Final = 16 * 1024 * 1024
 
 _PROTOCOL_MODULE: Final = "wsdeco.protocol"
 """Loaded before start-up by a server that uses wsdeco's own WebSocket implementation."""
+
+_BACKPLANE_VARIABLE: Final = "WSDECO_BACKPLANE"
+"""Names the backplane of an app that names none, in the environment."""
 
 HandlerClass = TypeVar("HandlerClass", bound=type)
 EndpointFunction = TypeVar("EndpointFunction", bound=Callable[..., Any])
@@ -98,6 +103,8 @@ class App:
         exception_handlers: Mapping[Any, ExceptionHandler] | None = None,
         debug: bool = False,
         clock: Clock | None = None,
+        backplane: str | Backplane | None = None,
+        publish_errors: PublishErrors = "count",
     ) -> None:
         """Make an app without routes.
 
@@ -107,14 +114,23 @@ class App:
             exception_handlers: Starlette's exception handlers, for HTTP routes.
             debug: Show tracebacks of HTTP routes to the client.
             clock: What every deadline reads; by default the event loop. Tests pass one they advance.
+            backplane: Carries broadcasts to the same rooms in other processes: the URL of a NATS or Redis server, such
+                as `nats://127.0.0.1:4222` or `redis://127.0.0.1:6379`, or an object with the methods of `Backplane`.
+                By default, the URL in the environment variable `WSDECO_BACKPLANE`, which is read as soon as an event
+                loop serves the app; where there is none, rooms live in this process alone.
+            publish_errors: Whether a broadcast that cannot be published to other processes raises `BackplaneError`
+                (`"raise"`), or is only counted (`"count"`). Members in this process get it in either case.
 
         Raises:
+            BackplaneError: The client library of the backplane is not installed.
             HandlerError: `lifespan` cannot work as it is written.
+            TypeError: `backplane` is neither a URL nor a backplane.
+            ValueError: The URL of the backplane cannot be used, or `publish_errors` is neither.
         """
         self._context = Context(clock=clock)
         self._lifespan = None if lifespan is None else _checked_lifespan(lifespan)
         self._registered: dict[tuple[str, str], _Registered] = {}
-        self._rooms = Rooms()
+        self._rooms = Rooms(_checked_backplane(backplane), _checked_errors(publish_errors), _backplane_of_environment)
         self._room_keys: dict[str, str] = {}
         self._known_routes: list[BaseRoute] = []
         self._endpoints: dict[str, HandlerEndpoint] = {}
@@ -337,6 +353,18 @@ class App:
 
     # Rooms.
 
+    @property
+    def backplane(self) -> Backplane | None:
+        """What carries broadcasts to other processes, with its `state` and its `counters`; `None` without one.
+
+        That of the environment variable is there as soon as an event loop serves the app.
+        """
+        return self._rooms.backplane
+
+    def carry_rooms(self, backplane: Backplane) -> None:
+        """Use `backplane`, before any event loop serves the app."""
+        self._rooms.backplane = backplane
+
     def room(self, name: str) -> Room:
         """Return the room of this name, a group of connections to broadcast to.
 
@@ -402,7 +430,13 @@ class App:
     # Serving.
 
     def run(
-        self, host: str = "127.0.0.1", port: int = 8000, *, background: bool | None = None, **options: Any
+        self,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        *,
+        background: bool | None = None,
+        workers: int = 1,
+        **options: Any,
     ) -> BackgroundServer | None:
         """Serve the app on `host` and `port` until Ctrl-C or SIGTERM, with every `on_disconnect` run at the end.
 
@@ -413,6 +447,11 @@ class App:
         with `ws.run()` in its last line serves when it is started, and is an app when a server imports it
         (`uvicorn script:ws`).
 
+        With `workers` above 1 as many processes share the port. Each imports the script anew, without what stands under
+        `if __name__ == "__main__":`, so handlers belong to the top level of a module. One that dies is replaced; all
+        end together. Limits such as `max_connections` count per process. With `pip install 'wsdeco[cluster]'` and no
+        backplane of your own, rooms reach all of them through a private `nats-server`.
+
         Logging: uvicorn's from level "warning" on, since the addresses are printed; `log_level="info"` shows each
         request and connection as well. Compression (`ws_per_message_deflate=True`) is off: it takes about 34 KiB
         of memory per connection.
@@ -422,6 +461,7 @@ class App:
                 the machine.
             port: TCP port; 0 for any that is free.
             background: Whether to serve in a thread; by default, whether an event loop runs in this one.
+            workers: How many processes serve; more than one in the foreground of a script only.
             options: Those of `uvicorn.Config`, such as `ssl_certfile`, `ssl_keyfile`, `log_level`, `access_log`,
                 `forwarded_allow_ips` and `root_path`. `timeout_graceful_shutdown` is the seconds that HTTP
                 requests, and after them the shutdown part of the lifespan, may take at the end; by default, what
@@ -432,7 +472,8 @@ class App:
 
         Raises:
             ServerError: The server cannot start (in the background), or serves already (in the foreground).
-            SystemExit: The server cannot start (in the foreground): one line on stderr, exit status 1.
+            SystemExit: The server cannot start (in the foreground): one line on stderr, exit status 1. Or a worker had
+                to be killed at the end.
             TypeError: An argument has the wrong type, or an option is unknown or has no meaning here.
             ValueError: An argument is out of its range.
         """
@@ -441,7 +482,7 @@ class App:
         if background is None and _is_import(inspect.currentframe()):
             logger.info("run() does nothing while its module is imported, since whoever imports it serves the app")
             return None
-        return server.run(self, host, port, background=background, **options)
+        return server.run(self, host, port, background=background, workers=workers, **options)
 
     def cap_message_size(self, size: int | None) -> None:
         """Note the largest message that the server takes, in bytes; `None` where none of `run` serves."""
@@ -524,6 +565,43 @@ def _is_import(frame: FrameType | None) -> bool:
         and caller.f_code.co_name == "<module>"
         and caller.f_globals.get("__name__", "__main__") != "__main__"
     )
+
+
+def _checked_backplane(backplane: object) -> Backplane | None:
+    if isinstance(backplane, str):
+        return _open_backplane(backplane)
+    methods = ("start", "subscribe", "unsubscribe", "publish_nowait", "drained", "close")
+    missing = [name for name in methods if not callable(getattr(backplane, name, None))]
+    if backplane is not None and missing:
+        raise TypeError(
+            "backplane must be a URL such as 'nats://127.0.0.1:4222', or an object with the methods of "
+            f"wsdeco.Backplane: {type(backplane).__name__} has no {', '.join(missing)}"
+        )
+    return cast("Backplane | None", backplane)
+
+
+def _backplane_of_environment() -> Backplane | None:
+    url = os.environ.get(_BACKPLANE_VARIABLE)
+    if not url:
+        return None
+    try:
+        return _open_backplane(url)
+    except (BackplaneError, ValueError) as exc:
+        raise BackplaneError(
+            f"the environment variable {_BACKPLANE_VARIABLE} names no backplane to use: {exc}"
+        ) from exc
+
+
+def _open_backplane(url: str) -> Backplane:
+    from wsdeco import backplanes  # noqa: PLC0415 - loaded only where there are other processes
+
+    return backplanes.open_backplane(url)
+
+
+def _checked_errors(publish_errors: object) -> PublishErrors:
+    if publish_errors not in ("count", "raise"):
+        raise ValueError(f"publish_errors must be 'count' or 'raise', not {publish_errors!r}")
+    return publish_errors
 
 
 def _check_decorated_path(decorator: str, path: object) -> None:

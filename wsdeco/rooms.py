@@ -14,13 +14,14 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
-from typing import Any, Final, Literal, Protocol, cast
+from typing import Any, Final, cast
 
+from wsdeco.backplane import Backplane, PublishErrors
 from wsdeco.channel import Channel, Data, Sink, channel_of, checked_data
 from wsdeco.encoding import Encoded
 from wsdeco.reasons import BackplaneError
 
-__all__ = ["Members", "Room", "RoomBackplane", "Rooms", "route_key"]
+__all__ = ["Members", "Room", "Rooms", "route_key"]
 
 logger = logging.getLogger("wsdeco")
 
@@ -32,39 +33,6 @@ _MAX_BURST_MESSAGES: Final = 16 * 1024
 
 _LOOK_AGAIN: Final = 0.5
 """Seconds after which a broadcast that was handed over looks whether the event loop is still there."""
-
-
-class RoomBackplane(Protocol):
-    """What carries broadcasts to the same rooms in other processes.
-
-    Attributes:
-        publish_errors: Whether a broadcast that could not be published raises, or is only counted.
-    """
-
-    publish_errors: Literal["count", "raise"]
-
-    def start(self, deliver: Callable[[str, Data], None], /) -> None:
-        """Serve the running event loop: `deliver` is called there with key and message of every broadcast."""
-
-    def subscribe(self, key: str, /) -> None:
-        """Have the broadcasts to the room `key` delivered."""
-
-    def unsubscribe(self, key: str, /) -> None:
-        """Have them delivered no longer."""
-
-    def publish_nowait(self, key: str, data: Data, /) -> bool:
-        """Broadcast to the other processes; return whether that is on its way.
-
-        Raises:
-            ValueError: `data` is more than the broker takes.
-        """
-        ...
-
-    async def drained(self) -> None:
-        """Wait while the broker has too much to read."""
-
-    async def close(self) -> None:
-        """End what `start` has begun."""
 
 
 class Members:
@@ -113,10 +81,22 @@ class Rooms:
 
     Args:
         backplane: Carries broadcasts to other processes; `None` where there are none.
+        publish_errors: Whether a broadcast that could not be published raises, or is only counted.
+        find_backplane: Asked for a backplane, where there is none, as soon as an event loop becomes the home.
+
+    Attributes:
+        backplane: What carries broadcasts to other processes.
     """
 
-    def __init__(self, backplane: RoomBackplane | None = None) -> None:
-        self._backplane = backplane
+    def __init__(
+        self,
+        backplane: Backplane | None = None,
+        publish_errors: PublishErrors = "count",
+        find_backplane: Callable[[], Backplane | None] = lambda: None,
+    ) -> None:
+        self.backplane = backplane
+        self._raises = publish_errors == "raise"
+        self._find_backplane = find_backplane
         self._loop: asyncio.AbstractEventLoop | None = None
         self._moving = threading.Lock()
         self._open: dict[str, Members] = {}
@@ -138,12 +118,14 @@ class Rooms:
             home = self._loop
             if self._open and home is not None and not home.is_closed():
                 return False
+            if self.backplane is None:
+                self.backplane = self._find_backplane()
             self._loop = loop
             left_behind = self._forget_members()
-        if self._backplane is not None:
-            self._backplane.start(self._receive)
+        if self.backplane is not None:
+            self.backplane.start(self._receive)
             for key in left_behind:
-                self._backplane.unsubscribe(key)
+                self.backplane.unsubscribe(key)
         return True
 
     def _forget_members(self) -> list[str]:
@@ -158,8 +140,8 @@ class Rooms:
         """Let go of the event loop, and end the backplane; the next use begins anew."""
         if not self._open:
             self._loop = None
-        if self._backplane is not None:
-            await self._backplane.close()
+        if self.backplane is not None:
+            await self.backplane.close()
 
     def _home(self, running: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop | None:
         home = self._loop
@@ -213,14 +195,14 @@ class Rooms:
     def open(self, members: Members) -> None:
         """Note that a room has members."""
         self._open[members.key] = members
-        if self._backplane is not None:
-            self._backplane.subscribe(members.key)
+        if self.backplane is not None:
+            self.backplane.subscribe(members.key)
 
     def shut(self, members: Members) -> None:
         """Note that a room has no members any more."""
         del self._open[members.key]
-        if self._backplane is not None:
-            self._backplane.unsubscribe(members.key)
+        if self.backplane is not None:
+            self.backplane.unsubscribe(members.key)
 
     # What they get.
 
@@ -237,8 +219,8 @@ class Rooms:
         taken = 0
         try:
             taken = self._publish(key, data, excluded)
-            if self._backplane is not None:
-                await self._backplane.drained()
+            if self.backplane is not None:
+                await self.backplane.drained()
         finally:
             await self._end_turn(len(data), taken)
         return taken
@@ -277,12 +259,12 @@ class Rooms:
             logger.exception("a broadcast to %s from another thread failed", key)
 
     def _publish(self, key: str, data: Data, excluded: Collection[Channel]) -> int:
-        backplane = self._backplane
+        backplane = self.backplane
         if backplane is None:
             return self._deliver(key, data, excluded)
         is_published = backplane.publish_nowait(key, data)
         taken = self._deliver(key, data, excluded)
-        if not is_published and backplane.publish_errors == "raise":
+        if not is_published and self._raises:
             raise BackplaneError(
                 f"a broadcast to {key!r} reached {taken} members in this process and no other process: "
                 "the broker is not connected, or does not keep up"

@@ -7,6 +7,7 @@ import atexit
 import difflib
 import inspect
 import logging
+import pickle
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -19,12 +20,15 @@ import uvicorn
 from uvicorn.config import LOG_LEVELS
 
 from wsdeco.app import App, RouteInfo
+from wsdeco.cluster import choose_backplane, use_backplane
 from wsdeco.config import DEFAULT_CONFIG, ConnectionConfig
-from wsdeco.listen import check_address
+from wsdeco.listen import Listeners, check_address
+from wsdeco.loading import Reference, describe_failure, is_loading, reference_to
 from wsdeco.reasons import ServerError
 from wsdeco.serving import ANYIO_WORKER, Server, end_on_signals, end_process, join_workers
+from wsdeco.supervisor import Link, Supervisor
 
-__all__ = ["BackgroundServer", "run"]
+__all__ = ["BackgroundServer", "run", "run_in_foreground"]
 
 logger = logging.getLogger("wsdeco")
 
@@ -52,8 +56,7 @@ _OTHERWISE: Final[dict[str, str]] = {
     "reload_dirs": _COMMAND_LINE.format("reload --reload-dir src"),
     "reload_excludes": _COMMAND_LINE.format("reload --reload-exclude tests"),
     "reload_includes": _COMMAND_LINE.format("reload --reload-include '*.html'"),
-    "workers": _COMMAND_LINE.format("workers 4"),
-    "timeout_worker_healthcheck": _COMMAND_LINE.format("workers 4"),
+    "timeout_worker_healthcheck": "a worker is replaced when its process ends, and asked for nothing before",
     "http": "run() chooses the HTTP implementation; for another, " + _COMMAND_LINE.format("http h11"),
     "http2": "WebSocket connections need HTTP/1.1; for HTTP/2, put a proxy in front",
     "h11_max_incomplete_event_size": "the head of a request has 64 KiB at most",
@@ -70,19 +73,50 @@ _serving: Final[dict[App, Server]] = {}
 _serving_lock: Final = threading.Lock()
 
 
-def run(app: App, host: str, port: int, /, *, background: bool | None, **options: Any) -> BackgroundServer | None:
+def run(
+    app: App, host: str, port: int, /, *, background: bool | None, workers: int, **options: Any
+) -> BackgroundServer | None:
     """Do what `App.run` says."""
-    check_address(host, port)
-    _check_options(options)
-    in_event_loop = _in_event_loop()
-    if in_event_loop if background is None else background:
+    if is_loading():
+        return None
+    if _in_event_loop() if background is None else background:
+        check_address(host, port)
+        _check_workers(workers)
+        _check_options(options)
+        if workers > 1:
+            raise ServerError(
+                "workers serve in the foreground of a script, not in a thread or a notebook: leave out workers, or "
+                "write the app into a file, app.py for instance, and `wsdeco run app.py --workers 4` in a shell"
+            )
         return _run_in_background(app, host, port, options)
-    _check_foreground(app, in_event_loop=in_event_loop)
+    run_in_foreground(app, None, host, port, workers=workers, **options)
+    return None
+
+
+def run_in_foreground(
+    app: App, reference: Reference | None, host: str, port: int, /, *, workers: int, **options: Any
+) -> None:
+    """Do what `App.run` says of the foreground.
+
+    Args:
+        app: The app.
+        reference: Where worker processes find it; `None` for where the script that runs has it.
+        host: As for `App.run`.
+        port: As for `App.run`.
+        workers: As for `App.run`.
+        options: As for `App.run`.
+    """
+    check_address(host, port)
+    _check_workers(workers)
+    _check_options(options)
+    _check_foreground(app)
     try:
-        _run_in_foreground(app, host, port, options)
+        if workers > 1:
+            _run_workers(app, reference or reference_to(app), host, port, workers, options)
+        else:
+            _run_in_foreground(app, host, port, options)
     except ServerError as exc:
         raise SystemExit(str(exc)) from None
-    return None
 
 
 class BackgroundServer:
@@ -194,11 +228,11 @@ def _in_event_loop() -> bool:
     return True
 
 
-def _check_foreground(app: App, *, in_event_loop: bool) -> None:
+def _check_foreground(app: App) -> None:
     current = _serving.get(app)
     if current is not None:
         current.check_replaceable()
-    if in_event_loop:
+    if _in_event_loop():
         raise ServerError("an event loop runs in this thread: leave out background=False, or call run() outside of it")
     if threading.current_thread() is not threading.main_thread():
         raise ServerError(
@@ -210,16 +244,90 @@ def _check_foreground(app: App, *, in_event_loop: bool) -> None:
 def _run_in_foreground(app: App, host: str, port: int, options: dict[str, Any]) -> None:
     server = _make_server(app, host, port, options)
     server.on_start = lambda: _print_banner(server, "Press Ctrl-C to stop.")
+    _serve_in_main_thread(server)
+
+
+def _serve_in_main_thread(server: Server, link: Link | None = None) -> None:
     _claim(server)
-    with ExitStack() as end:
-        end.callback(_release, server)
-        end.enter_context(end_on_signals(server))
-        server.listen()
+    with ExitStack() as stack:
+        stack.callback(_release, server)
+        end = stack.enter_context(end_on_signals(server))
+        if link is None:
+            server.listen()
+        else:
+            link.watch(end)
         server.run()
         left = join_workers(server.worker_name, ANYIO_WORKER)
     if left:
         # The interpreter would wait for them for ever, and nothing can interrupt them.
         end_process(f"the process ends though hooks have left threads that still run: {', '.join(left)}", 0)
+
+
+def _run_workers(app: App, reference: Reference, host: str, port: int, workers: int, options: dict[str, Any]) -> None:
+    """Serve in `workers` processes until a signal.
+
+    Raises:
+        ServerError: They cannot start.
+        SystemExit: They could not be started, or not be ended in time.
+    """
+    _check_picklable(options)
+    server = _make_server(app, host, port, options)
+    _claim(server)
+    with ExitStack() as stack:
+        stack.callback(_release, server)
+        server.listen()
+        backplane, brokers = choose_backplane(app)
+        paths = [info.path for info in app.route_infos]
+        supervisor = Supervisor(
+            workers,
+            _serve_as_worker,
+            (reference, host, options, paths, server.listeners, backplane),
+            time_to_end=server.time_to_end,
+            beside=brokers,
+        )
+        status = supervisor.run(
+            on_ready=lambda: _print_banner(server, f"{workers} worker processes. Press Ctrl-C to stop."),
+            on_end=server.listeners.close,
+        )
+    if status:
+        raise SystemExit(status)
+
+
+def _serve_as_worker(
+    link: Link,
+    reference: Reference,
+    host: str,
+    options: dict[str, Any],
+    paths: list[str],
+    listeners: Listeners,
+    backplane: str | None,
+) -> None:
+    link.take_signals()
+    try:
+        app = reference.load()
+    except Exception as exc:
+        link.failed(describe_failure(exc, reference.module))
+        raise SystemExit(1) from None
+    try:
+        _check_paths(app, paths)
+        use_backplane(app, backplane)
+        server = _make_server(app, host, listeners.port, options)
+        server.listeners = listeners
+        server.on_start = link.ready
+        server.on_end = link.ending
+        _serve_in_main_thread(server, link)
+    except ServerError as exc:
+        link.failed(str(exc))
+        raise SystemExit(1) from None
+
+
+def _check_paths(app: App, paths: list[str]) -> None:
+    missing = sorted(set(paths) - {info.path for info in app.route_infos})
+    if missing:
+        raise ServerError(
+            f"a worker process, which imports the module anew, finds nothing on {', '.join(missing)}: register it "
+            'at the top level of the module, outside of `if __name__ == "__main__":`'
+        )
 
 
 def _run_in_background(app: App, host: str, port: int, options: dict[str, Any]) -> BackgroundServer:
@@ -254,9 +362,26 @@ def _release(server: Server) -> None:
     server.ended.set()
 
 
+def _check_workers(workers: object) -> None:
+    if isinstance(workers, bool) or not isinstance(workers, int):
+        raise TypeError(f"workers must be an int such as 4, not {type(workers).__name__} {workers!r}")
+    if workers < 1:
+        raise ValueError(f"workers must be 1 or more, not {workers}")
+
+
+def _check_picklable(options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        try:
+            pickle.dumps(value)
+        except Exception as exc:
+            raise ServerError(
+                f"{name} cannot be handed to worker processes, since it cannot be pickled: {exc}"
+            ) from exc
+
+
 def _check_options(options: dict[str, Any]) -> None:
     parameters = set(inspect.signature(uvicorn.Config).parameters)
-    meaningful = sorted(parameters - set(_OTHERWISE) | {"host", "port", "background"})
+    meaningful = sorted(parameters - set(_OTHERWISE) | {"host", "port", "background", "workers"})
     for name in options:
         if name in _OTHERWISE:
             raise TypeError(f"run() has no option {name!r}: {_OTHERWISE[name]}")

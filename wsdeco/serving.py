@@ -27,7 +27,7 @@ from wsdeco.config import DEFAULT_CONFIG
 from wsdeco.listen import Listeners, listen
 from wsdeco.reasons import ServerError
 
-__all__ = ["ANYIO_WORKER", "Server", "end_on_signals", "end_process", "join_workers"]
+__all__ = ["ANYIO_WORKER", "ENDING_SIGNALS", "Server", "end_on_signals", "end_process", "join_workers", "say"]
 
 logger = logging.getLogger("wsdeco")
 
@@ -49,9 +49,10 @@ _FLUSH: Final = 0.5
 _STDERR: Final = 2
 """The descriptor of standard error."""
 
-_SIGNALS: Final[list[signal.Signals]] = [
+ENDING_SIGNALS: Final[list[signal.Signals]] = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)
 ]
+"""What ends a server: Ctrl-C, `kill`, and Ctrl-Break on Windows."""
 
 ANYIO_WORKER: Final = "AnyIO worker thread"
 """Name of the threads in which Starlette runs endpoints that are plain functions."""
@@ -65,6 +66,7 @@ class Server(uvicorn.Server):
         listeners: Where it listens, or will.
         thread: The thread whose event loop serves.
         on_start: Called in that thread as soon as it serves.
+        on_end: Called in another one when a signal has begun its end, with the seconds that may take at most.
         ended: Set when it has ended, or could not start.
     """
 
@@ -74,6 +76,7 @@ class Server(uvicorn.Server):
         self.listeners = Listeners(config.host, config.port, [])
         self.thread = threading.current_thread()
         self.on_start: Callable[[], None] = lambda: None
+        self.on_end: Callable[[float], None] | None = None
         self.ended = threading.Event()
         self._grace = config.timeout_graceful_shutdown
 
@@ -243,20 +246,28 @@ def join_workers(*names: str) -> list[str]:
 
 
 @contextmanager
-def end_on_signals(server: Server) -> Generator[None, None, None]:
-    """Let a first SIGINT or SIGTERM end `server`, and a second one, or an end that takes too long, the process."""
+def end_on_signals(server: Server) -> Generator[Callable[[], None]]:
+    """Let a first SIGINT or SIGTERM end `server`, and a second one, or an end that takes too long, the process.
+
+    The context is what does the same as a first signal, for any thread. A server that has `on_end` is a worker process:
+    its parent gets the signals of the terminal, tells it to end, and is the one to lose patience.
+    """
     # Putting into a SimpleQueue is safe in a signal handler, whatever the handler has interrupted.
     received: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
+    def end() -> None:
         server.should_exit = True
         received.put(True)
 
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        if server.on_end is None or number == signal.SIGTERM:
+            end()
+
     watchdog = threading.Thread(target=_watch, args=(server, received), name="wsdeco-watchdog", daemon=True)
     watchdog.start()
-    previous = {number: signal.signal(number, on_signal) for number in _SIGNALS}
+    previous = {number: signal.signal(number, on_signal) for number in ENDING_SIGNALS}
     try:
-        yield
+        yield end
     finally:
         for number, handler in previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -269,18 +280,31 @@ def _watch(server: Server, received: queue.SimpleQueue[bool]) -> None:
     if not received.get():
         return
     limit = server.time_to_end
-    signalled = _receive(received, min(_NOTICE, limit))
-    if signalled is None:
-        _say(
-            f"waiting up to {limit:.0f} s for connections, hooks and requests; another Ctrl-C ends the process at once"
-        )
-        signalled = _receive(received, max(0, limit - _NOTICE))
-    if signalled is None:
+    is_over = _wait_for_end(server, received, limit)
+    if is_over is None:
         with suppress(OSError):
             faulthandler.dump_traceback(_STDERR)
         end_process(f"the server has not ended within {limit:g} s, a hook blocks its event loop: the process ends", 1)
-    elif signalled:
+    elif not is_over:
         end_process("a second signal ends the process at once; not every on_disconnect has run", 1)
+
+
+def _wait_for_end(server: Server, received: queue.SimpleQueue[bool], limit: float) -> bool | None:
+    # Whether it has come; False is a second signal before that, and None neither within the limit.
+    if server.on_end is not None:
+        server.on_end(limit)
+        over = time.monotonic() + limit
+        while (signalled := _receive(received, max(0, over - time.monotonic()))) is True:
+            pass
+    else:
+        signalled = _receive(received, min(_NOTICE, limit))
+        if signalled is None:
+            say(
+                f"waiting up to {limit:.0f} s for connections, hooks and requests; another Ctrl-C ends the process at "
+                "once"
+            )
+            signalled = _receive(received, max(0, limit - _NOTICE))
+    return None if signalled is None else not signalled
 
 
 def _receive(received: queue.SimpleQueue[bool], timeout: float) -> bool | None:
@@ -293,12 +317,13 @@ def _receive(received: queue.SimpleQueue[bool], timeout: float) -> bool | None:
 def end_process(line: str, status: int) -> None:
     """Say why, and end the process without waiting for any thread."""
     try:
-        _say(line)
+        say(line)
     finally:
         os._exit(status)
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Write a line to stderr, unless nobody reads it soon."""
     # What a stuck thread holds may be the lock of a buffer, or the end of a full pipe.
     writer = threading.Thread(target=_write, args=(line,), daemon=True)
     writer.start()

@@ -1,4 +1,4 @@
-"""For tests of handlers: an in-memory client, a clock that tests advance, and a checker for channels.
+"""For tests: an in-memory client, a clock that tests advance, a broker in memory, and checkers of what can be replaced.
 
     async with connect(ws, "/ws") as client:
         await client.send("x")
@@ -24,11 +24,23 @@ from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Message, Scope
 
+from wsdeco.backplane_testing import MakeBackplane, MemoryBroker, check_backplane
 from wsdeco.channel import Channel, HeaderItems, header_pairs
 from wsdeco.config import ConnectionConfig
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, Unknown
 
-__all__ = ["ChannelPeer", "Client", "HandshakeRefused", "MakePair", "ManualClock", "check_channel", "connect"]
+__all__ = [
+    "ChannelPeer",
+    "Client",
+    "HandshakeRefused",
+    "MakeBackplane",
+    "MakePair",
+    "ManualClock",
+    "MemoryBroker",
+    "check_backplane",
+    "check_channel",
+    "connect",
+]
 
 _TIMEOUT: Final = 5.0
 _SETTLE_TURNS: Final = 50

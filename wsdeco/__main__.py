@@ -1,0 +1,5 @@
+"""`python -m wsdeco`."""
+
+from wsdeco.cli import main
+
+main()

@@ -1,0 +1,83 @@
+"""What carries broadcasts to the same rooms in other processes, as the rooms see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+__all__ = ["Backplane", "BackplaneCounters", "BackplaneState", "PublishErrors"]
+
+BackplaneState: TypeAlias = Literal["connecting", "connected", "reconnecting", "closed"]
+"""Whether there is a connection: the first attempt goes on; yes; not any more, or not yet; none is wanted."""
+
+PublishErrors: TypeAlias = Literal["count", "raise"]
+"""What becomes of a broadcast that cannot be published."""
+
+
+@dataclass(slots=True)
+class BackplaneCounters:
+    """What has become of the messages since the backplane was made.
+
+    Attributes:
+        published: Handed to the broker, which has confirmed that.
+        lost: Not handed to the broker, because there was no connection or the queue was full, or refused by it.
+        unconfirmed: On their way to the broker when the connection ended; some of them may have arrived.
+        received: Came from other processes, for rooms with members here.
+        missed: Published by other processes to rooms with members here, and never arrived: gaps in the numbers.
+        malformed: Came from somebody who does not speak wsdeco, and were dropped.
+    """
+
+    published: int = 0
+    lost: int = 0
+    unconfirmed: int = 0
+    received: int = 0
+    missed: int = 0
+    malformed: int = 0
+
+
+class Backplane(Protocol):
+    """What carries broadcasts to the same rooms in other processes: `App(backplane=...)` takes any such object.
+
+    Each app needs one of its own, as a message goes to all others and not back. Everything but `publish_nowait` is
+    called in the event loop that `start` was called in.
+
+    Attributes:
+        counters: What has become of the messages.
+    """
+
+    counters: BackplaneCounters
+
+    @property
+    def state(self) -> BackplaneState:
+        """Whether there is a connection."""
+        ...
+
+    def start(self, deliver: Callable[[str, str | bytes], None], /) -> None:
+        """Serve the running event loop, and no other one any more; may be called again, also after `close`.
+
+        `deliver` is called there with key and message of every broadcast of other processes to a room that is
+        subscribed, in the order in which each of them has published.
+        """
+
+    def subscribe(self, key: str, /) -> None:
+        """Have the broadcasts to the room `key` delivered."""
+
+    def unsubscribe(self, key: str, /) -> None:
+        """Have them delivered no longer."""
+
+    def publish_nowait(self, key: str, data: str | bytes, /) -> bool:
+        """Broadcast to the other processes; return whether that is on its way.
+
+        Called in other threads as well where nothing has been started, or nothing runs any more.
+
+        Raises:
+            ValueError: `data` is more than the broker takes.
+        """
+        ...
+
+    async def drained(self) -> None:
+        """Wait while too much is on its way."""
+
+    async def close(self) -> None:
+        """End what `start` has begun, in any event loop; does nothing where nothing has been started."""

@@ -1,0 +1,84 @@
+"""What travels through a broker: the name of a room as a subject, and a message in an envelope of plain bytes."""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache
+from hashlib import sha256
+from typing import Final, NamedTuple, TypeAlias
+from urllib.parse import quote
+
+__all__ = ["ENVELOPE_BYTES", "PUBLISHER_BYTES", "Envelope", "Payload", "open_envelope", "seal", "subject_of"]
+
+Payload: TypeAlias = str | bytes
+"""A message: text or binary."""
+
+PUBLISHER_BYTES: Final = 8
+"""Length of what tells publishers apart."""
+
+_VERSION: Final = 1
+_TEXT: Final = 0
+_BINARY: Final = 1
+_HEADER: Final = struct.Struct(f"!BB{PUBLISHER_BYTES}sQ")
+
+ENVELOPE_BYTES: Final = _HEADER.size
+"""What an envelope adds to the bytes of its message."""
+
+_MAX_NAME: Final = 200
+"""Characters above which a room is named by a digest. NATS has room for 4 KiB in a line of its protocol."""
+
+
+class Envelope(NamedTuple):
+    """A message as it came from a broker.
+
+    Attributes:
+        publisher: Who published it.
+        number: Which message to this room of that publisher it is, from 1 on.
+        data: The message.
+    """
+
+    publisher: bytes
+    number: int
+    data: Payload
+
+
+def seal(publisher: bytes, number: int, payload: bytes, *, is_text: bool) -> bytes:
+    """Return the bytes to publish.
+
+    Args:
+        publisher: Who publishes, in `PUBLISHER_BYTES` bytes.
+        number: Which message to this room it is.
+        payload: The message, text in UTF-8.
+        is_text: Whether it is text.
+    """
+    return _HEADER.pack(_VERSION, _TEXT if is_text else _BINARY, publisher, number) + payload
+
+
+def open_envelope(sealed: bytes) -> Envelope:
+    """Return what somebody has published.
+
+    Raises:
+        ValueError: That was no envelope of this version.
+    """
+    if len(sealed) < ENVELOPE_BYTES:
+        raise ValueError(f"{len(sealed)} bytes are no envelope, which has {ENVELOPE_BYTES} at least")
+    version, kind, publisher, number = _HEADER.unpack_from(sealed)
+    if version != _VERSION or kind not in (_TEXT, _BINARY):
+        raise ValueError(f"an envelope of version {version} and kind {kind} is none of version {_VERSION}")
+    payload = sealed[ENVELOPE_BYTES:]
+    # What is no UTF-8 is a UnicodeDecodeError, which is a ValueError.
+    return Envelope(publisher, number, payload.decode() if kind == _TEXT else payload)
+
+
+@lru_cache(maxsize=4096)
+def subject_of(prefix: str, key: str) -> str:
+    """Return the subject, or channel, of a room: no dots, blanks or wildcards but the dot behind `prefix`.
+
+    Args:
+        prefix: What sets the rooms of one application apart from those of others at the same broker.
+        key: The room.
+    """
+    raw = key.encode(errors="surrogatepass")
+    # The two that need no escape in a URL but mean something in a subject, or here.
+    name = quote(raw, safe="").replace(".", "%2E").replace("~", "%7E")
+    return f"{prefix}.{name}" if len(name) <= _MAX_NAME else f"{prefix}.~{sha256(raw).hexdigest()}"

@@ -1,0 +1,172 @@
+"""NATS by nats-py: one connection, which is not reconnected, since the supervisor does that."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final
+from urllib.parse import SplitResult, unquote
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.errors import SlowConsumerError
+
+from wsdeco.broker import BrokerRefusal, Done, Link, Message, Receive
+
+__all__ = ["NatsBroker"]
+
+_DEFAULT_MAX_PAYLOAD: Final = 1024 * 1024
+"""What a nats-server takes unless it is configured otherwise, in bytes."""
+
+_NEVER: Final = 365 * 24 * 3600
+"""Seconds that are no limit: nats-py has times of its own for what the supervisor limits."""
+
+_CLOSE_TIME: Final = 1.0
+"""Seconds for a connection to be closed in an orderly way."""
+
+_QUICK_LOOKS: Final = 10
+_LOOK_AGAIN: Final = 0.001
+"""Turns of the loop, and then the seconds between two looks, for nats-py to write what it was given."""
+
+
+class NatsBroker:
+    """A NATS server, or a cluster of them.
+
+    Attributes:
+        name: What it is called in the log.
+        max_payload: The largest message it takes, in bytes, as far as is known.
+    """
+
+    def __init__(self, name: str, urls: Sequence[SplitResult]) -> None:
+        self.name = name
+        self.max_payload = _DEFAULT_MAX_PAYLOAD
+        # Taken out, as nats-py would send the escapes of a URL as part of the credentials.
+        self._servers = [url._replace(netloc=url.netloc.rpartition("@")[2]).geturl() for url in urls]
+        self._credentials: dict[str, str] = _credentials(urls)
+
+    async def connect(self, receive: Receive) -> Link:
+        """Return a new connection."""
+        link = _NatsLink(receive)
+        try:
+            await link.open(self._servers, self._credentials)
+        except BaseException:
+            # When a server refuses, nats-py leaves the socket open.
+            await link.close()
+            raise
+        return link
+
+
+def _credentials(urls: Sequence[SplitResult]) -> dict[str, str]:
+    for url in urls:
+        if url.username:
+            user = unquote(url.username)
+            return {"token": user} if url.password is None else {"user": user, "password": unquote(url.password)}
+    return {}
+
+
+class _NatsLink:
+    def __init__(self, receive: Receive) -> None:
+        self.max_payload = 0
+        self._receive = receive
+        self._client = Client()
+        # The type of the method is only partially known.
+        client: Any = self._client
+        self._subscribe: Callable[..., Awaitable[Subscription]] = client.subscribe
+        self._subscriptions: dict[str, Subscription] = {}
+        self._error: Exception | None = None
+        self._refused = 0
+        self._lost = asyncio.Event()
+        self._flushing: asyncio.Task[None] | None = None
+
+    async def open(self, servers: list[str], credentials: dict[str, Any]) -> None:
+        try:
+            await self._client.connect(
+                servers,
+                error_cb=self._note_error,
+                closed_cb=self._note_loss,
+                allow_reconnect=False,
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
+                connect_timeout=_NEVER,
+                ping_interval=_NEVER,
+                no_echo=True,
+                **credentials,
+            )
+        except Exception as exc:
+            # That there is no server to connect to is said after why each could not be.
+            error = self._error or exc
+            if "authorization" in str(error).lower():
+                raise BrokerRefusal("the server refuses the credentials of the URL") from error
+            raise error from None
+        self.max_payload = self._client.max_payload
+        # What was said of servers that could not be connected to.
+        self._error = None
+        self._lost.clear()
+
+    async def subscribe(self, subjects: Sequence[str]) -> None:
+        for subject in subjects:
+            self._subscriptions[subject] = await self._subscribe(subject, cb=self._take)
+
+    async def unsubscribe(self, subjects: Sequence[str]) -> None:
+        for subject in subjects:
+            await self._subscriptions.pop(subject).unsubscribe()
+
+    async def publish(self, messages: Sequence[Message], done: Done) -> None:
+        self._refused = 0
+        for subject, payload in messages:
+            await self._client.publish(subject, payload)
+        await self.ping()
+        for number in range(len(messages)):
+            done(number >= self._refused)
+
+    async def ping(self) -> None:
+        # nats-py writes a PING at once but a command in a later turn of the loop, and it has to come behind them.
+        turns = 0
+        while self._client.pending_data_size and not self._client.is_closed:
+            await asyncio.sleep(0 if turns < _QUICK_LOOKS else _LOOK_AGAIN)
+            turns += 1
+        self._flushing = asyncio.create_task(self._client.flush(_NEVER))
+        # Not cancelled when the wait is: nats-py would report an answer that comes nevertheless as an error of its own.
+        await asyncio.wait((self._flushing,))
+        self._flushing.result()
+
+    async def lost(self) -> None:
+        await self._lost.wait()
+        raise self._error or ConnectionError("the server has closed it")
+
+    async def close(self) -> None:
+        try:
+            with suppress(Exception):
+                async with asyncio.timeout(_CLOSE_TIME):
+                    await self._client.close()
+        finally:
+            self._drop()
+
+    def _drop(self) -> None:
+        # An orderly close waits for a server that does not read, and nats-py has no other one.
+        writer: Any = getattr(getattr(self._client, "_transport", None), "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+        for subscription in self._subscriptions.values():
+            # Of a close that was given up the tasks are left.
+            with suppress(AttributeError):
+                getattr(subscription, "_wait_for_msgs_task").cancel()  # noqa: B009 - nats-py has no other way
+        if self._flushing is not None:
+            self._flushing.cancel()
+
+    async def _take(self, msg: Msg) -> None:
+        self._receive(msg.subject, msg.data)
+
+    async def _note_error(self, exc: Exception) -> None:
+        if "permissions violation for publish" in str(exc).lower():
+            self._refused += 1
+        elif not isinstance(exc, SlowConsumerError):
+            # Also where nats-py would go on, with a room that may not be subscribed and gets nothing. What is dropped
+            # because this process is slow is counted as missed.
+            self._error = exc
+            self._lost.set()
+
+    async def _note_loss(self) -> None:
+        self._lost.set()

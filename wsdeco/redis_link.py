@@ -1,0 +1,112 @@
+"""Redis, or what speaks its protocol, by redis-py: one connection to publish and one to listen."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from redis.asyncio import ConnectionPool
+from redis.exceptions import AuthenticationError, ResponseError
+
+from wsdeco.broker import BrokerRefusal, Done, Link, Message, Receive
+
+__all__ = ["RedisBroker"]
+
+_MAX_PAYLOAD: Final = 8 * 1024 * 1024
+"""Bytes of a message. Redis would take more, but ends listeners that have more than this to read for a minute."""
+
+
+class RedisBroker:
+    """A Redis server.
+
+    Attributes:
+        name: What it is called in the log.
+        max_payload: The largest message it takes, in bytes.
+    """
+
+    def __init__(self, name: str, url: str) -> None:
+        self.name = name
+        self.max_payload = _MAX_PAYLOAD
+        # RESP2, which every server speaks; what waits is limited by the supervisor.
+        pools: Any = ConnectionPool
+        self._pool = pools.from_url(url, protocol=2, socket_timeout=None, socket_connect_timeout=None)
+
+    async def connect(self, receive: Receive) -> Link:
+        """Return a new connection."""
+        link = _RedisLink(receive, self._pool.make_connection(), self._pool.make_connection())
+        try:
+            await link.open()
+        except AuthenticationError as exc:
+            await link.close()
+            raise BrokerRefusal("the server refuses the credentials of the URL") from exc
+        except BaseException:
+            await link.close()
+            raise
+        return link
+
+
+class _RedisLink:
+    def __init__(self, receive: Receive, publishing: Any, listening: Any) -> None:
+        self.max_payload = _MAX_PAYLOAD
+        self._receive = receive
+        self._publishing = publishing
+        self._listening = listening
+        self._pongs: deque[asyncio.Future[None]] = deque()
+
+    async def open(self) -> None:
+        for connection in (self._publishing, self._listening):
+            await connection.connect()
+            await self._send(connection, ["PING"])
+            await _answer(connection)
+
+    async def subscribe(self, subjects: Sequence[str]) -> None:
+        await self._send(self._listening, ["SUBSCRIBE", *subjects])
+
+    async def unsubscribe(self, subjects: Sequence[str]) -> None:
+        await self._send(self._listening, ["UNSUBSCRIBE", *subjects])
+
+    async def publish(self, messages: Sequence[Message], done: Done) -> None:
+        await self._send(self._publishing, *(["PUBLISH", subject, payload] for subject, payload in messages))
+        for _ in messages:
+            try:
+                await _answer(self._publishing)
+            except ResponseError:
+                done(False)
+            else:
+                done(True)
+
+    async def ping(self) -> None:
+        await self._send(self._publishing, ["PING"])
+        await _answer(self._publishing)
+        pong = asyncio.get_running_loop().create_future()
+        self._pongs.append(pong)
+        await self._send(self._listening, ["PING"])
+        await pong
+
+    async def lost(self) -> None:
+        while True:
+            answer = await _answer(self._listening)
+            if answer[0] == b"message":
+                self._receive(answer[1].decode(), answer[2])
+            elif answer[0] == b"pong" or answer == b"PONG":
+                self._pongs.popleft().set_result(None)
+
+    async def close(self) -> None:
+        for connection in (self._publishing, self._listening):
+            # An orderly close waits for a server that does not read, and redis-py has no other one.
+            writer: Any = getattr(connection, "_writer", None)
+            if writer is not None:
+                writer.transport.abort()
+            with suppress(Exception):
+                await connection.disconnect(nowait=True)
+
+    async def _send(self, connection: Any, *commands: Sequence[object]) -> None:
+        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+
+
+async def _answer(connection: Any) -> Any:
+    # A connection that closes itself would be opened again, without its subscriptions, by the next command.
+    return await connection.read_response(disconnect_on_error=False)
