@@ -25,7 +25,7 @@ from wsdeco.config import DEFAULT_CONFIG, ConnectionConfig
 from wsdeco.listen import Listeners, check_address
 from wsdeco.loading import Reference, describe_failure, is_loading, reference_to
 from wsdeco.reasons import ServerError
-from wsdeco.serving import ANYIO_WORKER, Server, end_on_signals, end_process, join_workers
+from wsdeco.serving import ANYIO_WORKER, Server, collect_garbage_rarely, end_on_signals, end_process, join_workers
 from wsdeco.supervisor import Link, Supervisor
 
 __all__ = ["BackgroundServer", "run", "run_in_foreground"]
@@ -252,6 +252,7 @@ def _serve_in_main_thread(server: Server, link: Link | None = None) -> None:
     with ExitStack() as stack:
         stack.callback(_release, server)
         end = stack.enter_context(end_on_signals(server))
+        stack.enter_context(collect_garbage_rarely())
         if link is None:
             server.listen()
         else:
