@@ -79,7 +79,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "loading": {"reasons", "app"},
     "supervisor": {"reasons", "loading", "serving"},
     "nats_server": {"reasons"},
-    "cluster": {"app", "backplane", "nats_server", "rooms"},
+    "cluster": {"app", "backplane", "backplanes", "nats_server", "rooms"},
     "server": {"reasons", "config", "app", "listen", "loading", "serving", "supervisor", "cluster"},
     "cli": {"loading", "__init__"},
     "__main__": {"cli"},

@@ -357,7 +357,8 @@ class App:
     def backplane(self) -> Backplane | None:
         """What carries broadcasts to other processes, with its `state` and its `counters`; `None` without one.
 
-        That of the environment variable is there as soon as an event loop serves the app.
+        That of the environment variable is there as soon as an event loop serves the app. In worker processes without a
+        broker it is one that reaches nobody, and counts what the others do not get.
         """
         return self._rooms.backplane
 

@@ -28,7 +28,7 @@ from wsdeco.reasons import ServerError
 from wsdeco.serving import ANYIO_WORKER, Server, collect_garbage_rarely, end_on_signals, end_process, join_workers
 from wsdeco.supervisor import Link, Supervisor
 
-__all__ = ["BackgroundServer", "run", "run_in_foreground"]
+__all__ = ["BackgroundServer", "check_options", "run", "run_in_foreground"]
 
 logger = logging.getLogger("wsdeco")
 
@@ -80,9 +80,7 @@ def run(
     if is_loading():
         return None
     if _in_event_loop() if background is None else background:
-        check_address(host, port)
-        _check_workers(workers)
-        _check_options(options)
+        check_options(host, port, workers, options)
         if workers > 1:
             raise ServerError(
                 "workers serve in the foreground of a script, not in a thread or a notebook: leave out workers, or "
@@ -105,10 +103,13 @@ def run_in_foreground(
         port: As for `App.run`.
         workers: As for `App.run`.
         options: As for `App.run`.
+
+    Raises:
+        SystemExit: The server cannot start: one line on stderr, exit status 1. Or workers could not be ended in time.
+        TypeError: As `check_options`.
+        ValueError: As `check_options`.
     """
-    check_address(host, port)
-    _check_workers(workers)
-    _check_options(options)
+    check_options(host, port, workers, options)
     _check_foreground(app)
     try:
         if workers > 1:
@@ -278,6 +279,8 @@ def _run_workers(app: App, reference: Reference, host: str, port: int, workers: 
         stack.callback(_release, server)
         server.listen()
         backplane, brokers = choose_backplane(app)
+        for broker in brokers:
+            stack.callback(broker.stop)
         paths = [info.path for info in app.route_infos]
         supervisor = Supervisor(
             workers,
@@ -363,6 +366,18 @@ def _release(server: Server) -> None:
     server.ended.set()
 
 
+def check_options(host: object, port: object, workers: object, options: dict[str, Any]) -> None:
+    """Refuse arguments of `App.run` that cannot be used.
+
+    Raises:
+        TypeError: One of them has the wrong type, or is unknown or has no meaning here.
+        ValueError: One of them is out of its range.
+    """
+    check_address(host, port)
+    _check_workers(workers)
+    _check_options(options)
+
+
 def _check_workers(workers: object) -> None:
     if isinstance(workers, bool) or not isinstance(workers, int):
         raise TypeError(f"workers must be an int such as 4, not {type(workers).__name__} {workers!r}")
@@ -411,7 +426,13 @@ def _make_server(app: App, host: str, port: int, options: dict[str, Any]) -> Ser
         "workers": 1,
         "lifespan": "on",
     }
-    config = uvicorn.Config(app, host, port, interface="asgi3", **defaults | options | fixed)
+    try:
+        config = uvicorn.Config(app, host, port, interface="asgi3", **defaults | options | fixed)
+    except Exception as exc:
+        if "log_config" not in options:
+            raise
+        # Whatever reads the file, it is that which cannot be used.
+        raise ServerError(f"log_config={options['log_config']!r} cannot be used: {type(exc).__name__}: {exc}") from exc
     try:
         _check_files(options)
         config.load()
