@@ -1243,6 +1243,23 @@ def get_in_vain(url: str) -> None:
         pass
 
 
+def test_a_backplane_that_cannot_be_used_is_named_in_one_line(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WSDECO_BACKPLANE", "kafka://host")
+    app, _ = echo_app()
+    with pytest.raises(
+        SystemExit, match=r"^the environment variable WSDECO_BACKPLANE names no backplane to use: .*kafka"
+    ):
+        app.run(port=0)
+    assert screen.getvalue() == ""
+
+
+def test_an_interpreter_that_is_typed_into_is_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    app, _ = echo_app()
+    with taken_port() as port, pytest.raises(ServerError, match="is taken"):
+        app.run(port=port)
+
+
 def test_a_program_that_cannot_serve_says_why_in_one_line(tmp_path: Path) -> None:
     with taken_port() as port:
         ended = program_of(tmp_path, f"ws.run(port={port})").end()

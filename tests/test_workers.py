@@ -252,6 +252,12 @@ def test_a_worker_that_cannot_start_again_is_tried_less_and_less_often(tmp_path:
             'the module, outside of `if __name__ == "__main__":`',
             id="guarded handler",
         ),
+        pytest.param(
+            f'if __name__ == "__main__":\n    app = App()\n    echo(app)\n    app.{RUN[3:]}',
+            "'app' of __main__ is not there: it has ws; worker processes import the script anew, "
+            'without what stands under `if __name__ == "__main__":`, so write `app = App()` at its top level',
+            id="guarded app",
+        ),
     ],
 )
 def test_workers_that_cannot_start_are_not_tried_again(source: str, line: str, tmp_path: Path) -> None:
@@ -263,9 +269,13 @@ def test_workers_that_cannot_start_are_not_tried_again(source: str, line: str, t
     assert "Serving" not in ended.output
 
 
-def test_a_script_without_a_file_has_no_workers(tmp_path: Path) -> None:
-    program = Program(tmp_path, "-c", PREAMBLE + RUN)
-    ended = program.end()
+@pytest.mark.parametrize("arguments", [["-c", PREAMBLE + RUN], ["-"]], ids=["-c", "stdin"])
+def test_a_script_without_a_file_has_no_workers(arguments: list[str], tmp_path: Path) -> None:
+    with (tmp_path / "typed").open("w+", encoding="utf-8") as typed:
+        typed.write(PREAMBLE + RUN)
+        typed.seek(0)
+        program = Program(tmp_path, *arguments, stdin=typed)
+        ended = program.end()
     assert ended.code == 1
     assert ended.errors == (
         "worker processes begin by importing the script, and there is none here: write the app into a file, app.py for "

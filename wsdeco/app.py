@@ -24,7 +24,7 @@ from wsdeco.clock import Clock
 from wsdeco.config import ConnectionConfig, Limits, make_config
 from wsdeco.direct import DirectConnection, is_direct
 from wsdeco.factory import HandlerFactory, build_factory
-from wsdeco.paths import check_path, path_shape, unknown_path
+from wsdeco.paths import SocketRoute, check_path, path_shape, unknown_path
 from wsdeco.reasons import BackplaneError, HandlerError, RouteError, ServerError
 from wsdeco.rooms import Room, Rooms, route_key
 from wsdeco.routes import answer_not_found, endpoint_routes
@@ -162,7 +162,14 @@ class App:
 
         The protocol asks before it calls the app, where nothing that wants to see the messages is around it.
         """
-        endpoint = self._handler_endpoint(scope) if self._limits_announced else None
+        if not self._limits_announced:
+            return False
+        try:
+            endpoint = self._handler_endpoint(scope)
+        except Exception as exc:
+            # From a route of somebody else. It comes again, and is answered, when the app is called.
+            logger.debug("a route failed to match", exc_info=exc)
+            return False
         return endpoint is not None and endpoint.start_connection(scope, connection)
 
     def _handler_endpoint(self, scope: Scope) -> HandlerEndpoint | None:
@@ -185,8 +192,8 @@ class App:
                 return None
             endpoint = route.app
             scope.update(child_scope)
-            if route.path == path:
-                # Without parameters, so whoever asks for it is answered the same; and no peer chooses what is kept.
+            if route.path == path and not child_scope["path_params"]:
+                # Whoever asks for it is answered the same; and no peer chooses what is kept.
                 self._endpoints[path] = endpoint
         scope["app"] = self.app
         scope["router"] = router
@@ -262,7 +269,7 @@ class App:
         self._check_message_size(path, checked)
         name = cls.__qualname__.rpartition("<locals>.")[2]
         endpoint = HandlerEndpoint(built, checked, name, self._context, self._rooms.of_route(path))
-        route = WebSocketRoute(path, endpoint, name=cls.__name__)
+        route = SocketRoute(path, endpoint, name=cls.__name__)
         self._register(_Registered(RouteInfo(path, "ws", endpoint.__name__, checked), cls, [route]))
 
     def route(
@@ -361,6 +368,14 @@ class App:
         broker it is one that reaches nobody, and counts what the others do not get.
         """
         return self._rooms.backplane
+
+    def find_backplane(self) -> None:
+        """Look for the backplane of the environment now, and not when an event loop serves the app.
+
+        Raises:
+            BackplaneError: It names none that can be used.
+        """
+        self._rooms.find_backplane()
 
     def carry_rooms(self, backplane: Backplane) -> None:
         """Use `backplane`, before any event loop serves the app."""

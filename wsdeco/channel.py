@@ -102,7 +102,7 @@ def checked_data(data: object) -> Data:
         return bytes(cast("Buffer", data))
     raise TypeError(
         f"a message must be str or bytes, not {type(data).__name__}: "
-        "use send_json(...) for anything else that JSON can carry"
+        "for anything else that JSON can carry write sink.send_json(...), or json.dumps(...) first"
     )
 
 
