@@ -1221,6 +1221,16 @@ def test_a_second_signal_ends_the_program_at_once(tmp_path: Path) -> None:
     assert ended.errors == "a second signal ends the process at once; not every on_disconnect has run\n"
 
 
+def test_a_signal_that_comes_twice_is_one_signal(tmp_path: Path) -> None:
+    program = program_of(tmp_path, "ws.run(port=0)")
+    with client(f"{program.url()}/ws") as connection:
+        for _ in range(3):
+            program.send_signal(signal.SIGINT)
+        assert close_code(connection) == 1012
+    ended = program.end()
+    assert (ended.code, ended.errors) == (0, "")
+
+
 def test_threads_of_hooks_and_endpoints_do_not_keep_the_program(program: Program) -> None:
     url = program.url()
     request = threading.Thread(target=get_in_vain, args=(url.replace("ws", "http", 1),))

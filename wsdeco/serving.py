@@ -53,6 +53,9 @@ _POLLING: Final = 0.5
 _NOTICE: Final = 1.0
 """Seconds after which an end that a signal has begun says why the process is still there."""
 
+_REPEAT: Final = 0.3
+"""Seconds in which a second signal is the same as the first."""
+
 _FLUSH: Final = 0.5
 """Seconds that buffered output gets when the process is ended by force."""
 
@@ -327,7 +330,10 @@ def _wait_for_end(server: Server, received: queue.SimpleQueue[bool], limit: floa
         while (signalled := _receive(received, max(0, over - time.monotonic()))) is True:
             pass
     else:
-        signalled = _receive(received, min(_NOTICE, limit))
+        # One Ctrl-C may come twice: from the terminal, and from a program around this one that passes it on.
+        repeated_until = time.monotonic() + _REPEAT
+        while (signalled := _receive(received, min(_NOTICE, limit))) is True and time.monotonic() < repeated_until:
+            pass
         if signalled is None:
             say(
                 f"waiting up to {limit:.0f} s for connections, hooks and requests; another Ctrl-C ends the process at "
