@@ -21,6 +21,7 @@ import pytest
 from pytest_asyncio import is_async_test
 
 from tests.brokers import BrokerProcess, nats_server, redis_server
+from tests.crowd import Serve, SoakServer
 from tests.stacks import GRANIAN, STACKS, Stack
 from wsdeco import App
 
@@ -168,6 +169,20 @@ def no_errors_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
     errors = [record.getMessage() for record in caplog.get_records("call") if record.levelno >= logging.ERROR]
     fail_if_any("errors in the log", errors)
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Start servers in processes of their own."""
+    servers: list[SoakServer] = []
+
+    def start(**options: Any) -> SoakServer:
+        servers.append(SoakServer(tmp_path, **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.kill()
 
 
 @pytest.fixture(params=STACKS, ids=lambda stack: stack.name)
