@@ -13,7 +13,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -103,6 +103,23 @@ def pytest_collection_finish() -> None:
     # What collection imported lives as long as the process: without it, the collection after each test takes no time.
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Let reports cross processes (pytest-xdist) that show what UTF-8 has no form for, as some tests log it."""
+    return encodable((yield))
+
+
+def encodable(data: Any) -> Any:
+    kind = type(data)
+    if issubclass(kind, str):
+        return data.encode(errors="backslashreplace").decode()
+    if issubclass(kind, dict):
+        return {encodable(key): encodable(value) for key, value in data.items()}
+    if issubclass(kind, list | tuple):
+        return kind(map(encodable, data))
+    return data
 
 
 @pytest.fixture(scope="session", autouse=True)

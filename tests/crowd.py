@@ -41,7 +41,7 @@ class Client:
     """One connection, which does not block.
 
     Attributes:
-        socket: The socket.
+        sock: The socket.
         status: The status of the response to the handshake, once it has come.
         answers: It answers pings and close frames.
         reads: It reads.
@@ -62,12 +62,12 @@ class Client:
         "opened_at",
         "reads",
         "received",
-        "socket",
+        "sock",
         "status",
     )
 
     def __init__(self, opened: socket.socket, number: int) -> None:
-        self.socket = opened
+        self.sock = opened
         self.number = number
         self.status: int | None = None
         self.answers = True
@@ -77,16 +77,16 @@ class Client:
         self.code: int | None = None
         self.messages = 0
         self.received = 0
-        self._unparsed = b""
+        self._unparsed: bytes = b""
 
     def send(self, data: bytes) -> None:
         """Send, if the connection still stands."""
         with suppress(ConnectionError):
-            self.socket.sendall(data)
+            self.sock.sendall(data)
 
     def reset(self) -> None:
         """End the connection with RST."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def take(self, data: bytes) -> Iterator[bytes]:
         """Take bytes from the server; return the payloads of messages."""
@@ -178,12 +178,13 @@ class Crowd:
             if left <= 0:
                 return False
             for key, _ in self._selector.select(min(left, 0.05)):
-                self._read(key.data)
+                client: Client = key.data
+                self._read(client)
         return True
 
     def _read(self, client: Client) -> None:
         try:
-            data = client.socket.recv(CHUNK)
+            data = client.sock.recv(CHUNK)
         except ConnectionError:
             data = b""
         if not data:
@@ -194,20 +195,20 @@ class Crowd:
 
     def stop_reading(self, client: Client) -> None:
         """Leave what comes for a client where it is."""
-        self._selector.unregister(client.socket)
+        self._selector.unregister(client.sock)
         client.reads = False
 
     def read_again(self, client: Client) -> None:
         """Read what has been left."""
-        self._selector.register(client.socket, selectors.EVENT_READ, client)
+        self._selector.register(client.sock, selectors.EVENT_READ, client)
         client.reads = True
 
     def drop(self, client: Client) -> None:
         """Close a client's socket."""
         client.ended_at = time.monotonic()
         if client.reads:
-            self._selector.unregister(client.socket)
-        client.socket.close()
+            self._selector.unregister(client.sock)
+        client.sock.close()
         self.ended.append(client)
 
     def forget_ended(self) -> None:
