@@ -533,6 +533,22 @@ class TestBounds:
         assert peak < fragments * 2 + 100_000
         assert framing.receive(client_frame(CONT)) == ["ab" * (fragments // 2)]
 
+    def test_a_large_compressed_frame_is_not_kept_in_many_copies(self) -> None:
+        size = 1 << 20
+        payload = random.Random(5).randbytes(size)  # noqa: S311 - the same in every run
+        frame = client_frame(BINARY, wire.deflated(payload), reserved=0x40)
+        framing = Framing(size, deflate=Deflate())
+        received: list[Message] = []
+        tracemalloc.start()
+        try:
+            for start in range(0, len(frame), 65536):
+                received += framing.receive(frame[start : start + 65536])
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert received == [payload]
+        assert peak < 5.5 * size
+
     def test_bytes_are_held_as_they_arrive_not_as_announced(self) -> None:
         framing = Framing(1 << 30)
         tracemalloc.start()
