@@ -310,7 +310,7 @@ def test_a_crowd_is_let_go_in_time(serve: Serve) -> None:
     measured(
         "R11",
         clients=number,
-        exit_after=f"{took:.2f} s of {close_timeout:g} s + 1 s",
+        exit_after=f"{took:.2f} s of {close_timeout:g} s + 1 s + 1 s",
         status=status,
         codes={name: dict(counted) for name, counted in codes.items()},
         ends={name: round(end, 2) for name, end in ends.items()},
@@ -322,7 +322,8 @@ def test_a_crowd_is_let_go_in_time(serve: Serve) -> None:
     assert codes.pop("handshake") == {None: number // 40}
     assert all(set(counted) == {1012} for counted in codes.values())
     assert left == census["connected"] == number - number // 40
-    assert took < close_timeout + 1.0
+    # The stubborn ones are cancelled a second time, a second later.
+    assert took < close_timeout + 1.0 + 1.0
 
 
 def test_a_second_signal_does_not_wait_for_a_crowd(serve: Serve) -> None:
