@@ -112,14 +112,12 @@ def pytest_report_to_serializable() -> Generator[None, Any, Any]:
 
 
 def encodable(data: Any) -> Any:
-    kind = type(data)
+    kind: Any = data.__class__
     if issubclass(kind, str):
         return data.encode(errors="backslashreplace").decode()
     if issubclass(kind, dict):
         return {encodable(key): encodable(value) for key, value in data.items()}
-    if issubclass(kind, list | tuple):
-        return kind(map(encodable, data))
-    return data
+    return list(map(encodable, data)) if issubclass(kind, list | tuple) else data
 
 
 @pytest.fixture(scope="session", autouse=True)
