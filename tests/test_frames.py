@@ -549,6 +549,15 @@ class TestBounds:
         assert received == [payload]
         assert peak < 5.5 * size
 
+    def test_large_compressed_fragments(self) -> None:
+        payload = random.Random(6).randbytes(300_000)  # noqa: S311 - the same in every run
+        whole = wire.deflated(payload)
+        half = len(whole) // 2
+        framing = Framing(1 << 20, deflate=Deflate())
+        assert framing.receive(client_frame(BINARY, whole[:half], fin=False, reserved=0x40)) == []
+        received = framing.receive(client_frame(CONT, whole[half:]))
+        assert received == [payload]
+
     def test_bytes_are_held_as_they_arrive_not_as_announced(self) -> None:
         framing = Framing(1 << 30)
         tracemalloc.start()

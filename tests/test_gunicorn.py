@@ -23,6 +23,8 @@ APP: Final = """
 import asyncio
 
 from wsdeco import ws
+from wsdeco.channel import channel_of
+from wsdeco.direct import DirectChannel
 
 @ws.lifespan
 async def lifespan(app):
@@ -33,7 +35,7 @@ async def lifespan(app):
 class Echo:
     async def on_connect(self, addr, sink):
         self.sink = sink
-        self.direct = "wsdeco" in sink.request.scope["extensions"]
+        self.direct = isinstance(channel_of(sink), DirectChannel)
 
     async def on_message(self, text):
         match text.split():
