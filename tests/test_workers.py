@@ -283,6 +283,13 @@ def test_a_script_without_a_file_has_no_workers(arguments: list[str], tmp_path: 
     )
 
 
+@pytest.fixture
+def in_a_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process have begun with a script, as it has not where pytest-xdist started it."""
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", __file__, raising=False)
+
+
+@pytest.mark.usefixtures("in_a_script")
 def test_an_app_without_a_name_has_no_workers() -> None:
     app, _ = echo_app()
     with pytest.raises(SystemExit, match=r"^worker processes find the app by its name, and it has none: "):
@@ -301,6 +308,7 @@ async def test_workers_are_not_for_notebooks() -> None:
         app.run(port=0, workers=2)
 
 
+@pytest.mark.usefixtures("in_a_script")
 def test_options_of_workers_can_be_pickled(monkeypatch: pytest.MonkeyPatch) -> None:
     app, _ = echo_app()
     monkeypatch.setattr(sys.modules["__main__"], "some_app", app, raising=False)
@@ -308,6 +316,7 @@ def test_options_of_workers_can_be_pickled(monkeypatch: pytest.MonkeyPatch) -> N
         app.run(port=0, workers=2, ssl_context_factory=lambda: None)
 
 
+@pytest.mark.usefixtures("in_a_script")
 def test_a_system_without_room_for_processes_is_an_error_of_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(process: object) -> None:
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))

@@ -338,10 +338,6 @@ class Channel(ABC):
             self._inbox_size = 0
         self.wake_reader()
 
-    def wake_receiver(self) -> None:
-        """Let `receive` and `ended` look again at what has come."""
-        _wake(self._message_waiter)
-
     def wake_reader(self) -> None:
         """Let the reading side look again whether the inbox is full."""
         _wake(self._drained)

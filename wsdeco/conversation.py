@@ -62,6 +62,7 @@ class Connection(Protocol):
     config: Config
     closed: bool
     end: Close | Unknown | None
+    transport: asyncio.Transport
     write_paused: bool
     reading_paused: bool
 
@@ -171,6 +172,11 @@ class Conversation:
         self._end: Close | Unknown | None = None
         self._told_connect = False
         self._told_disconnect = False
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """The transport, found here through `receive` as with uvicorn's own classes."""
+        return self._connection.transport
 
     def start(self, scope: Scope, tasks: set[asyncio.Task[None]]) -> None:
         """Run the application in a task of its own, which is in `tasks` while it runs."""

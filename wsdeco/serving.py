@@ -56,6 +56,9 @@ _NOTICE: Final = 1.0
 _REPEAT: Final = 0.3
 """Seconds in which a second signal is the same as the first."""
 
+_ACCEPTED_AT_ONCE: Final = 64
+"""Connections that asyncio accepts without a turn for those it has."""
+
 _FLUSH: Final = 0.5
 """Seconds that buffered output gets when the process is ended by force."""
 
@@ -169,10 +172,15 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Run the start-up part of the lifespan, then accept connections."""
+        backlog = self.config.backlog
+        # As often as this asyncio goes on accepting, and reports each failure, when no descriptor is left.
+        self.config.backlog = min(backlog, _ACCEPTED_AT_ONCE)
         try:
             await super().startup(sockets)
         except SystemExit:
             raise ServerError("the lifespan of the app has failed, as the log says") from None
+        for listener in sockets or ():
+            listener.listen(backlog)
         self.on_start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
