@@ -34,7 +34,7 @@ from wsdeco.upgrade import Context, HandlerEndpoint
 if TYPE_CHECKING:
     from wsdeco.server import BackgroundServer
 
-__all__ = ["App", "RouteInfo", "ws"]
+__all__ = ["BACKPLANE_VARIABLE", "App", "RouteInfo", "ws"]
 
 logger = logging.getLogger("wsdeco")
 
@@ -44,7 +44,7 @@ _SERVERS_MAX_SIZE: Final = 16 * 1024 * 1024
 _PROTOCOL_MODULE: Final = "wsdeco.protocol"
 """Loaded before start-up by a server that uses wsdeco's own WebSocket implementation."""
 
-_BACKPLANE_VARIABLE: Final = "WSDECO_BACKPLANE"
+BACKPLANE_VARIABLE: Final = "WSDECO_BACKPLANE"
 """Names the backplane of an app that names none, in the environment."""
 
 HandlerClass = TypeVar("HandlerClass", bound=type)
@@ -598,15 +598,13 @@ def _checked_backplane(backplane: object) -> Backplane | None:
 
 
 def _backplane_of_environment() -> Backplane | None:
-    url = os.environ.get(_BACKPLANE_VARIABLE)
+    url = os.environ.get(BACKPLANE_VARIABLE)
     if not url:
         return None
     try:
         return _open_backplane(url)
     except (BackplaneError, ValueError) as exc:
-        raise BackplaneError(
-            f"the environment variable {_BACKPLANE_VARIABLE} names no backplane to use: {exc}"
-        ) from exc
+        raise BackplaneError(f"the environment variable {BACKPLANE_VARIABLE} names no backplane to use: {exc}") from exc
 
 
 def _open_backplane(url: str) -> Backplane:
