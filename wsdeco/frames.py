@@ -64,6 +64,8 @@ _LONG: Final = 126
 
 _SHORT_HEADER: Final = 6
 """Bytes of a short frame in front of its payload, the masking key among them."""
+_LONG_HEADER: Final = 8
+"""The same of a frame of 126 bytes and more, up to 64 KiB."""
 _LANE_SHUT: Final = -1
 
 _TURN_BUDGET: Final = 1000
@@ -156,18 +158,25 @@ class Framing:
 
         Look at `ended`, `unread` and `noticed` afterwards.
         """
-        length = len(data) - _SHORT_HEADER
-        if 0 <= length <= self._fast_limit and length == data[1] - _MASKED and length < _LONG and self._held is None:
-            # One short frame and nothing else, as it comes from a peer that waits for answers.
+        size = len(data)
+        length = size - _SHORT_HEADER
+        if 0 <= length <= self._fast_limit and self._held is None:
+            # One frame and nothing else, as it comes from a peer that waits for answers.
             first = data[0]
-            try:
-                if first == _TEXT:
-                    return [apply_mask(data[_SHORT_HEADER:], data[2:_SHORT_HEADER]).decode()]
-                if first == _BINARY:
-                    return [apply_mask(data[_SHORT_HEADER:], data[2:_SHORT_HEADER])]
-            except UnicodeDecodeError:
-                # Found again, and answered, below.
-                pass
+            start = 0
+            if length < _LONG:
+                if length == data[1] - _MASKED:
+                    start = _SHORT_HEADER
+            elif data[1] == _MASKED | _LONG and size - _LONG_HEADER == data[2] << 8 | data[3] >= _LONG:
+                start = _LONG_HEADER
+            if start and _TEXT <= first <= _BINARY:
+                masked = data[start:] if length < _VIEW_FROM else memoryview(data)[start:]
+                unmasked = apply_mask(masked, data[start - 4 : start])
+                try:
+                    return [unmasked.decode() if first == _TEXT else unmasked]
+                except UnicodeDecodeError:
+                    # Found again, and answered, below.
+                    pass
         messages: list[Message] = []
         if self.ended is not None:
             return messages
