@@ -44,7 +44,8 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "handler": {"reasons", "signatures", "channel", "hooks"},
     "factory": {"reasons", "signatures", "paths", "channel", "hooks", "handler"},
     "lifecycle": {"reasons", "clock", "config", "channel", "direct", "hooks", "handler", "factory"},
-    "connections": {"lifecycle"},
+    "totals": {"reasons"},
+    "connections": {"lifecycle", "totals"},
     "upgrade": {
         *("reasons", "origins", "clock", "paths", "config", "channel", "asgi", "direct", "hooks", "handler", "factory"),
         *("lifecycle", "connections", "rooms"),
@@ -80,7 +81,10 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "supervisor": {"reasons", "loading", "serving"},
     "nats_server": {"reasons"},
     "cluster": {"app", "backplane", "nats_server", "rooms"},
-    "server": {"reasons", "config", "app", "listen", "loading", "serving", "supervisor", "cluster"},
+    "server": {
+        *("reasons", "config", "app", "listen", "loading", "serving", "supervisor", "cluster", "connections"),
+        "totals",
+    },
     "cli": {"loading", "__init__"},
     "__main__": {"cli"},
     "testing": {

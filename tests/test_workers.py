@@ -8,8 +8,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import AsyncGenerator, Generator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, Final
@@ -17,10 +17,14 @@ from typing import Any, Final
 import nats
 import psutil
 import pytest
+from websockets.asyncio.client import ClientConnection as AsyncClient
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection
 
 from tests.brokers import nats_server
 from tests.programs import PATIENCE, Ended, Program, client, close_code, echo_app, receive, wait_until, workers_of
+from tests.stacks import soon
 from wsdeco import ServerError
 from wsdeco.cluster import use_backplane
 
@@ -165,7 +169,8 @@ def test_a_worker_that_is_killed_is_replaced_and_the_others_are_not_disturbed(tm
     "source",
     [
         pytest.param(
-            f'import signal\ndel signal.pthread_sigmask\nif __name__ == "__main__":\n    {RUN}',
+            f"import signal\ndel signal.pthread_sigmask\nfrom wsdeco import server\nserver.has_locks = lambda: False\n"
+            f'if __name__ == "__main__":\n    {RUN}',
             id="guarded, as on Windows",
         ),
         pytest.param(
@@ -500,6 +505,84 @@ def test_without_a_broker_rooms_reach_one_worker_and_the_first_use_says_so(tmp_p
         "rooms reach the connections of one worker process only: for all of them `pip install 'wsdeco[cluster]'`, or "
         "name a broker in WSDECO_BACKPLANE\n"
     )
+
+
+# Their limits.
+
+LIMITED: Final = """
+from wsdeco import WebSocketUpgrade, handle_upgrade
+
+class Counted:
+    async def on_connect(self, addr, sink):
+        await sink.send(str(os.getpid()))
+
+ws.add("/limited", Counted, max_connections_total=50)
+
+@ws.route("/upgraded")
+async def upgraded(upgrade: WebSocketUpgrade | None):
+    await handle_upgrade(upgrade, Counted(), max_connections_total=5)
+
+ws.run(port=0, workers=4)
+"""
+
+
+@asynccontextmanager
+async def storm(url: str, clients: int) -> AsyncGenerator[dict[int, list[AsyncClient]]]:
+    """Connect all at once; yield those that are let in, by the process that serves them."""
+
+    async def knock() -> AsyncClient | tuple[int, str]:
+        try:
+            return await connect(url, proxy=None, open_timeout=PATIENCE)
+        except InvalidStatus as refusal:
+            return refusal.response.status_code, refusal.response.headers["Retry-After"]
+
+    answers = await asyncio.gather(*(knock() for _ in range(clients)))
+    inside = [each for each in answers if isinstance(each, AsyncClient)]
+    assert {each for each in answers if not isinstance(each, AsyncClient)} <= {(503, "1")}
+    by_process: dict[int, list[AsyncClient]] = {}
+    try:
+        for connection in inside:
+            by_process.setdefault(int(await soon(connection.recv())), []).append(connection)
+        yield by_process
+    finally:
+        await asyncio.gather(*(each.close() for each in inside))
+
+
+async def let_in(url: str) -> AsyncClient:
+    while True:
+        with suppress(InvalidStatus):
+            return await connect(url, proxy=None, open_timeout=PATIENCE)
+
+
+def count(storms: dict[int, list[AsyncClient]]) -> int:
+    return sum(map(len, storms.values()))
+
+
+async def test_a_limit_over_all_workers_holds_and_what_a_killed_one_had_is_free(tmp_path: Path) -> None:
+    with running(tmp_path, LIMITED) as program:
+        url = await asyncio.to_thread(program.url)
+        await asyncio.to_thread(program.expect, "Press Ctrl-C")
+        assert "max_connections_total=50" in "".join(program.lines)
+        async with storm(f"{url}/limited", 200) as inside:
+            assert count(inside) == 50
+            victim, killed = min(inside.items(), key=lambda item: len(item[1]))
+            os.kill(victim, signal.SIGKILL)
+            assert "another one starts now" in await asyncio.to_thread(program.read_error)
+            async with storm(f"{url}/limited", 100) as others:
+                assert count(others) == len(killed)
+                await next(iter(others.values()))[0].close()
+                async with (
+                    asyncio.timeout(PATIENCE),
+                    await let_in(f"{url}/limited"),
+                    storm(f"{url}/limited", 20) as last,
+                ):
+                    # Whichever worker has taken what was free, it was one.
+                    assert count(last) == 0
+        async with storm(f"{url}/upgraded", 30) as inside:
+            assert count(inside) == 5
+        ended = await asyncio.to_thread(end, program)
+    assert ended.code == 0
+    assert ended.errors == ""
 
 
 # Their rooms.
