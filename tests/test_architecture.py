@@ -77,8 +77,9 @@ ALLOWED: Final[dict[str, set[str]]] = {
     },
     "listen": {"reasons"},
     "serving": {"reasons", "config", "app", "listen"},
-    "loading": {"reasons", "app"},
-    "supervisor": {"reasons", "loading", "serving"},
+    "orphans": set(),
+    "loading": {"reasons", "app", "orphans"},
+    "supervisor": {"reasons", "orphans", "serving"},
     "nats_server": {"reasons"},
     "cluster": {"app", "backplane", "nats_server", "rooms"},
     "server": {
@@ -91,7 +92,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
         *("reasons", "clock", "config", "channel", "asgi", "handler", "factory", "lifecycle", "connections"),
         *("upgrade", "app", "backplane_testing"),
     },
-    "__init__": {"reasons", "config", "channel", "handler", "upgrade", "app", "rooms", "backplane"},
+    "__init__": {"reasons", "config", "channel", "handler", "upgrade", "app", "rooms", "backplane", "orphans"},
 }
 """What each module may import from wsdeco. Imports for type checkers only count like all others."""
 

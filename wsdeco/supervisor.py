@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any, Final, Protocol
 
-from wsdeco.loading import WORKER_NAME
+from wsdeco.orphans import WORKER_NAME, leave_to_link
 from wsdeco.reasons import ServerError
 from wsdeco.serving import ENDING_SIGNALS, say
 
@@ -71,6 +71,7 @@ class Link:
     def watch(self, on_end: Callable[[], None]) -> None:
         """Call `on_end`, in a thread, as soon as the worker is to end or the parent has died."""
         threading.Thread(target=self._watch, args=(on_end,), name="wsdeco-link", daemon=True).start()
+        leave_to_link()
 
     def _watch(self, on_end: Callable[[], None]) -> None:
         # Nothing but the wish to end comes here, or the end of the parent.
