@@ -81,7 +81,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "loading": {"reasons", "app", "orphans"},
     "supervisor": {"reasons", "orphans", "serving"},
     "nats_server": {"reasons"},
-    "cluster": {"app", "backplane", "nats_server", "rooms"},
+    "cluster": {"app", "backplane", "backplanes", "nats_server", "rooms"},
     "server": {
         *("reasons", "config", "app", "listen", "loading", "serving", "supervisor", "cluster", "connections"),
         "totals",

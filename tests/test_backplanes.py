@@ -652,6 +652,28 @@ async def test_nats_with_tls(certificate: tuple[str, str]) -> None:
         await check_encrypted(server.url.replace("nats:", "tls:"))
 
 
+@pytest.mark.parametrize("credentials", ["", "token@", "user:password@"])
+async def test_nats_that_does_not_encrypt_is_told_nothing(credentials: str) -> None:
+    told: list[bytes] = []
+
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"max_payload":1048576}\r\nPONG\r\n')
+        told.append(await reader.read())
+        writer.close()
+
+    async with await asyncio.start_server(plain, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        backplane = open_backplane(f"tls://{credentials}127.0.0.1:{port}")
+        backplane.start(lambda key, data: None)
+        await until(lambda: backplane.error is not None)
+        assert backplane.error == (
+            "cannot connect: the server does not encrypt, as tls:// wants it: let it require TLS, or write nats://"
+        )
+        await backplane.close()
+        await until(lambda: bool(told))
+    assert all(b"token" not in each and b"password" not in each for each in told)
+
+
 async def test_redis_with_tls(redis: BrokerProcess, certificate: tuple[str, str]) -> None:
     # The server of the wheel has no TLS, so there is something in front of it that has.
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

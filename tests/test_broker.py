@@ -629,6 +629,32 @@ async def test_what_was_too_large_for_the_broker_is_lost_once_that_is_known() ->
     party.backplane.unsubscribe("room:never joined")
 
 
+async def test_nobody_waits_for_what_was_too_large() -> None:
+    async with started(high_water=1000, close_timeout=3600) as party:
+        party.publish(b"x" * 1500)
+        await soon(party.backplane.drained())
+        await soon(party.backplane.close())
+        assert party.counters == BackplaneCounters(lost=1)
+
+
+async def test_a_delivery_that_fails_ends_no_connection(caplog: pytest.LogCaptureFixture) -> None:
+    logged = Logged(caplog)
+
+    def fail(key: str, data: str | bytes) -> None:
+        raise RuntimeError("on purpose")
+
+    party = Party()
+    party.backplane.subscribe(LOBBY)
+    party.backplane.start(fail)
+    await party.settle()
+    party.link.receive(SUBJECT, seal(b"0" * 8, 1, b"x", is_text=True))
+    await party.settle()
+    assert (party.state, party.counters.received) == ("connected", 1)
+    assert logged.lines() == ["ERROR backplane fake://broker: a message was not delivered"]
+    assert [str(exc) for exc in logged.exceptions()] == ["on purpose"]
+    await party.backplane.close()
+
+
 async def test_a_subscription_that_changes_in_another_thread_is_seen() -> None:
     async with started(ping_interval=0.001) as party:
         await party.settle()

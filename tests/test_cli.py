@@ -217,6 +217,13 @@ def test_a_port_that_is_taken_is_refused_in_the_words_of_a_command_line() -> Non
             assert refusal("run", "app.py", "--port", str(port), "--workers", workers) == (1, expected)
 
 
+def test_a_log_config_that_cannot_be_read_is_named() -> None:
+    write("app.py")
+    code, said = refusal("run", "app.py", "--log-config", "nope.json")
+    assert code == 1
+    assert said.startswith("log_config='nope.json' cannot be used: FileNotFoundError: ")
+
+
 def test_help_shows_every_option_and_examples(capsys: pytest.CaptureFixture[str]) -> None:
     assert refusal("run", "--help") == (0, "")
     said = capsys.readouterr().out

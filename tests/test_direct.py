@@ -14,13 +14,14 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from tests import raw
 from tests.recording import Journal, Recorder, refusal
-from tests.stacks import DIRECT, WAIT, soon, uvicorn_serve
+from tests.stacks import DIRECT, WAIT, soon, until, uvicorn_serve
 from wsdeco import App, Close, ConnectionClosed, DisconnectReason, Error, Sink, Unknown
 from wsdeco.channel import Address
 from wsdeco.config import ConnectionConfig
 from wsdeco.direct import DirectChannel
 from wsdeco.encoding import Encoded
 from wsdeco.handshake import Request
+from wsdeco.lifecycle import Connection
 from wsdeco.rooms import Rooms
 from wsdeco.testing import ManualClock
 
@@ -444,6 +445,26 @@ async def test_forwarded_headers_that_cannot_be_read(monkeypatch: pytest.MonkeyP
     async with DIRECT.serve(app) as server:
         monkeypatch.setattr(ProxyHeadersMiddleware, "__call__", fail)
         assert (await refusal(server, "/ws", headers={"X-Forwarded-For": "203.0.113.7"})).status == 500
+
+
+async def test_a_connection_that_cannot_begin_keeps_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("on purpose")
+
+    app = App()
+    app.add("/ws", Whence)
+    async with DIRECT.serve(app) as server:
+        async with server.connect("/ws"):
+            pass
+        (route,) = app.app.routes
+        endpoint: Any = getattr(route, "app")  # noqa: B009 - a route of Starlette has one
+        await until(lambda: endpoint.slots.taken == 0)
+        monkeypatch.setattr(Connection, "start", fail)
+        connection: Any = Stuck()
+        scope: Scope = {"type": "websocket", "path": "/ws", "root_path": "", "headers": [], "scheme": "ws"}
+        with pytest.raises(RuntimeError, match="on purpose"):
+            app.start_connection(scope, connection)
+        assert endpoint.slots.taken == 0
 
 
 @pytest.mark.parametrize("reset", [False, True])

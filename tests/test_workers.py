@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import itertools
+import json
 import os
 import re
 import signal
@@ -52,7 +53,7 @@ def echo(app):
     class Echo:
         async def on_connect(self, addr, sink):
             self.sink = sink
-            await sink.send(f"{os.getpid()} {os.environ.get('WSDECO_BACKPLANE')}")
+            await sink.send(f"{os.getpid()} {app.backplane}")
 
         async def on_message(self, text):
             if text == "block":
@@ -159,7 +160,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     directory = tmp_path_factory.mktemp("shared")
     with running(directory, SHARED, BROKER="yes") as program:
         yield Shared(program, directory)
+        folder = Path(broker_of(program).cmdline()[-1]).parent
         assert end(program).code == 0
+        assert not folder.exists()
 
 
 def family(program: Program) -> list[psutil.Process]:
@@ -367,6 +370,31 @@ def test_a_system_without_room_for_processes_is_an_error_of_the_start(monkeypatc
         app.run(port=0, workers=2)
 
 
+def test_a_worker_that_cannot_join_the_others_ends_all_of_them(tmp_path: Path) -> None:
+    source = """
+    import multiprocessing.context
+    start = multiprocessing.context.SpawnProcess.start
+    def fail_later(process):
+        if Path("one").exists():
+            raise BlockingIOError(11, "no room")
+        Path("one").touch()
+        start(process)
+    multiprocessing.context.SpawnProcess.start = fail_later
+    ws.run(port=0, workers=2)
+    """
+    with running(tmp_path, source) as program:
+        ended = program.end()
+    assert ended.code == 1
+    assert ended.errors == "worker processes cannot be started: [Errno 11] no room\n"
+
+
+def test_a_worker_that_ends_without_having_served_has_failed(tmp_path: Path) -> None:
+    source = f'if __name__ == "__mp_main__":\n    sys.exit(0)\n{RUN}'
+    with running(tmp_path, source) as program:
+        ended = program.end()
+    assert (ended.code, ended.output) == (1, "")
+
+
 # They end.
 
 
@@ -460,13 +488,14 @@ def check_broker(url: str) -> None:
 def test_workers_have_a_broker_of_their_own_which_is_started_again(shared: Shared) -> None:
     program = shared.program
     with client(f"{shared.url}/ws") as connection:
-        url = str(receive(connection)).split()[1]
-        assert re.fullmatch(r"nats://[\w-]{32}@127\.0\.0\.1:\d+", url) is not None
+        config = Path(broker_of(program).cmdline()[-1])
+        address = re.search(r"<Backplane nats://(127\.0\.0\.1:\d+) ", str(receive(connection)))
+        assert address is not None
+        token = json.loads(config.read_text("utf-8"))["authorization"]["token"]
+        url = f"nats://{token}@{address[1]}"
         check_broker(url)
-        token = url[7:39]
         everybody = [program.process.pid, *(each.pid for each in family(program))]
         assert token not in "".join(Path(f"/proc/{pid}/cmdline").read_text("utf-8") for pid in everybody)
-        config = Path(broker_of(program).cmdline()[-1])
         assert (config.stat().st_mode & 0o777, config.parent.stat().st_mode & 0o777) == (0o600, 0o700)
         old = broker_of(program)
         old.kill()

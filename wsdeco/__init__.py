@@ -1,7 +1,7 @@
 """wsdeco: a decorator turns a plain class into a WebSocket endpoint."""
 
 from wsdeco.app import App, RouteInfo, ws
-from wsdeco.backplane import Backplane, BackplaneCounters
+from wsdeco.backplane import Backplane, BackplaneCounters, BackplaneState, PublishErrors
 from wsdeco.channel import Address, Sink
 from wsdeco.config import ConnectionConfig
 from wsdeco.handler import WebSocketHandler
@@ -29,6 +29,7 @@ __all__ = [
     "Backplane",
     "BackplaneCounters",
     "BackplaneError",
+    "BackplaneState",
     "Close",
     "ConnectionClosed",
     "ConnectionConfig",
@@ -36,6 +37,7 @@ __all__ = [
     "Error",
     "HandlerError",
     "HandlerWarning",
+    "PublishErrors",
     "Room",
     "RouteError",
     "RouteInfo",

@@ -357,7 +357,8 @@ class App:
     def backplane(self) -> Backplane | None:
         """What carries broadcasts to other processes, with its `state` and its `counters`; `None` without one.
 
-        That of the environment variable is there as soon as an event loop serves the app.
+        That of the environment variable is there as soon as an event loop serves the app. In worker processes without a
+        broker it is one that reaches nobody, and counts what the others do not get.
         """
         return self._rooms.backplane
 
@@ -455,7 +456,8 @@ class App:
 
         Logging: uvicorn's from level "warning" on, since the addresses are printed; `log_level="info"` shows each
         request and connection as well. Compression (`ws_per_message_deflate=True`) is off: it takes about 34 KiB
-        of memory per connection.
+        of memory per connection. In the foreground the garbage collector runs less often while it serves
+        (`gc.set_threshold`), unless the program has chosen a higher threshold or none.
 
         Args:
             host: Name or IP address to listen on; `"0.0.0.0"` and `"::"` are all IPv4 and all IPv6 addresses of

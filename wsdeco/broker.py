@@ -19,7 +19,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias, cast
 
 from wsdeco.backplane import BackplaneCounters, BackplaneState
 from wsdeco.clock import Clock
@@ -310,16 +310,17 @@ class _Session:
 
     async def _run(self) -> None:
         delays = self._delays()
+        task = cast("asyncio.Task[None]", asyncio.current_task())
         try:
             # A client library may keep a cancellation to itself.
-            while not self._task.cancelling():
+            while not task.cancelling():
                 link = await self._connect()
                 if link is not None:
                     connected_at = self._clock.time()
                     await self._use(link)
                     if self._clock.time() - connected_at >= self._supervision.max_delay:
                         delays = self._delays()
-                if not self._task.cancelling():
+                if not task.cancelling():
                     await self._sleep(next(delays))
         finally:
             self._lose_queue()
@@ -370,15 +371,21 @@ class _Session:
 
     def _lose_too_large(self, max_payload: int) -> None:
         # Published before it was known what the broker takes.
-        for message in [message for message in self._queue if len(message[1]) > max_payload]:
-            self._queue.remove(message)
-            self._queued -= _size(message)
-            self._counters.lost += 1
+        kept = deque(message for message in self._queue if len(message[1]) <= max_payload)
+        self._counters.lost += len(self._queue) - len(kept)
+        self._queue = kept
+        self._queued = sum(map(_size, kept))
+        self._note_room()
 
     def _lose_queue(self) -> None:
         self._count_queue_as_lost()
-        self._has_room.set()
-        self._idle.set()
+        self._note_room()
+
+    def _note_room(self) -> None:
+        if self._queued <= self._supervision.high_water:
+            self._has_room.set()
+        if not self._queue and not self._unsettled:
+            self._idle.set()
 
     def _count_queue_as_lost(self) -> None:
         self._counters.unconfirmed += self._unsettled
@@ -434,11 +441,9 @@ class _Session:
 
     async def _publish(self, link: Link) -> None:
         batch = self._next_batch()
-        self._unsettled = len(batch)
         async with asyncio.timeout(self._supervision.answer_timeout):
             await link.publish(batch, self._settle)
-        if not self._queue:
-            self._idle.set()
+        self._note_room()
 
     def _next_batch(self) -> list[Message]:
         batch: list[Message] = []
@@ -448,8 +453,8 @@ class _Session:
             batch.append(message)
             size += _size(message)
         self._queued -= size
-        if self._queued <= self._supervision.high_water:
-            self._has_room.set()
+        self._unsettled = len(batch)
+        self._note_room()
         return batch
 
     def _settle(self, taken: bool) -> None:
@@ -476,7 +481,11 @@ class _Session:
             return
         self._counters.received += 1
         self._counters.missed += self._gap(subject, envelope.publisher, envelope.number)
-        self._deliver(key, envelope.data)
+        try:
+            self._deliver(key, envelope.data)
+        except Exception:
+            # That of one room is not to end the connection of all.
+            logger.exception("backplane %s: a message was not delivered", self._backplane.broker.name)
 
     def _gap(self, subject: str, publisher: bytes, number: int) -> int:
         seen = self._seen.setdefault(subject, {})

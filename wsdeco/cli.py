@@ -42,23 +42,24 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     parser = _parser()
     options = vars(parser.parse_args(arguments))
     del options["command"]
-    try:
-        _run(**options)
-    except ValueError as exc:
-        parser.exit(2, f"{exc}\n")
+    _run(parser, **options)
     sys.exit(0)
 
 
-def _run(target: str, host: str, port: int, **options: Any) -> None:
+def _run(parser: argparse.ArgumentParser, target: str, host: str, port: int, workers: int, **options: Any) -> None:
     try:
         app, reference = find(target)
     except Exception as exc:
         raise SystemExit(describe_failure(exc, target)) from None
     # Loads uvicorn, which a command line that is refused does not need.
-    from wsdeco.server import run_in_foreground  # noqa: PLC0415
+    from wsdeco.server import check_options, run_in_foreground  # noqa: PLC0415
 
     try:
-        run_in_foreground(app, reference, host, port, **options)
+        check_options(host, port, workers, options)
+    except ValueError as exc:
+        parser.exit(2, f"{exc}\n")
+    try:
+        run_in_foreground(app, reference, host, port, workers=workers, **options)
     except SystemExit as exc:
         if not isinstance(exc.code, str):
             raise

@@ -9,6 +9,7 @@ from typing import Final
 
 from wsdeco.app import App
 from wsdeco.backplane import BackplaneCounters, BackplaneState
+from wsdeco.backplanes import open_backplane
 from wsdeco.nats_server import NatsServer, find_program
 from wsdeco.rooms import route_key
 
@@ -41,16 +42,17 @@ def choose_backplane(app: App) -> tuple[str | None, list[NatsServer]]:
 def use_backplane(app: App, url: str | None) -> None:
     """Let `app`, in this worker process, use the backplane that `choose_backplane` has chosen."""
     if url is not None:
-        os.environ[_VARIABLE] = url
+        # For this app alone: another one in the process, which is mounted in it, has rooms of its own.
+        app.carry_rooms(open_backplane(url))
     elif not _is_chosen(app):
-        app.carry_rooms(_Nothing())
+        app.carry_rooms(_NoBackplane())
 
 
 def _is_chosen(app: App) -> bool:
     return app.backplane is not None or bool(os.environ.get(_VARIABLE))
 
 
-class _Nothing:
+class _NoBackplane:
     """Stands where a backplane is missed, and says so when a room is used."""
 
     def __init__(self) -> None:
@@ -77,7 +79,7 @@ class _Nothing:
         """Warn, and count the broadcast as lost for other processes."""
         self._warn()
         self.counters.lost += 1
-        return True
+        return False
 
     async def drained(self) -> None:
         """Do nothing."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, cast
 from urllib.parse import SplitResult, unquote
 
 from nats.aio.client import Client
@@ -45,10 +46,11 @@ class NatsBroker:
         # Taken out, as nats-py would send the escapes of a URL as part of the credentials.
         self._servers = [url._replace(netloc=url.netloc.rpartition("@")[2]).geturl() for url in urls]
         self._credentials: dict[str, str] = _credentials(urls)
+        self._encrypted = any(url.scheme == "tls" for url in urls)
 
     async def connect(self, receive: Receive) -> Link:
         """Return a new connection."""
-        link = _NatsLink(receive)
+        link = _NatsLink(receive, encrypted=self._encrypted)
         try:
             await link.open(self._servers, self._credentials)
         except BaseException:
@@ -67,8 +69,9 @@ def _credentials(urls: Sequence[SplitResult]) -> dict[str, str]:
 
 
 class _NatsLink:
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, *, encrypted: bool) -> None:
         self.max_payload = 0
+        self._encrypted = encrypted
         self._receive = receive
         self._client = Client()
         # The type of the method is only partially known.
@@ -80,7 +83,10 @@ class _NatsLink:
         self._lost = asyncio.Event()
         self._flushing: asyncio.Task[None] | None = None
 
-    async def open(self, servers: list[str], credentials: dict[str, Any]) -> None:
+    async def open(self, servers: list[str], credentials: dict[str, str]) -> None:
+        # nats-py goes on without TLS where the server, or somebody on the way, does not ask for it. It looks at the
+        # credentials when it has decided.
+        checked = {name: partial(self._checked, value) for name, value in credentials.items()}
         try:
             await self._client.connect(
                 servers,
@@ -92,8 +98,9 @@ class _NatsLink:
                 connect_timeout=_NEVER,
                 ping_interval=_NEVER,
                 no_echo=True,
-                **credentials,
+                **cast(Any, checked),
             )
+            self._checked("")
         except Exception as exc:
             # That there is no server to connect to is said after why each could not be.
             error = self._error or exc
@@ -104,6 +111,14 @@ class _NatsLink:
         # What was said of servers that could not be connected to.
         self._error = None
         self._lost.clear()
+
+    def _checked(self, credential: str) -> str:
+        told: dict[str, Any] = getattr(self._client, "_server_info")  # noqa: B009 - nats-py has no other way
+        if self._encrypted and not told.get("tls_required"):
+            raise ConnectionError(
+                "the server does not encrypt, as tls:// wants it: let it require TLS, or write nats://"
+            )
+        return credential
 
     async def subscribe(self, subjects: Sequence[str]) -> None:
         for subject in subjects:

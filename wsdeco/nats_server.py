@@ -88,7 +88,11 @@ class NatsServer:
         self._again_at: float | None = None
         try:
             self._process = self._start(-1)
-            self._port = self._wait_for_port()
+            try:
+                self._port = self._wait_for_port()
+            except BaseException:
+                self._kill()
+                raise
         except BaseException:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
@@ -122,8 +126,7 @@ class NatsServer:
         try:
             self._process.wait(_STOP)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self._kill()
         self._release_guard()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -163,11 +166,14 @@ class NatsServer:
                     return int(json.loads(file.read_text("utf-8"))["nats"][0].rpartition(":")[2])
             time.sleep(_POLL)
         said = self._log.read_text("utf-8", "replace").strip().splitlines() if self._log.exists() else []
+        self._kill()
+        why = said[-1] if said else f"no port within {_START:g} s, exit status {self._process.returncode}"
+        raise ServerError(f"nats-server, which carries the rooms between workers, cannot start: {why}")
+
+    def _kill(self) -> None:
         self._process.kill()
         self._process.wait()
         self._release_guard()
-        why = said[-1] if said else f"no port within {_START:g} s, exit status {self._process.returncode}"
-        raise ServerError(f"nats-server, which carries the rooms between workers, cannot start: {why}")
 
     def _release_guard(self) -> None:
         stdin = self._process.stdin

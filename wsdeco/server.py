@@ -26,11 +26,11 @@ from wsdeco.connections import Slots
 from wsdeco.listen import Listeners, check_address
 from wsdeco.loading import Reference, describe_failure, is_loading, reference_to
 from wsdeco.reasons import ServerError
-from wsdeco.serving import ANYIO_WORKER, Server, end_on_signals, end_process, join_workers
+from wsdeco.serving import ANYIO_WORKER, Server, collect_garbage_rarely, end_on_signals, end_process, join_workers
 from wsdeco.supervisor import Link, Supervisor
 from wsdeco.totals import NoShare, Totals, has_locks, no_locks
 
-__all__ = ["BackgroundServer", "run", "run_in_foreground"]
+__all__ = ["BackgroundServer", "check_options", "run", "run_in_foreground"]
 
 logger = logging.getLogger("wsdeco")
 
@@ -82,9 +82,7 @@ def run(
     if is_loading():
         return None
     if _in_event_loop() if background is None else background:
-        check_address(host, port)
-        _check_workers(workers)
-        _check_options(options)
+        check_options(host, port, workers, options)
         if workers > 1:
             raise ServerError(
                 "workers serve in the foreground of a script, not in a thread or a notebook: leave out workers, or "
@@ -107,10 +105,13 @@ def run_in_foreground(
         port: As for `App.run`.
         workers: As for `App.run`.
         options: As for `App.run`.
+
+    Raises:
+        SystemExit: The server cannot start: one line on stderr, exit status 1. Or workers could not be ended in time.
+        TypeError: As `check_options`.
+        ValueError: As `check_options`.
     """
-    check_address(host, port)
-    _check_workers(workers)
-    _check_options(options)
+    check_options(host, port, workers, options)
     _check_foreground(app)
     try:
         if workers > 1:
@@ -254,6 +255,7 @@ def _serve_in_main_thread(server: Server, link: Link | None = None) -> None:
     with ExitStack() as stack:
         stack.callback(_release, server)
         end = stack.enter_context(end_on_signals(server))
+        stack.enter_context(collect_garbage_rarely())
         if link is None:
             server.listen()
         else:
@@ -280,6 +282,8 @@ def _run_workers(app: App, reference: Reference, host: str, port: int, workers: 
         server.listen()
         totals = stack.enter_context(_totals(app, workers))
         backplane, brokers = choose_backplane(app)
+        for broker in brokers:
+            stack.callback(broker.stop)
         paths = [info.path for info in app.route_infos]
         supervisor = Supervisor(
             workers,
@@ -380,6 +384,18 @@ def _release(server: Server) -> None:
     server.ended.set()
 
 
+def check_options(host: object, port: object, workers: object, options: dict[str, Any]) -> None:
+    """Refuse arguments of `App.run` that cannot be used.
+
+    Raises:
+        TypeError: One of them has the wrong type, or is unknown or has no meaning here.
+        ValueError: One of them is out of its range.
+    """
+    check_address(host, port)
+    _check_workers(workers)
+    _check_options(options)
+
+
 def _check_workers(workers: object) -> None:
     if isinstance(workers, bool) or not isinstance(workers, int):
         raise TypeError(f"workers must be an int such as 4, not {type(workers).__name__} {workers!r}")
@@ -428,7 +444,13 @@ def _make_server(app: App, host: str, port: int, options: dict[str, Any]) -> Ser
         "workers": 1,
         "lifespan": "on",
     }
-    config = uvicorn.Config(app, host, port, interface="asgi3", **defaults | options | fixed)
+    try:
+        config = uvicorn.Config(app, host, port, interface="asgi3", **defaults | options | fixed)
+    except Exception as exc:
+        if "log_config" not in options:
+            raise
+        # Whatever reads the file, it is that which cannot be used.
+        raise ServerError(f"log_config={options['log_config']!r} cannot be used: {type(exc).__name__}: {exc}") from exc
     try:
         _check_files(options)
         config.load()

@@ -53,9 +53,6 @@ class Supervised(Protocol):
     def look(self) -> None:
         """Start it again where it has died."""
 
-    def stop(self) -> None:
-        """End it."""
-
 
 class Link:
     """A worker's end of the pipe to its parent.
@@ -226,8 +223,6 @@ class Supervisor:
                 self._end(wake)
             finally:
                 self._kill_all()
-                for each in self._beside:
-                    each.stop()
         return self._status
 
     @contextmanager
@@ -251,8 +246,12 @@ class Supervisor:
     # While they serve.
 
     @property
+    def _places(self) -> list[_Worker | None]:
+        return [slot.worker for slot in self._slots]
+
+    @property
     def _workers(self) -> list[_Worker]:
-        return [slot.worker for slot in self._slots if slot.worker is not None]
+        return [worker for worker in self._places if worker is not None]
 
     def _start_missing(self) -> None:
         now = time.monotonic()
@@ -264,10 +263,19 @@ class Supervisor:
                     with _without_interrupts():
                         slot.worker = _Worker(self._target, self._arguments, slot.number)
                 except OSError as exc:
-                    if not self._serving:
-                        raise ServerError(f"worker processes cannot be started: {exc}") from exc
-                    logger.warning("a worker process cannot be started now: %s", exc)
-                    slot.note_death(None, now)
+                    self._note_failed_start(slot, exc)
+
+    def _note_failed_start(self, slot: _Slot, exc: OSError) -> None:
+        if self._serving:
+            logger.warning("a worker process cannot be started now: %s", exc)
+            slot.note_death(None, time.monotonic())
+            return
+        failure = f"worker processes cannot be started: {exc}"
+        if not self._workers:
+            raise ServerError(failure) from exc
+        # Those there are serve already, and end like all others.
+        say(failure)
+        self._status = 1
 
     def _wait(self, wake: Connection) -> None:
         connections = [worker.connection for worker in self._workers if not worker.connection.closed]
@@ -280,7 +288,7 @@ class Supervisor:
             each.look()
         for slot in self._slots:
             self._look_at(slot)
-        if not self._serving and all(slot.worker is not None and slot.worker.ready_at for slot in self._slots):
+        if not self._serving and all(worker is not None and worker.ready_at is not None for worker in self._places):
             self._serving = True
             on_ready()
 
@@ -292,9 +300,9 @@ class Supervisor:
         self._on_death(slot.number)
         now = time.monotonic()
         delay = slot.note_death(None if worker.ready_at is None else now - worker.ready_at, now)
-        if worker.ready_at is None and status > 0 and not self._serving:
-            # What fails from the start would fail for ever.
-            self._status = status
+        if worker.ready_at is None and status >= 0 and not self._serving:
+            # What fails from the start would fail for ever; what ends by itself without having served has failed too.
+            self._status = status or 1
         else:
             what = "has ended" if worker.ready_at is not None else "could not start"
             then = f": another one starts {f'in {delay:g} s' if delay else 'now'}" if self._signals.empty() else ""

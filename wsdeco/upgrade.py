@@ -91,12 +91,16 @@ class HandlerEndpoint:
         connections = self._context.connections
         if connections.closing or not _is_origin_allowed(scope, self.config) or not self.slots.take():
             return False
-        channel = DirectChannel(scope, connection, self.config, self._context.clock)
-        channel.route_room = self.room
-        connection.consumer = channel
-        begun = Connection(channel, self._factory, self.__name__)
+        try:
+            channel = DirectChannel(scope, connection, self.config, self._context.clock)
+            channel.route_room = self.room
+            connection.consumer = channel
+            begun = Connection(channel, self._factory, self.__name__)
+            begun.start(self._over)
+        except BaseException:
+            self.slots.give_back()
+            raise
         connections.add(begun)
-        begun.start(self._over)
         return True
 
     def _connection_over(self, connection: Connection) -> None:
