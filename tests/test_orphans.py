@@ -53,8 +53,17 @@ def test_a_worker_whose_parent_has_died_ends_at_once(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_worker_that_has_a_link_is_left_to_it() -> None:
+def test_a_worker_that_has_a_link_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    parent = os.getppid()
+
+    def look() -> int:
+        looks.append(parent)
+        return parent
+
+    monkeypatch.setattr(os, "getppid", look)
     end_with_parent()
+    wait_until(lambda: len(looks) > 2)
     assert len(watchers()) == 1
     leave_to_link()
     wait_until(lambda: watchers() == [])

@@ -399,7 +399,7 @@ def test_a_worker_that_ends_without_having_served_has_failed(tmp_path: Path) -> 
 
 
 def test_a_stuck_worker_ends_itself_and_one_that_does_not_run_any_more_is_killed(tmp_path: Path) -> None:
-    source = f"serving._MARGIN = 0.1\n{RUN}"
+    source = f"serving._MARGIN = supervisor._NOTICE = 0.1\nsupervisor._MARGIN = 1\n{RUN}"
     with running(tmp_path, source) as program, one_client_each(program.url(), 2) as clients:
         stopped, stuck = clients
         clients[stuck].send("block")
@@ -408,6 +408,7 @@ def test_a_stuck_worker_ends_itself_and_one_that_does_not_run_any_more_is_killed
         ended = end(program)
     assert ended.code == 1
     dump, _, parent = ended.errors.rpartition("the server has not ended")
+    assert dump.startswith("waiting up to ")
     assert "most recent call first" in dump
     assert re.fullmatch(
         r"within \S+ s, a hook blocks its event loop: the process ends\n"
