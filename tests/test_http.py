@@ -499,7 +499,13 @@ async def test_a_failed_upgrade_ends_the_connection(world: World, head: bytes, s
         changed(b"Host: 127.0.0.1\r\n", b"Host: 127.0.0.1\r\nHost: 127.0.0.1\r\n"),
         changed(b"Version: 13", b"Version: 13\r\nSec-WebSocket-Version: 13"),
         changed(b"Connection: Upgrade", b"Connection: keep-alive\r\nConnection: upgrade"),
+        changed(b"Connection: Upgrade", b"Connection: upgrade\r\nConnection: keep-alive"),
+        changed(b"Connection: Upgrade", b"Connection: \xa0Upgrade"),
         changed(b"Connection: Upgrade", b"Connection: close"),
+        *(
+            changed(b"Host: 127.0.0.1", b"Host: 127.0.0.1\r\nX: " + b"x" * (MAX_HEAD_SIZE - size))
+            for size in range(len(handshake("/ws")), len(handshake("/ws")) + 8)
+        ),
     ],
 )
 async def test_a_handshake_in_one_piece_is_answered_like_one_in_two(world: World, head: bytes) -> None:

@@ -1221,6 +1221,16 @@ def test_a_second_signal_ends_the_program_at_once(tmp_path: Path) -> None:
     assert ended.errors == "a second signal ends the process at once; not every on_disconnect has run\n"
 
 
+def test_a_signal_that_comes_twice_is_one_signal(tmp_path: Path) -> None:
+    program = program_of(tmp_path, "ws.run(port=0)")
+    with client(f"{program.url()}/ws") as connection:
+        for _ in range(3):
+            program.send_signal(signal.SIGINT)
+        assert close_code(connection) == 1012
+    ended = program.end()
+    assert (ended.code, ended.errors) == (0, "")
+
+
 def test_threads_of_hooks_and_endpoints_do_not_keep_the_program(program: Program) -> None:
     url = program.url()
     request = threading.Thread(target=get_in_vain, args=(url.replace("ws", "http", 1),))
@@ -1241,6 +1251,23 @@ def test_threads_of_hooks_and_endpoints_do_not_keep_the_program(program: Program
 def get_in_vain(url: str) -> None:
     with suppress(OSError), urllib.request.urlopen(url, timeout=PATIENCE):  # noqa: S310 - it is http
         pass
+
+
+def test_a_backplane_that_cannot_be_used_is_named_in_one_line(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WSDECO_BACKPLANE", "kafka://host")
+    app, _ = echo_app()
+    with pytest.raises(
+        SystemExit, match=r"^the environment variable WSDECO_BACKPLANE names no backplane to use: .*kafka"
+    ):
+        app.run(port=0)
+    assert screen.getvalue() == ""
+
+
+def test_an_interpreter_that_is_typed_into_is_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    app, _ = echo_app()
+    with taken_port() as port, pytest.raises(ServerError, match="is taken"):
+        app.run(port=port)
 
 
 def test_a_program_that_cannot_serve_says_why_in_one_line(tmp_path: Path) -> None:

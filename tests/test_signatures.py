@@ -37,6 +37,9 @@ class Lazy:
     def __value__(self) -> object:
         raise NameError("name 'Hidden' is not defined")
 
+    def __repr__(self) -> str:
+        return "Lazy"
+
 
 class HasName(Protocol):
     name: str

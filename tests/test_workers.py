@@ -313,6 +313,12 @@ def test_scripts_of_all_kinds_have_workers_and_a_signal_for_everybody_is_one(
             'the module, outside of `if __name__ == "__main__":`',
             id="guarded handler",
         ),
+        pytest.param(
+            f'if __name__ == "__main__":\n    app = App()\n    echo(app)\n    app.{RUN[3:]}',
+            "'app' of __main__ is not there: it has ws; worker processes import the script anew, "
+            'without what stands under `if __name__ == "__main__":`, so write `app = App()` at its top level',
+            id="guarded app",
+        ),
     ],
 )
 def test_workers_that_cannot_start_are_not_tried_again(source: str, line: str, tmp_path: Path) -> None:
@@ -324,9 +330,13 @@ def test_workers_that_cannot_start_are_not_tried_again(source: str, line: str, t
     assert "Serving" not in ended.output
 
 
-def test_a_script_without_a_file_has_no_workers(tmp_path: Path) -> None:
-    program = Program(tmp_path, "-c", PREAMBLE + RUN)
-    ended = program.end()
+@pytest.mark.parametrize("arguments", [["-c", PREAMBLE + RUN], ["-"]], ids=["-c", "stdin"])
+def test_a_script_without_a_file_has_no_workers(arguments: list[str], tmp_path: Path) -> None:
+    with (tmp_path / "typed").open("w+", encoding="utf-8") as typed:
+        typed.write(PREAMBLE + RUN)
+        typed.seek(0)
+        program = Program(tmp_path, *arguments, stdin=typed)
+        ended = program.end()
     assert ended.code == 1
     assert ended.errors == (
         "worker processes begin by importing the script, and there is none here: write the app into a file, app.py for "
@@ -334,6 +344,13 @@ def test_a_script_without_a_file_has_no_workers(tmp_path: Path) -> None:
     )
 
 
+@pytest.fixture
+def in_a_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process have begun with a script, as it has not where pytest-xdist started it."""
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", __file__, raising=False)
+
+
+@pytest.mark.usefixtures("in_a_script")
 def test_an_app_without_a_name_has_no_workers() -> None:
     app, _ = echo_app()
     with pytest.raises(SystemExit, match=r"^worker processes find the app by its name, and it has none: "):
@@ -352,6 +369,7 @@ async def test_workers_are_not_for_notebooks() -> None:
         app.run(port=0, workers=2)
 
 
+@pytest.mark.usefixtures("in_a_script")
 def test_options_of_workers_can_be_pickled(monkeypatch: pytest.MonkeyPatch) -> None:
     app, _ = echo_app()
     monkeypatch.setattr(sys.modules["__main__"], "some_app", app, raising=False)
@@ -359,6 +377,7 @@ def test_options_of_workers_can_be_pickled(monkeypatch: pytest.MonkeyPatch) -> N
         app.run(port=0, workers=2, ssl_context_factory=lambda: None)
 
 
+@pytest.mark.usefixtures("in_a_script")
 def test_a_system_without_room_for_processes_is_an_error_of_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(process: object) -> None:
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))

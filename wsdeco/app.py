@@ -24,7 +24,7 @@ from wsdeco.clock import Clock
 from wsdeco.config import ConnectionConfig, Limits, make_config
 from wsdeco.direct import DirectConnection, is_direct
 from wsdeco.factory import HandlerFactory, build_factory
-from wsdeco.paths import check_path, path_shape, unknown_path
+from wsdeco.paths import SocketRoute, check_path, path_shape, unknown_path
 from wsdeco.reasons import BackplaneError, HandlerError, RouteError, ServerError
 from wsdeco.rooms import Room, Rooms, route_key
 from wsdeco.routes import answer_not_found, endpoint_routes
@@ -34,7 +34,7 @@ from wsdeco.upgrade import Context, HandlerEndpoint
 if TYPE_CHECKING:
     from wsdeco.server import BackgroundServer
 
-__all__ = ["App", "RouteInfo", "ws"]
+__all__ = ["BACKPLANE_VARIABLE", "App", "RouteInfo", "ws"]
 
 logger = logging.getLogger("wsdeco")
 
@@ -44,7 +44,7 @@ _SERVERS_MAX_SIZE: Final = 16 * 1024 * 1024
 _PROTOCOL_MODULE: Final = "wsdeco.protocol"
 """Loaded before start-up by a server that uses wsdeco's own WebSocket implementation."""
 
-_BACKPLANE_VARIABLE: Final = "WSDECO_BACKPLANE"
+BACKPLANE_VARIABLE: Final = "WSDECO_BACKPLANE"
 """Names the backplane of an app that names none, in the environment."""
 
 HandlerClass = TypeVar("HandlerClass", bound=type)
@@ -162,7 +162,14 @@ class App:
 
         The protocol asks before it calls the app, where nothing that wants to see the messages is around it.
         """
-        endpoint = self._handler_endpoint(scope) if self._limits_announced else None
+        if not self._limits_announced:
+            return False
+        try:
+            endpoint = self._handler_endpoint(scope)
+        except Exception as exc:
+            # From a route of somebody else. It comes again, and is answered, when the app is called.
+            logger.debug("a route failed to match", exc_info=exc)
+            return False
         return endpoint is not None and endpoint.start_connection(scope, connection)
 
     def _handler_endpoint(self, scope: Scope) -> HandlerEndpoint | None:
@@ -185,8 +192,8 @@ class App:
                 return None
             endpoint = route.app
             scope.update(child_scope)
-            if route.path == path:
-                # Without parameters, so whoever asks for it is answered the same; and no peer chooses what is kept.
+            if route.path == path and not child_scope["path_params"]:
+                # Whoever asks for it is answered the same; and no peer chooses what is kept.
                 self._endpoints[path] = endpoint
         scope["app"] = self.app
         scope["router"] = router
@@ -262,7 +269,7 @@ class App:
         self._check_message_size(path, checked)
         name = cls.__qualname__.rpartition("<locals>.")[2]
         endpoint = HandlerEndpoint(built, checked, name, path, self._context, self._rooms.of_route(path))
-        route = WebSocketRoute(path, endpoint, name=cls.__name__)
+        route = SocketRoute(path, endpoint, name=cls.__name__)
         self._register(_Registered(RouteInfo(path, "ws", endpoint.__name__, checked), cls, [route]))
 
     def route(
@@ -361,6 +368,14 @@ class App:
         broker it is one that reaches nobody, and counts what the others do not get.
         """
         return self._rooms.backplane
+
+    def find_backplane(self) -> None:
+        """Look for the backplane of the environment now, and not when an event loop serves the app.
+
+        Raises:
+            BackplaneError: It names none that can be used.
+        """
+        self._rooms.find_backplane()
 
     def carry_rooms(self, backplane: Backplane) -> None:
         """Use `backplane`, before any event loop serves the app."""
@@ -593,15 +608,13 @@ def _checked_backplane(backplane: object) -> Backplane | None:
 
 
 def _backplane_of_environment() -> Backplane | None:
-    url = os.environ.get(_BACKPLANE_VARIABLE)
+    url = os.environ.get(BACKPLANE_VARIABLE)
     if not url:
         return None
     try:
         return _open_backplane(url)
     except (BackplaneError, ValueError) as exc:
-        raise BackplaneError(
-            f"the environment variable {_BACKPLANE_VARIABLE} names no backplane to use: {exc}"
-        ) from exc
+        raise BackplaneError(f"the environment variable {BACKPLANE_VARIABLE} names no backplane to use: {exc}") from exc
 
 
 def _open_backplane(url: str) -> Backplane:

@@ -54,8 +54,13 @@ def _parse(url: str) -> tuple[list[SplitResult], str]:
                 f"the {scheme}:// URL of the backplane has no usable host and port: write {scheme}://host:port, with "
                 "special characters of user name and password escaped, such as %2F for a slash"
             )
-        query = dict(parse_qsl(split.query))
+        query = dict(parse_qsl(split.query, keep_blank_values=True))
         prefix = query.pop("prefix", prefix)
+        if query and scheme in ("nats", "tls"):
+            raise ValueError(
+                f"the {scheme}:// URL of the backplane has the option {next(iter(query))!r}, which there is not: "
+                "it takes 'prefix' alone"
+            )
         urls.append(split._replace(query=urlencode(query)))
     if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", prefix) is None:
         raise ValueError(f"the prefix of a backplane has up to 64 letters, digits, '_' and '-', not {prefix!r}")

@@ -45,6 +45,11 @@ _MAX_BATCH_MESSAGES: Final = 1024
 _PER_MESSAGE: Final = 128
 """Bytes that a message in the queue takes besides its own."""
 
+_MAX_ERRORS_LOGGED: Final = 3
+"""Different errors that are logged while there is no connection: some brokers say something else each time."""
+
+_MAX_ERROR_LENGTH: Final = 200
+
 _NUMBERED_ROOMS: Final = 16 * 1024
 """Rooms a publisher keeps the number of the last message for; one it has forgotten begins at 1 again."""
 
@@ -355,7 +360,16 @@ class _Session:
         self._errors_logged.clear()
         was_lost = self.state == "reconnecting"
         self.state = "connected"
-        logger.info("backplane %s: %s", backplane.broker.name, "connected again" if was_lost else "connected")
+        if was_lost:
+            # Of the same level as the loss, so that whoever has read of that reads of its end.
+            logger.warning(
+                "backplane %s: connected again; %d broadcasts have been lost until now, and %d may have been",
+                backplane.broker.name,
+                self._counters.lost,
+                self._counters.unconfirmed,
+            )
+        else:
+            logger.info("backplane %s: connected", backplane.broker.name)
         return link
 
     def _disconnected(self, exc: BaseException, what: str) -> None:
@@ -363,8 +377,8 @@ class _Session:
         self.state = "reconnecting"
         self._lose_queue()
         reason = "no answer in time" if isinstance(exc, TimeoutError) else str(exc) or type(exc).__name__
-        backplane.error = error = printable(f"{what}: {reason}")
-        if error not in self._errors_logged:
+        backplane.error = error = printable(f"{what}: {reason}")[:_MAX_ERROR_LENGTH]
+        if error not in self._errors_logged and len(self._errors_logged) < _MAX_ERRORS_LOGGED:
             self._errors_logged.add(error)
             level = logging.ERROR if isinstance(exc, BrokerRefusal) else logging.WARNING
             logger.log(level, "backplane %s: %s; it is tried again and again", backplane.broker.name, error)
@@ -471,7 +485,7 @@ class _Session:
         if key is None:
             return
         try:
-            envelope = open_envelope(sealed)
+            envelope = open_envelope(sealed, self._backplane.max_payload)
         except ValueError as exc:
             if not self._counters.malformed:
                 logger.warning("backplane %s: a message was dropped: %s", self._backplane.broker.name, exc)

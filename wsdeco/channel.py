@@ -102,7 +102,7 @@ def checked_data(data: object) -> Data:
         return bytes(cast("Buffer", data))
     raise TypeError(
         f"a message must be str or bytes, not {type(data).__name__}: "
-        "use send_json(...) for anything else that JSON can carry"
+        "for anything else that JSON can carry write sink.send_json(...), or json.dumps(...) first"
     )
 
 
@@ -337,10 +337,6 @@ class Channel(ABC):
             self._inbox = None
             self._inbox_size = 0
         self.wake_reader()
-
-    def wake_receiver(self) -> None:
-        """Let `receive` and `ended` look again at what has come."""
-        _wake(self._message_waiter)
 
     def wake_reader(self) -> None:
         """Let the reading side look again whether the inbox is full."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
-from typing import Final
 
-from wsdeco.app import App
+from wsdeco.app import BACKPLANE_VARIABLE, App
 from wsdeco.backplane import BackplaneCounters, BackplaneState
 from wsdeco.backplanes import open_backplane
 from wsdeco.nats_server import NatsServer, find_program
@@ -17,9 +15,6 @@ __all__ = ["choose_backplane", "use_backplane"]
 
 logger = logging.getLogger("wsdeco")
 
-_VARIABLE: Final = "WSDECO_BACKPLANE"
-"""Environment variable that names a backplane; an app reads it when it starts serving."""
-
 
 def choose_backplane(app: App) -> tuple[str | None, list[NatsServer]]:
     """Return the URL that workers are to use, and the broker behind it where it has been started for them.
@@ -28,6 +23,7 @@ def choose_backplane(app: App) -> tuple[str | None, list[NatsServer]]:
     uses rooms shows itself only in a hook; that the extra is installed says it before.
 
     Raises:
+        BackplaneError: The environment names one that cannot be used.
         ServerError: The broker is installed and cannot start.
     """
     if _is_chosen(app):
@@ -49,7 +45,8 @@ def use_backplane(app: App, url: str | None) -> None:
 
 
 def _is_chosen(app: App) -> bool:
-    return app.backplane is not None or bool(os.environ.get(_VARIABLE))
+    app.find_backplane()
+    return app.backplane is not None
 
 
 class _NoBackplane:
@@ -93,5 +90,5 @@ class _NoBackplane:
             logger.warning(
                 "rooms reach the connections of one worker process only: for all of them `pip install "
                 "'wsdeco[cluster]'`, or name a broker in %s",
-                _VARIABLE,
+                BACKPLANE_VARIABLE,
             )

@@ -35,7 +35,7 @@ from wsdeco.handshake import Headers, Request, check_refusal
 from wsdeco.reasons import Close, CloseCode, Unknown
 from wsdeco.request import build_scope
 
-__all__ = ["Connection", "Conversation", "Event", "Scope", "TaskFreeStart", "scope_of", "task_free_start"]
+__all__ = ["Connection", "Conversation", "Event", "PeerName", "Scope", "TaskFreeStart", "scope_of", "task_free_start"]
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Event: TypeAlias = MutableMapping[str, Any]
@@ -43,6 +43,9 @@ App: TypeAlias = Callable[[Scope, Callable[[], Awaitable[Event]], Callable[[Even
 
 _FORWARDED: Final = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
 """What uvicorn's middleware for proxies looks at."""
+PeerName: TypeAlias = tuple[Any, ...] | str | None
+"""What asyncio calls one side of a connection: host and port, the path of a Unix socket, or nothing."""
+
 _STARLETTE_WRAPPER: Final = "starlette._exception_handler"
 
 _MAX_INBOX_BYTES: Final = 64 * 1024
@@ -59,6 +62,7 @@ class Connection(Protocol):
     config: Config
     closed: bool
     end: Close | Unknown | None
+    transport: asyncio.Transport
     write_paused: bool
     reading_paused: bool
 
@@ -96,14 +100,14 @@ class Connection(Protocol):
 
 
 def scope_of(
-    request: Request, transport: asyncio.Transport, config: Config, app_state: dict[str, Any]
+    request: Request, transport: asyncio.Transport, peer_name: PeerName, config: Config, app_state: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the scope of a connection."""
+    """Return the scope of a connection, whose transport calls the peer `peer_name`."""
     return build_scope(
         request,
         scheme="wss" if is_ssl(transport) else "ws",
         server=_server_of(transport),
-        client=_client_of(transport),
+        client=None if isinstance(peer_name, str) else _address(peer_name),
         root_path=config.root_path,
         asgi={"version": config.asgi_version, "spec_version": "2.4"},
         state=app_state,
@@ -112,13 +116,8 @@ def scope_of(
 
 def _server_of(transport: asyncio.Transport) -> tuple[str, int | None] | None:
     # uvicorn asks the socket, which uvloop has to make first.
-    name: tuple[Any, ...] | str | None = transport.get_extra_info("sockname")
+    name: PeerName = transport.get_extra_info("sockname")
     return (name, None) if isinstance(name, str) else _address(name)
-
-
-def _client_of(transport: asyncio.Transport) -> tuple[str, int] | None:
-    name: tuple[Any, ...] | str | None = transport.get_extra_info("peername")
-    return None if isinstance(name, str) else _address(name)
 
 
 def _address(name: tuple[Any, ...] | None) -> tuple[str, int] | None:
@@ -173,6 +172,11 @@ class Conversation:
         self._end: Close | Unknown | None = None
         self._told_connect = False
         self._told_disconnect = False
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """The transport, found here through `receive` as with uvicorn's own classes."""
+        return self._connection.transport
 
     def start(self, scope: Scope, tasks: set[asyncio.Task[None]]) -> None:
         """Run the application in a task of its own, which is in `tasks` while it runs."""

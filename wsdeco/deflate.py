@@ -12,6 +12,7 @@ compression holds neither of the two windows.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from typing import Final, Protocol
 
 from websockets.exceptions import InvalidHeaderFormat, NegotiationError, PayloadTooBig, ProtocolError
@@ -28,6 +29,8 @@ __all__ = ["Deflate", "negotiate"]
 _EMPTY_BLOCK: Final = b"\x00\x00\xff\xff"
 _MEMORY_LEVEL: Final = 5
 _WINDOW_BITS: Final = 12
+_INPUT_PIECE: Final = 64 * 1024
+_OUTPUT_PIECE: Final = 256 * 1024
 _MAX_FINAL_BLOCKS: Final = 16
 """Final blocks in one frame: each makes a new inflater and copies what is left, so the number has to be bounded."""
 
@@ -92,31 +95,32 @@ class Deflate(Extension):
             self._inflating = frame.rsv1
         if not self._inflating:
             return frame
-        payload = self._inflate(bytes(frame.data) + _EMPTY_BLOCK if frame.fin else bytes(frame.data), max_size or 0)
+        payload = self._inflate(frame.data, max_size or 0, ends=frame.fin)
         if frame.fin and not self._client_context:
             self._inflater = None
         return Frame(frame.opcode, payload, frame.fin)
 
-    def _inflate(self, data: bytes, limit: int) -> bytes:
+    def _inflate(self, payload: bytes | bytearray | memoryview, limit: int, *, ends: bool) -> bytes:
         output = bytearray()
         final_blocks = 0
-        while data:
-            inflater = self._inflater
-            if inflater is None:
-                inflater = self._inflater = zlib.decompressobj(-self._client_window_bits)
-            try:
-                output += inflater.decompress(data, limit + 1 - len(output))
-            except zlib.error:
-                raise ProtocolError("invalid compressed data") from None
-            if len(output) > limit:
-                raise PayloadTooBig(None, limit)
-            data = inflater.unconsumed_tail
-            if inflater.eof:
-                final_blocks += 1
-                if final_blocks > _MAX_FINAL_BLOCKS:
-                    raise ProtocolError("too many final blocks in one compressed frame")
-                data = inflater.unused_data
-                self._inflater = None
+        for data in _pieces(payload, ends=ends):
+            while data:
+                inflater = self._inflater
+                if inflater is None:
+                    inflater = self._inflater = zlib.decompressobj(-self._client_window_bits)
+                try:
+                    output += inflater.decompress(data, min(limit + 1 - len(output), _OUTPUT_PIECE))
+                except zlib.error:
+                    raise ProtocolError("invalid compressed data") from None
+                if len(output) > limit:
+                    raise PayloadTooBig(None, limit)
+                data = inflater.unconsumed_tail  # noqa: PLW2901 - what is left of it
+                if inflater.eof:
+                    final_blocks += 1
+                    if final_blocks > _MAX_FINAL_BLOCKS:
+                        raise ProtocolError("too many final blocks in one compressed frame")
+                    data = inflater.unused_data  # noqa: PLW2901
+                    self._inflater = None
         return bytes(output)
 
     def encode(self, frame: Frame) -> Frame:
@@ -157,6 +161,18 @@ class Deflate(Extension):
         alone = Deflate(server_context=False, server_window_bits=self._server_window_bits)
         frame = alone.encode_message(message.data)
         return frame if len(frame) < len(message.frame) else message.frame
+
+
+def _pieces(payload: bytes | bytearray | memoryview, *, ends: bool) -> Iterator[bytes]:
+    # zlib copies what it has not consumed: of all at once that would be another copy of the frame.
+    if len(payload) <= _INPUT_PIECE:
+        yield bytes(payload) + _EMPTY_BLOCK if ends else bytes(payload)
+        return
+    view = memoryview(payload)
+    for start in range(0, len(view), _INPUT_PIECE):
+        yield bytes(view[start : start + _INPUT_PIECE])
+    if ends:
+        yield _EMPTY_BLOCK
 
 
 def negotiate(offers: str) -> tuple[str, Deflate] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from functools import lru_cache
 from hashlib import sha256
 from typing import Final, NamedTuple, TypeAlias
@@ -54,12 +55,14 @@ def seal(publisher: bytes, number: int, payload: bytes, *, is_text: bool) -> byt
     return _HEADER.pack(_VERSION, _TEXT if is_text else _BINARY, publisher, number) + payload
 
 
-def open_envelope(sealed: bytes) -> Envelope:
+def open_envelope(sealed: bytes, max_size: int = sys.maxsize) -> Envelope:
     """Return what somebody has published.
 
     Raises:
-        ValueError: That was no envelope of this version.
+        ValueError: That was no envelope of this version, or one of more than `max_size` bytes.
     """
+    if len(sealed) > max_size:
+        raise ValueError(f"{len(sealed)} bytes are more than anybody may publish, which is {max_size}")
     if len(sealed) < ENVELOPE_BYTES:
         raise ValueError(f"{len(sealed)} bytes are no envelope, which has {ENVELOPE_BYTES} at least")
     version, kind, publisher, number = _HEADER.unpack_from(sealed)

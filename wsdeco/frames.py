@@ -213,8 +213,12 @@ class Framing:
                     messages.append(payload.decode() if first == _TEXT else payload)
                     position = stop
                     continue
-                budget -= self._take_slow(bytes(chunk[position:stop]), messages)
+                whole = bytes(memoryview(chunk)[position:stop])
                 position = stop
+                if stop == size:
+                    # A large frame is not kept beside what becomes of it.
+                    chunk, held = b"", None
+                budget -= self._take_slow(whole, messages)
                 if self.ended is not None:
                     return messages
                 limit = self._fast_limit

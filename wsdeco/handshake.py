@@ -129,8 +129,11 @@ def read_handshake(data: bytes) -> tuple[Request, bytes] | None:
     if data.find(_UPGRADE_FIELD) < 0 or not data.startswith(b"GET /"):
         return None
     end = data.find(_END_OF_HEAD)
+    if not 0 <= end <= MAX_HEAD_SIZE - len(b"\r\n"):
+        return None
     head = data[:end]
-    if end < 0 or head.lower().count(b"\r\nupgrade:") > 1:
+    lines = head.lower()
+    if lines.count(b"\r\nupgrade:") > 1 or lines.count(b"\r\nconnection:") > 1:
         # Of several such fields uvicorn looks at one.
         return None
     try:
@@ -197,7 +200,7 @@ def _parse_request_line(line: bytes) -> bytes:
 
 
 def _split(value: bytes | None) -> list[str]:
-    return [] if value is None else [token.strip() for token in value.decode("latin-1").split(",")]
+    return [] if value is None else [token.strip(" \t") for token in value.decode("latin-1").split(",")]
 
 
 def _check_upgrade(fields: dict[bytes, bytes]) -> None:

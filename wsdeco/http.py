@@ -156,6 +156,8 @@ class _BoundedProtocol(asyncio.Protocol, ABC):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a transport, and start the deadline."""
         self.transport = cast(asyncio.Transport, transport)
+        # Nobody can tell it any more when the peer has reset the connection behind its handshake.
+        self._peer_name = transport.get_extra_info("peername")
         self.connections.add(self)
         deadlines = _shared.get(self.server_state)
         if deadlines is None:
@@ -193,7 +195,7 @@ class _BoundedProtocol(asyncio.Protocol, ABC):
         protocol = protocol_class(self.config, self.server_state, self.app_state, self.loop)
         protocol.connection_made(self.transport)
         self.transport.set_protocol(protocol)
-        protocol.start(request, early)
+        protocol.start(request, early, self._peer_name)
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -91,7 +91,7 @@ def reference_to(app: App) -> Reference:
         ServerError: It finds it nowhere.
     """
     main = sys.modules["__main__"]
-    if getattr(main, "__file__", None) is None and main.__spec__ is None:
+    if main.__spec__ is None and not Path(getattr(main, "__file__", None) or "<stdin>").is_file():
         raise ServerError(
             "worker processes begin by importing the script, and there is none here: write the app into a file, "
             "app.py for instance, and `wsdeco run app.py --workers 4` in a shell"
@@ -198,6 +198,11 @@ def _named(module: ModuleType, name: str, place: str) -> App:
     names = sorted({each for each, found in _globals(module) if isinstance(found, App)})
     found = "is not there" if value is None else f"is a {type(value).__name__} and no App of wsdeco"
     hint = f"it has {', '.join(names)}" if names else "it has no App at its top level"
+    if place == "__main__":
+        hint += (
+            '; worker processes import the script anew, without what stands under `if __name__ == "__main__":`, so '
+            f"write `{name} = App()` at its top level"
+        )
     raise ServerError(f"{name!r} of {place} {found}: {hint}")
 
 

@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from starlette.convertors import CONVERTOR_TYPES, Convertor
-from starlette.routing import compile_path
+from starlette.routing import BaseRoute, Match, Route, WebSocketRoute, compile_path
+from starlette.types import Scope
 
 from wsdeco.reasons import RouteError
 from wsdeco.signatures import UNKNOWN, alternatives, namespace_of, resolve, signature_of
 
-__all__ = ["check_path", "parameter_kinds", "path_shape", "unknown_path"]
+__all__ = ["HttpRoute", "SocketRoute", "check_path", "parameter_kinds", "path_shape", "unknown_path"]
 
 _PARAMETER: Final = re.compile(r"{([a-zA-Z_][a-zA-Z0-9_]*)(?::([a-zA-Z_][a-zA-Z0-9_]*))?}")
 
@@ -70,3 +71,20 @@ def unknown_path(path: str, known: Iterable[str]) -> RouteError:
     guess = f"did you mean {meant[0]!r}? " if meant else ""
     there = f"there are {', '.join(map(repr, paths))}" if paths else "there is none"
     return RouteError(f"no connections are served on a path {path!r}: {guess}Paths as they are registered: {there}")
+
+
+class _Unmatched(BaseRoute):
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        try:
+            return super().matches(scope)
+        except ValueError:
+            # What fits the pattern of a parameter may be more than its type takes: a number of 5,000 digits.
+            return Match.NONE, {}
+
+
+class HttpRoute(_Unmatched, Route):
+    """A Starlette route that does not match where a path parameter cannot be converted."""
+
+
+class SocketRoute(_Unmatched, WebSocketRoute):
+    """A Starlette route for WebSocket connections that does not match where a path parameter cannot be converted."""

@@ -37,7 +37,7 @@ from uvicorn.server import ServerState
 from wsdeco import handshake
 from wsdeco.clock import Clock, Timer
 from wsdeco.consumer import NOBODY, Consumer
-from wsdeco.conversation import Conversation, scope_of, task_free_start
+from wsdeco.conversation import Conversation, PeerName, scope_of, task_free_start
 from wsdeco.deflate import negotiate
 from wsdeco.encoding import Encoded
 from wsdeco.frames import Framing, Message, encode_ping
@@ -245,23 +245,29 @@ class WebSocketProtocol(asyncio.Protocol):
             _logger.info("WebSocket handshake refused: %d %s", refusal.status, refusal.message)
             self._write_refusal(refusal.status, refusal.headers, refusal.message.encode())
             return
-        self._start_app(self.request)
+        self._start_app(self.request, self.transport.get_extra_info("peername"))
 
-    def start(self, request: handshake.Request, early: bytes) -> None:
-        """Begin with a handshake that has been parsed before; `early` are the bytes behind it."""
+    def start(self, request: handshake.Request, early: bytes, peer_name: PeerName) -> None:
+        """Begin with a handshake that has been parsed before.
+
+        Args:
+            request: The handshake.
+            early: The bytes behind it.
+            peer_name: What the transport has called the peer.
+        """
         self.request = request
-        self._start_app(request)
+        self._start_app(request, peer_name)
         if early:
             self.data_received(early)
 
-    def _start_app(self, request: handshake.Request) -> None:
+    def _start_app(self, request: handshake.Request, peer_name: PeerName) -> None:
         state = self._server_state
         limit = self.config.limit_concurrency
         if limit is not None and (len(state.connections) > limit or len(state.tasks) >= limit):
             _logger.warning("Exceeded concurrency limit.")
             self._write_refusal(HTTPStatus.SERVICE_UNAVAILABLE, (), b"The server is full.")
             return
-        scope = self.scope = scope_of(request, self.transport, self.config, self.app_state)
+        scope = self.scope = scope_of(request, self.transport, peer_name, self.config, self.app_state)
         start = self._turn.task_free_start
         if start is None:
             start = self._turn.task_free_start = task_free_start(self.config)

@@ -118,8 +118,7 @@ class Rooms:
             home = self._loop
             if self._open and home is not None and not home.is_closed():
                 return False
-            if self.backplane is None:
-                self.backplane = self._find_backplane()
+            self.find_backplane()
             self._loop = loop
             left_behind = self._forget_members()
         if self.backplane is not None:
@@ -127,6 +126,11 @@ class Rooms:
             for key in left_behind:
                 self.backplane.unsubscribe(key)
         return True
+
+    def find_backplane(self) -> None:
+        """Ask for a backplane, where there is none."""
+        if self.backplane is None:
+            self.backplane = self._find_backplane()
 
     def _forget_members(self) -> list[str]:
         # Of an event loop that was closed under them: they can end no more.

@@ -17,12 +17,12 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from wsdeco.asgi import refusal_done
 from wsdeco.hooks import described, raise_faults
-from wsdeco.paths import parameter_kinds
+from wsdeco.paths import HttpRoute, SocketRoute, parameter_kinds
 from wsdeco.reasons import CloseCode, HandlerError
 from wsdeco.rooms import Members
 from wsdeco.signatures import (
@@ -85,14 +85,14 @@ def endpoint_routes(
     called: str = name if name is not None else getattr(endpoint, "__name__", type(endpoint).__name__)
     routes: list[BaseRoute] = []
     if call.takes_requests:
-        routes.append(Route(path, call.respond, methods=methods, name=called))
+        routes.append(HttpRoute(path, call.respond, methods=methods, name=called))
     elif methods is not None:
         raise HandlerError(
             f"{call.name} takes no plain HTTP requests, so methods={methods!r} means nothing: "
             "leave it out, or write `upgrade: WebSocketUpgrade | None`"
         )
     if call.takes_upgrades:
-        routes.append(WebSocketRoute(path, _UpgradeEndpoint(call, called, context, room), name=called))
+        routes.append(SocketRoute(path, _UpgradeEndpoint(call, called, context, room), name=called))
     return routes
 
 

@@ -8,6 +8,7 @@ import difflib
 import inspect
 import logging
 import pickle
+import sys
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -25,7 +26,7 @@ from wsdeco.config import DEFAULT_CONFIG, ConnectionConfig
 from wsdeco.connections import Slots
 from wsdeco.listen import Listeners, check_address
 from wsdeco.loading import Reference, describe_failure, is_loading, reference_to
-from wsdeco.reasons import ServerError
+from wsdeco.reasons import BackplaneError, ServerError
 from wsdeco.serving import ANYIO_WORKER, Server, collect_garbage_rarely, end_on_signals, end_process, join_workers
 from wsdeco.supervisor import Link, Supervisor
 from wsdeco.totals import NoShare, Totals, has_locks, no_locks
@@ -119,6 +120,9 @@ def run_in_foreground(
         else:
             _run_in_foreground(app, host, port, options)
     except ServerError as exc:
+        if hasattr(sys, "ps1"):
+            # It would end the interpreter that somebody is typing into.
+            raise
         raise SystemExit(str(exc)) from None
 
 
@@ -436,6 +440,10 @@ def _check_options(options: dict[str, Any]) -> None:
 def _make_server(app: App, host: str, port: int, options: dict[str, Any]) -> Server:
     if not app.app.routes:
         raise ServerError("no handler is registered: decorate a class with @ws.handler('/ws') first")
+    try:
+        app.find_backplane()
+    except BackplaneError as exc:
+        raise ServerError(str(exc)) from exc
     defaults: dict[str, Any] = {"log_level": "warning", "ws_per_message_deflate": False}
     fixed: dict[str, Any] = {
         "http": _HTTP_PROTOCOL,

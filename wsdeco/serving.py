@@ -53,6 +53,12 @@ _POLLING: Final = 0.5
 _NOTICE: Final = 1.0
 """Seconds after which an end that a signal has begun says why the process is still there."""
 
+_REPEAT: Final = 0.3
+"""Seconds in which a second signal is the same as the first."""
+
+_ACCEPTED_AT_ONCE: Final = 64
+"""Connections that asyncio accepts without a turn for those it has."""
+
 _FLUSH: Final = 0.5
 """Seconds that buffered output gets when the process is ended by force."""
 
@@ -166,10 +172,15 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Run the start-up part of the lifespan, then accept connections."""
+        backlog = self.config.backlog
+        # As often as this asyncio goes on accepting, and reports each failure, when no descriptor is left.
+        self.config.backlog = min(backlog, _ACCEPTED_AT_ONCE)
         try:
             await super().startup(sockets)
         except SystemExit:
             raise ServerError("the lifespan of the app has failed, as the log says") from None
+        for listener in sockets or ():
+            listener.listen(backlog)
         self.on_start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -327,7 +338,10 @@ def _wait_for_end(server: Server, received: queue.SimpleQueue[bool], limit: floa
         while (signalled := _receive(received, max(0, over - time.monotonic()))) is True:
             pass
     else:
-        signalled = _receive(received, min(_NOTICE, limit))
+        # One Ctrl-C may come twice: from the terminal, and from a program around this one that passes it on.
+        repeated_until = time.monotonic() + _REPEAT
+        while (signalled := _receive(received, min(_NOTICE, limit))) is True and time.monotonic() < repeated_until:
+            pass
         if signalled is None:
             say(
                 f"waiting up to {limit:.0f} s for connections, hooks and requests; another Ctrl-C ends the process at "

@@ -27,7 +27,7 @@ from wsdeco.handler import Factory, hooks_of
 from wsdeco.hooks import HOOK_NAMES
 from wsdeco.lifecycle import Connection
 from wsdeco.origins import origin_allowed
-from wsdeco.paths import check_path
+from wsdeco.paths import SocketRoute, check_path
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, HandlerError, printable
 from wsdeco.rooms import Members
 
@@ -224,7 +224,7 @@ def websocket_route(
     checked = make_config(config, limits)
     check_path(path)
     endpoint = HandlerEndpoint(_route_factory(path, handler), checked, _name_of(handler), path, Context())
-    return WebSocketRoute(path, endpoint, name=endpoint.__name__.rpartition(".")[2])
+    return SocketRoute(path, endpoint, name=endpoint.__name__.rpartition(".")[2])
 
 
 def _open_channel(
