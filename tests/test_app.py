@@ -362,7 +362,7 @@ def test_a_class_instead_of_a_function() -> None:
     [
         ("max_conections", "did you mean 'max_connections'?"),
         ("idle_time", "did you mean 'idle_timeout'?"),
-        ("colour", "the limits are max_connections, max_connection_duration, idle_timeout, "),
+        ("colour", "the limits are max_connections, max_connections_total, max_connection_duration, "),
     ],
 )
 def test_an_unknown_keyword_and_the_one_that_may_be_meant(keyword: str, advice: str) -> None:
@@ -485,6 +485,28 @@ async def test_a_large_max_message_size_is_announced(caplog: pytest.LogCaptureFi
     (warning,) = warnings_of(caplog)
     assert warning.startswith("max_message_size on /b is above what servers take by default: ")
     assert warning.endswith("raise the server's own limit too (uvicorn: --ws-max-size)")
+
+
+async def test_a_limit_over_processes_is_announced_to_count_in_one(caplog: pytest.LogCaptureFixture) -> None:
+    app = App()
+    app.add("/a", Echo, max_connections_total=5)
+    app.add("/b", Echo, max_connections=5)
+    app.add("/c", Echo, max_connections_total=1)
+    for _ in range(2):
+        assert await reply(app, "/a") == "x"
+    announced = (
+        "max_connections_total on /a, /c counts the connections of this process only, since this server does not count "
+        "over several: `wsdeco run app.py --workers 4` does"
+    )
+    assert warnings_of(caplog) == [announced]
+
+
+async def test_a_limit_over_processes_is_not_announced_where_run_serves(caplog: pytest.LogCaptureFixture) -> None:
+    app = App()
+    app.add("/a", Echo, max_connections_total=5)
+    app.cap_message_size(20_000_000)
+    assert await reply(app, "/a") == "x"
+    assert warnings_of(caplog) == []
 
 
 async def test_a_large_max_message_size_is_not_announced_where_run_serves(caplog: pytest.LogCaptureFixture) -> None:

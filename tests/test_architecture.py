@@ -44,7 +44,8 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "handler": {"reasons", "signatures", "channel", "hooks"},
     "factory": {"reasons", "signatures", "paths", "channel", "hooks", "handler"},
     "lifecycle": {"reasons", "clock", "config", "channel", "direct", "hooks", "handler", "factory"},
-    "connections": {"lifecycle"},
+    "totals": {"reasons"},
+    "connections": {"lifecycle", "totals"},
     "upgrade": {
         *("reasons", "origins", "clock", "paths", "config", "channel", "asgi", "direct", "hooks", "handler", "factory"),
         *("lifecycle", "connections", "rooms"),
@@ -76,18 +77,22 @@ ALLOWED: Final[dict[str, set[str]]] = {
     },
     "listen": {"reasons"},
     "serving": {"reasons", "config", "app", "listen"},
-    "loading": {"reasons", "app"},
-    "supervisor": {"reasons", "loading", "serving"},
+    "orphans": set(),
+    "loading": {"reasons", "app", "orphans"},
+    "supervisor": {"reasons", "orphans", "serving"},
     "nats_server": {"reasons"},
     "cluster": {"app", "backplane", "backplanes", "nats_server", "rooms"},
-    "server": {"reasons", "config", "app", "listen", "loading", "serving", "supervisor", "cluster"},
+    "server": {
+        *("reasons", "config", "app", "listen", "loading", "serving", "supervisor", "cluster", "connections"),
+        "totals",
+    },
     "cli": {"loading", "__init__"},
     "__main__": {"cli"},
     "testing": {
         *("reasons", "clock", "config", "channel", "asgi", "handler", "factory", "lifecycle", "connections"),
         *("upgrade", "app", "backplane_testing"),
     },
-    "__init__": {"reasons", "config", "channel", "handler", "upgrade", "app", "rooms", "backplane"},
+    "__init__": {"reasons", "config", "channel", "handler", "upgrade", "app", "rooms", "backplane", "orphans"},
 }
 """What each module may import from wsdeco. Imports for type checkers only count like all others."""
 

@@ -284,21 +284,17 @@ def test_options_are_those_of_run(monkeypatch: pytest.MonkeyPatch) -> None:
 # That it serves.
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_it_serves_until_a_signal(workers: int, tmp_path: Path) -> None:
+def test_it_serves_until_a_signal(tmp_path: Path) -> None:
     write("app.py", APP + MAIN)
-    program = Program(tmp_path, "-m", "wsdeco", "run", "app.py", "--port", "0", "--workers", str(workers))
-    try:
+    with running(tmp_path) as program:
         url = program.url()
         program.expect("Press Ctrl-C to stop")
         with client(f"{url}/ws") as connection:
             connection.send("hello")
             assert receive(connection) == "echo: hello"
-        assert len(workers_of(program.process.pid)) == (0 if workers == 1 else workers)
+        assert workers_of(program.process.pid) == []
         program.send_signal(signal.SIGTERM)
         ended = program.end()
-    finally:
-        program.discard()
     assert (ended.code, ended.errors) == (0, "")
 
 
@@ -311,12 +307,13 @@ from wsdeco import supervisor
 supervisor._LONGEST_DELAY = 0.1
 if multiprocessing.parent_process() and Path("broken").exists():
     raise OSError("gone")
+{MAIN}
 """
 
 
 @contextmanager
-def two_workers(directory: Path) -> Generator[Program]:
-    program = Program(directory, "-m", "wsdeco", "run", "app.py", "--port", "0", "--workers", "2")
+def running(directory: Path, *options: str) -> Generator[Program]:
+    program = Program(directory, "-m", "wsdeco", "run", "app.py", "--port", "0", *options)
     try:
         yield program
     finally:
@@ -326,7 +323,7 @@ def two_workers(directory: Path) -> Generator[Program]:
 def test_what_no_worker_can_import_is_said_once(tmp_path: Path) -> None:
     write("app.py", IN_WORKERS)
     write("broken", "")
-    with two_workers(tmp_path) as program:
+    with running(tmp_path, "--workers", "2") as program:
         ended = program.end()
     assert ended.code == 1
     assert ended.output == ""
@@ -334,12 +331,18 @@ def test_what_no_worker_can_import_is_said_once(tmp_path: Path) -> None:
     assert ended.errors.splitlines()[-1] == "app cannot be imported: OSError: gone"
 
 
-def test_what_a_new_worker_cannot_import_is_said_once(tmp_path: Path) -> None:
+def test_workers_serve_until_a_signal_and_what_a_new_one_cannot_import_is_said_once(tmp_path: Path) -> None:
     write("app.py", IN_WORKERS)
-    with two_workers(tmp_path) as program:
-        program.expect("Press Ctrl-C to stop")
+    with running(tmp_path, "--workers", "2") as program:
+        url = program.url()
+        program.expect("2 worker processes. Press Ctrl-C to stop")
+        with client(f"{url}/ws") as connection:
+            connection.send("hello")
+            assert receive(connection) == "echo: hello"
+        workers = workers_of(program.process.pid)
+        assert len(workers) == 2
         write("broken", "")
-        workers_of(program.process.pid)[0].kill()
+        workers[0].kill()
         lines: list[str] = []
         while sum("could not start (exit status 1)" in line for line in lines) < 3:
             lines.append(program.read_error())

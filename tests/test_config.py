@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from wsdeco.config import DEFAULT_CONFIG, ConnectionConfig, Limits, Seconds, SlowConsumer, make_config
 
 FIELDS: Final = [field.name for field in dataclasses.fields(ConnectionConfig)]
-COUNTS: Final = ["max_connections", "max_message_size", "max_inbox", "max_outbox"]
+COUNTS: Final = ["max_connections", "max_connections_total", "max_message_size", "max_inbox", "max_outbox"]
 POSITIVE_SECONDS: Final = [
     "max_connection_duration",
     "idle_timeout",
@@ -34,6 +34,7 @@ SECONDS: Final = [*POSITIVE_SECONDS, "disconnect_grace"]
 LISTS: Final = [("allowed_origins", "https://example.com"), ("subprotocols", "chat.v1")]
 OPTIONAL: Final = [
     "max_connections",
+    "max_connections_total",
     "max_connection_duration",
     "idle_timeout",
     "send_timeout",
@@ -76,6 +77,7 @@ def test_defaults() -> None:
     assert ConnectionConfig() == DEFAULT_CONFIG
     assert dataclasses.asdict(DEFAULT_CONFIG) == {
         "max_connections": None,
+        "max_connections_total": None,
         "max_connection_duration": None,
         "idle_timeout": None,
         "connect_timeout": 10.0,

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import itertools
 import json
 import os
 import re
@@ -9,8 +10,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import AsyncGenerator, Generator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, Final
@@ -18,10 +19,14 @@ from typing import Any, Final
 import nats
 import psutil
 import pytest
+from websockets.asyncio.client import ClientConnection as AsyncClient
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection
 
 from tests.brokers import nats_server
 from tests.programs import PATIENCE, Ended, Program, client, close_code, echo_app, receive, wait_until, workers_of
+from tests.stacks import soon
 from wsdeco import ServerError
 from wsdeco.cluster import use_backplane
 
@@ -32,6 +37,9 @@ import os
 import sys
 import time
 from pathlib import Path
+
+if "BROKER" not in os.environ:
+    sys.modules["nats"] = None
 
 from wsdeco import App, serving, supervisor, ws
 
@@ -67,6 +75,37 @@ echo(ws)
 
 RUN: Final = "ws.run(port=0, workers=2)"
 
+SHARED: Final = """
+import multiprocessing.context
+
+from wsdeco import WebSocketUpgrade, handle_upgrade
+
+if Path("broken").exists():
+    sys.exit(3)
+
+class Counted:
+    async def on_connect(self, addr, sink):
+        await sink.send(str(os.getpid()))
+
+ws.add("/limited", Counted, max_connections_total=50)
+
+@ws.route("/upgraded")
+async def upgraded(upgrade: WebSocketUpgrade | None):
+    await handle_upgrade(upgrade, Counted(), max_connections_total=5)
+
+start = multiprocessing.context.SpawnProcess.start
+
+def start_if_there_is_room(process):
+    if Path("full").exists():
+        Path("full").unlink()
+        raise BlockingIOError(11, "no room")
+    start(process)
+
+multiprocessing.context.SpawnProcess.start = start_if_there_is_room
+ws.run(port=0, workers=4)
+"""
+"""Four workers with a broker, of which tests kill what they like: all is there again soon."""
+
 LEFT: Final = "left: closed by the server with 1012 (service restart)"
 
 
@@ -75,7 +114,12 @@ def running(directory: Path, source: str = RUN, **environment: str) -> Generator
     """Run `PREAMBLE`, then `source`, as a script."""
     script = directory / "program.py"
     script.write_text(PREAMBLE + dedent(source), "utf-8")
-    program = Program(directory, str(script), environment=environment)
+    with running_program(Program(directory, str(script), environment=environment)) as program:
+        yield program
+
+
+@contextmanager
+def running_program(program: Program) -> Generator[Program]:
     try:
         yield program
     finally:
@@ -84,6 +128,41 @@ def running(directory: Path, source: str = RUN, **environment: str) -> Generator
         program.discard()
         _, alive = psutil.wait_procs(left, PATIENCE)
         assert alive == []
+
+
+class Shared:
+    """The program that many tests use.
+
+    Attributes:
+        program: The program.
+        directory: Where it runs.
+        url: Where it serves.
+    """
+
+    def __init__(self, program: Program, directory: Path) -> None:
+        self.program = program
+        self.directory = directory
+        self.url = program.url()
+        program.expect("^4 worker processes. Press Ctrl-C to stop.$")
+
+    @property
+    def workers(self) -> set[int]:
+        return {each.pid for each in workers_of(self.program.process.pid)}
+
+    def expect_error(self, pattern: str) -> None:
+        """Read what it says until that comes: workers say for themselves that they have lost their broker."""
+        while re.fullmatch(pattern, line := self.program.read_error().rstrip("\n")) is None:
+            assert line
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    directory = tmp_path_factory.mktemp("shared")
+    with running(directory, SHARED, BROKER="yes") as program:
+        yield Shared(program, directory)
+        folder = Path(broker_of(program).cmdline()[-1]).parent
+        assert end(program).code == 0
+        assert not folder.exists()
 
 
 def family(program: Program) -> list[psutil.Process]:
@@ -137,97 +216,79 @@ def answers(connection: ClientConnection) -> bool:
 # They serve, and are replaced.
 
 
-def test_a_worker_that_is_killed_is_replaced_and_the_others_are_not_disturbed(tmp_path: Path) -> None:
-    with running(tmp_path, "ws.run(port=0, workers=4)") as program:
-        url = program.url()
-        program.expect("^4 worker processes. Press Ctrl-C to stop.$")
-        with one_client_each(url, 4) as clients:
-            workers = {each.pid for each in workers_of(program.process.pid)}
-            assert workers == set(clients)
-            victim = min(clients)
-            os.kill(victim, signal.SIGKILL)
-            assert close_code(clients.pop(victim)) is None
-            begun = time.monotonic()
-            wait_until(lambda: len({each.pid for each in workers_of(program.process.pid)} - {victim}) == 4)
-            assert time.monotonic() - begun < 5
-            (new,) = {each.pid for each in workers_of(program.process.pid)} - workers
-            with ExitStack() as stack:
-                clients[new] = stack.enter_context(client_of(url, new))
-                assert all(answers(connection) for connection in clients.values())
-                program.send_signal(signal.SIGTERM)
-                assert {close_code(connection) for connection in clients.values()} == {1012}
-        ended = program.end()
-    assert ended.code == 0
-    assert ended.output.count(LEFT) >= 4
-    assert ended.errors == f"worker process {victim} has ended (SIGKILL): another one starts now\n"
+def test_a_worker_that_is_killed_is_replaced_and_the_others_are_not_disturbed(shared: Shared) -> None:
+    with one_client_each(shared.url, 4) as clients:
+        workers = shared.workers
+        assert workers == set(clients)
+        victim = min(clients)
+        os.kill(victim, signal.SIGKILL)
+        assert close_code(clients.pop(victim)) is None
+        begun = time.monotonic()
+        wait_until(lambda: len(shared.workers - {victim}) == 4)
+        assert time.monotonic() - begun < 5
+        (new,) = shared.workers - workers
+        with client_of(shared.url, new) as connection:
+            assert all(answers(each) for each in (*clients.values(), connection))
+    shared.expect_error(rf"worker process {victim} has ended \(SIGKILL\): another one starts now")
+
+
+def test_a_worker_that_cannot_start_again_is_tried_less_and_less_often(shared: Shared) -> None:
+    broken = shared.directory / "broken"
+    with one_client_each(shared.url, 4) as clients:
+        broken.touch()
+        victim = min(clients)
+        # One that has no name.
+        os.kill(victim, 36)
+        close_code(clients.pop(victim))
+        shared.expect_error(rf"worker process {victim} has ended \(signal 36\): another one starts now")
+        for _ in range(2):
+            shared.expect_error(r"worker process \d+ could not start \(exit status 3\): another one starts in 0\.2 s")
+        broken.unlink()
+        assert all(answers(connection) for connection in clients.values())
+    with one_client_each(shared.url, 4) as clients:
+        assert victim not in clients
+
+
+def test_a_system_without_room_for_processes_is_tried_again(shared: Shared) -> None:
+    (shared.directory / "full").touch()
+    victim = min(shared.workers)
+    os.kill(victim, signal.SIGKILL)
+    shared.expect_error(rf"worker process {victim} has ended \(SIGKILL\): another one starts now")
+    shared.expect_error(r"a worker process cannot be started now: \[Errno 11\] no room")
+    with one_client_each(shared.url, 4) as clients:
+        assert victim not in clients
 
 
 @pytest.mark.parametrize(
-    "source",
+    ("source", "number"),
     [
         pytest.param(
-            f'import signal\ndel signal.pthread_sigmask\nif __name__ == "__main__":\n    {RUN}',
+            f"import signal\ndel signal.pthread_sigmask\nfrom wsdeco import server\nserver.has_locks = lambda: False\n"
+            f'if __name__ == "__main__":\n    {RUN}',
+            signal.SIGINT,
             id="guarded, as on Windows",
         ),
         pytest.param(
             "app = App()\necho(app)\ndef main():\n    app.run(port=0, workers=2, background=False)\nmain()",
+            signal.SIGTERM,
             id="another app, in a function",
         ),
     ],
 )
-def test_scripts_of_all_kinds_have_workers(source: str, tmp_path: Path) -> None:
+def test_scripts_of_all_kinds_have_workers_and_a_signal_for_everybody_is_one(
+    source: str, number: int, tmp_path: Path
+) -> None:
     with running(tmp_path, source) as program:
         with one_client_each(program.url(), 2) as clients:
             assert all(answers(connection) for connection in clients.values())
-            # As a terminal sends it, to all processes.
+            # As a terminal sends it to all processes, and service managers do.
             for pid in (*clients, program.process.pid):
-                os.kill(pid, signal.SIGINT)
+                os.kill(pid, number)
+            program.send_signal(number)
             assert {close_code(connection) for connection in clients.values()} == {1012}
         ended = program.end()
     assert (ended.code, ended.errors) == (0, "")
-
-
-def test_a_package_that_is_run_has_workers(tmp_path: Path) -> None:
-    package = tmp_path / "package"
-    package.mkdir()
-    (package / "__main__.py").write_text(PREAMBLE + RUN, "utf-8")
-    program = Program(tmp_path, "-m", "package")
-    try:
-        with client(f"{program.url()}/ws") as connection:
-            receive(connection)
-            assert answers(connection)
-        ended = end(program)
-    finally:
-        program.discard()
-    assert (ended.code, ended.errors) == (0, "")
-
-
-def test_a_worker_that_cannot_start_again_is_tried_less_and_less_often(tmp_path: Path) -> None:
-    source = """
-    if Path("broken").exists():
-        sys.exit(3)
-    ws.run(port=0, workers=2)
-    """
-    with running(tmp_path, source) as program:
-        url = program.url()
-        with one_client_each(url, 2) as clients:
-            (tmp_path / "broken").touch()
-            victim = min(clients)
-            # One that has no name.
-            os.kill(victim, 36)
-            close_code(clients.pop(victim))
-            lines = [program.read_error() for _ in range(3)]
-            (tmp_path / "broken").unlink()
-            assert all(answers(connection) for connection in clients.values())
-        with one_client_each(url, 2) as clients:
-            assert victim not in clients
-        ended = end(program)
-    assert ended.code == 0
-    assert [re.sub(r"\d+ (has|could)", r"\1", line) for line in lines] == [
-        "worker process has ended (signal 36): another one starts now\n",
-        "worker process could not start (exit status 3): another one starts in 0.2 s\n",
-        "worker process could not start (exit status 3): another one starts in 0.2 s\n",
-    ]
+    assert ended.output.count(LEFT) == 2
 
 
 # They cannot start.
@@ -353,47 +414,26 @@ def test_a_worker_that_ends_without_having_served_has_failed(tmp_path: Path) -> 
     assert (ended.code, ended.output) == (1, "")
 
 
-def test_a_system_without_room_for_processes_is_tried_again(tmp_path: Path) -> None:
-    source = """
-    import multiprocessing.context
-    start = multiprocessing.context.SpawnProcess.start
-    def fail_once(process):
-        if Path("full").exists():
-            Path("full").unlink()
-            raise BlockingIOError(11, "no room")
-        start(process)
-    multiprocessing.context.SpawnProcess.start = fail_once
-    ws.run(port=0, workers=2)
-    """
-    with running(tmp_path, source) as program:
-        url = program.url()
-        program.expect("Press Ctrl-C")
-        (tmp_path / "full").touch()
-        victim = workers_of(program.process.pid)[0]
-        victim.kill()
-        with one_client_each(url, 2) as clients:
-            assert victim.pid not in clients
-        ended = end(program)
-    assert ended.code == 0
-    assert ended.errors == (
-        f"worker process {victim.pid} has ended (SIGKILL): another one starts now\n"
-        "a worker process cannot be started now: [Errno 11] no room\n"
-    )
-
-
 # They end.
 
 
-def test_a_stuck_worker_is_ended_by_its_own_deadline(tmp_path: Path) -> None:
-    source = f"serving._MARGIN = supervisor._NOTICE = 0.1\n{RUN}"
-    with running(tmp_path, source) as program, client(f"{program.url()}/ws") as connection:
-        receive(connection)
-        connection.send("block")
+def test_a_stuck_worker_ends_itself_and_one_that_does_not_run_any_more_is_killed(tmp_path: Path) -> None:
+    source = f"serving._MARGIN = supervisor._NOTICE = 0.1\nsupervisor._MARGIN = 1\n{RUN}"
+    with running(tmp_path, source) as program, one_client_each(program.url(), 2) as clients:
+        stopped, stuck = clients
+        clients[stuck].send("block")
         program.expect("blocking")
-        program.send_signal(signal.SIGTERM)
-        ended = program.end()
+        os.kill(stopped, signal.SIGSTOP)
+        ended = end(program)
     assert ended.code == 1
-    assert re.search(r"the server has not ended within \S+ s, a hook blocks its event loop", ended.errors) is not None
+    dump, _, parent = ended.errors.rpartition("the server has not ended")
+    assert dump.startswith("waiting up to ")
+    assert "most recent call first" in dump
+    assert re.fullmatch(
+        r"within \S+ s, a hook blocks its event loop: the process ends\n"
+        rf"the worker processes {stopped} have not ended within \S+ s: they are killed\n",
+        parent.lstrip(),
+    )
 
 
 def test_a_second_signal_kills_the_workers(tmp_path: Path) -> None:
@@ -414,22 +454,22 @@ def test_a_second_signal_kills_the_workers(tmp_path: Path) -> None:
     assert ended.errors == "a second signal ends the process at once; not every on_disconnect has run\n"
 
 
-def test_a_worker_that_does_not_run_any_more_is_killed(tmp_path: Path) -> None:
-    source = f"serving._MARGIN = supervisor._MARGIN = 0.1\nsupervisor._NOTICE = 60\n{RUN}"
-    with running(tmp_path, source) as program:
-        program.expect("Press Ctrl-C")
-        stopped = workers_of(program.process.pid)[0]
-        stopped.suspend()
-        ended = end(program)
-    assert ended.code == 1
-    assert re.fullmatch(
-        rf"the worker processes {stopped.pid} have not ended within \S+ s: they are killed\n", ended.errors
-    )
-
-
 def test_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
-    with running(tmp_path) as program:
+    source = f"""
+if Path("hang").exists():
+    print("importing", flush=True)
+    time.sleep(600)
+{RUN}
+"""
+    with running(tmp_path, source, BROKER="yes") as program:
         with one_client_each(program.url(), 2) as clients:
+            program.expect("Press Ctrl-C")
+            (tmp_path / "hang").touch()
+            victim = min(clients)
+            os.kill(victim, signal.SIGKILL)
+            close_code(clients.pop(victim))
+            # What does not end to import does not read either that its parent is gone.
+            program.expect("importing")
             everybody = family(program)
             folder = Path(broker_of(program).cmdline()[-1]).parent
             assert folder.is_dir()
@@ -439,7 +479,7 @@ def test_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
         assert alive == []
         wait_until(lambda: not folder.exists())
         output, _ = program.process.communicate(timeout=PATIENCE)
-    assert output.count(LEFT) == 2
+    assert output.count(LEFT) == 1
 
 
 def test_a_worker_that_is_still_starting_does_not_delay_the_end(tmp_path: Path) -> None:
@@ -448,19 +488,6 @@ def test_a_worker_that_is_still_starting_does_not_delay_the_end(tmp_path: Path) 
         program.expect("importing")
         ended = end(program)
     assert (ended.code, ended.errors) == (0, "")
-
-
-def test_a_signal_for_everybody_is_one_signal(tmp_path: Path) -> None:
-    # As service managers send it.
-    with running(tmp_path) as program:
-        with one_client_each(program.url(), 2) as clients:
-            for pid in (*clients, program.process.pid):
-                os.kill(pid, signal.SIGTERM)
-            program.send_signal(signal.SIGTERM)
-            assert {close_code(connection) for connection in clients.values()} == {1012}
-        ended = program.end()
-    assert ended.code == 0
-    assert ended.output.count(LEFT) == 2
 
 
 # Their broker.
@@ -478,30 +505,25 @@ def check_broker(url: str) -> None:
     asyncio.run(talk())
 
 
-def test_workers_have_a_broker_of_their_own_which_is_started_again(tmp_path: Path) -> None:
-    with running(tmp_path) as program:
-        with client(f"{program.url()}/ws") as connection:
-            config = Path(broker_of(program).cmdline()[-1])
-            address = re.search(r"<Backplane nats://(127\.0\.0\.1:\d+) ", str(receive(connection)))
-            assert address is not None
-            token = json.loads(config.read_text("utf-8"))["authorization"]["token"]
-            url = f"nats://{token}@{address[1]}"
-            check_broker(url)
-            everybody = [program.process.pid, *(each.pid for each in family(program))]
-            assert token not in "".join(Path(f"/proc/{pid}/cmdline").read_text("utf-8") for pid in everybody)
-            assert (config.stat().st_mode & 0o777, config.parent.stat().st_mode & 0o777) == (0o600, 0o700)
-            old = broker_of(program)
-            old.kill()
-            psutil.wait_procs([old], PATIENCE)
-            # The workers say for themselves that they have lost it.
-            while "nats-server has ended (-9) and is started again" not in program.read_error():
-                pass
-            wait_until(lambda: can_connect(url))
-            check_broker(url)
-            assert answers(connection)
-        ended = end(program)
-    assert ended.code == 0
-    assert not config.parent.exists()
+def test_workers_have_a_broker_of_their_own_which_is_started_again(shared: Shared) -> None:
+    program = shared.program
+    with client(f"{shared.url}/ws") as connection:
+        config = Path(broker_of(program).cmdline()[-1])
+        address = re.search(r"<Backplane nats://(127\.0\.0\.1:\d+) ", str(receive(connection)))
+        assert address is not None
+        token = json.loads(config.read_text("utf-8"))["authorization"]["token"]
+        url = f"nats://{token}@{address[1]}"
+        check_broker(url)
+        everybody = [program.process.pid, *(each.pid for each in family(program))]
+        assert token not in "".join(Path(f"/proc/{pid}/cmdline").read_text("utf-8") for pid in everybody)
+        assert (config.stat().st_mode & 0o777, config.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+        old = broker_of(program)
+        old.kill()
+        psutil.wait_procs([old], PATIENCE)
+        shared.expect_error(r"nats-server has ended \(-9\) and is started again; .*")
+        wait_until(lambda: can_connect(url))
+        check_broker(url)
+        assert answers(connection)
 
 
 def can_connect(url: str) -> bool:
@@ -514,7 +536,7 @@ def can_connect(url: str) -> bool:
 
 
 def test_a_backplane_that_is_named_is_used(tmp_path: Path) -> None:
-    with nats_server() as broker, running(tmp_path, WSDECO_BACKPLANE=broker.url) as program:
+    with nats_server() as broker, running(tmp_path, BROKER="yes", WSDECO_BACKPLANE=broker.url) as program:
         with one_client_each(program.url(), 2) as clients:
             assert not any("nats" in each.name() for each in family(program))
             check_rooms(clients)
@@ -529,8 +551,11 @@ def test_without_a_broker_there_is_a_backplane_that_says_so() -> None:
     assert app.backplane.state == "closed"
 
 
-def test_without_a_broker_rooms_reach_one_worker_and_the_first_use_says_so(tmp_path: Path) -> None:
-    with running(tmp_path, f"sys.modules['nats'] = None\n{RUN}") as program:
+def test_a_package_that_is_run_has_workers_whose_rooms_are_their_own_without_a_broker(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__main__.py").write_text(PREAMBLE + RUN, "utf-8")
+    with running_program(Program(tmp_path, "-m", "package")) as program:
         with one_client_each(program.url(), 2) as clients:
             assert not any("nats" in each.name() for each in family(program))
             for connection in clients.values():
@@ -548,58 +573,115 @@ def test_without_a_broker_rooms_reach_one_worker_and_the_first_use_says_so(tmp_p
     )
 
 
+# Their limits.
+
+
+@asynccontextmanager
+async def storm(url: str, clients: int) -> AsyncGenerator[dict[int, list[AsyncClient]]]:
+    """Connect all at once; yield those that are let in, by the process that serves them."""
+
+    async def knock() -> AsyncClient | tuple[int, str]:
+        try:
+            return await connect(url, proxy=None, open_timeout=PATIENCE)
+        except InvalidStatus as refusal:
+            return refusal.response.status_code, refusal.response.headers["Retry-After"]
+
+    answers = await asyncio.gather(*(knock() for _ in range(clients)))
+    inside = [each for each in answers if isinstance(each, AsyncClient)]
+    assert {each for each in answers if not isinstance(each, AsyncClient)} <= {(503, "1")}
+    by_process: dict[int, list[AsyncClient]] = {}
+    try:
+        for connection in inside:
+            by_process.setdefault(int(await soon(connection.recv())), []).append(connection)
+        yield by_process
+    finally:
+        await asyncio.gather(*(each.close() for each in inside))
+
+
+async def let_in(url: str) -> AsyncClient:
+    while True:
+        with suppress(InvalidStatus):
+            return await connect(url, proxy=None, open_timeout=PATIENCE)
+
+
+def count(storms: dict[int, list[AsyncClient]]) -> int:
+    return sum(map(len, storms.values()))
+
+
+async def test_a_limit_over_all_workers_holds_and_what_a_killed_one_had_is_free(shared: Shared) -> None:
+    url = shared.url
+    assert "max_connections_total=50" in "".join(shared.program.lines)
+    async with storm(f"{url}/limited", 200) as inside:
+        assert count(inside) == 50
+        victim, killed = min(inside.items(), key=lambda item: len(item[1]))
+        os.kill(victim, signal.SIGKILL)
+        pattern = rf"worker process {victim} has ended \(SIGKILL\): another one starts now"
+        await asyncio.to_thread(shared.expect_error, pattern)
+        async with storm(f"{url}/limited", 100) as others:
+            assert count(others) == len(killed)
+            await next(iter(others.values()))[0].close()
+            async with (
+                asyncio.timeout(PATIENCE),
+                await let_in(f"{url}/limited"),
+                storm(f"{url}/limited", 20) as last,
+            ):
+                # Whichever worker has taken what was free, it was one.
+                assert count(last) == 0
+    async with storm(f"{url}/upgraded", 30) as inside:
+        assert count(inside) == 5
+
+
 # Their rooms.
 
 
+tokens: Final = itertools.count()
+
+
 def check_rooms(clients: dict[int, ClientConnection]) -> None:
-    """Let all join a room, and everybody tell something to everybody."""
-    for connection in clients.values():
+    """Let all join a room, and everybody tell something to everybody, which comes once."""
+    connections = list(clients.values())
+    token = f"[{next(tokens)}]"
+    for connection in connections:
         connection.send("join")
-        assert receive(connection) == "echo: join"
-    wait_for_subscriptions(list(clients.values()))
-    for number, sender in enumerate(clients.values()):
-        sender.send(f"tell {number}")
-        for connection in clients.values():
-            assert receive(connection) == f"told: {number}"
-
-
-def wait_for_subscriptions(connections: list[ClientConnection]) -> None:
-    """Wait until what each tells reaches everybody: a subscription is on its way to the broker for a moment."""
+        while receive(connection) != "echo: join":
+            pass
     deadline = time.monotonic() + PATIENCE
     for sender in connections:
-        others = [each for each in connections if each is not sender]
-        while others:
+        # A subscription is on its way to the broker for a moment.
+        deaf = connections
+        while deaf:
             assert time.monotonic() < deadline
-            sender.send("tell probe")
-            assert receive(sender) == "told: probe"
-            others = [each for each in others if not has_come(each)]
+            sender.send(f"tell {token} probe")
+            deaf = [each for each in deaf if not hears(each, f"told: {token} probe")]
+    count = 2 * len(connections)
+    for number in range(count):
+        connections[number % len(connections)].send(f"tell {token} {number}")
     for connection in connections:
-        with suppress(TimeoutError):
-            while True:
-                assert connection.recv(0.3) == "told: probe"
+        heard: list[int] = []
+        while len(heard) < count:
+            found = re.fullmatch(rf"told: {re.escape(token)} (\d+)", str(receive(connection)))
+            heard += [int(found[1])] if found else []
+        assert sorted(heard) == list(range(count))
 
 
-def has_come(connection: ClientConnection) -> bool:
+def hears(connection: ClientConnection, text: str) -> bool:
     try:
-        return connection.recv(0.1) == "told: probe"
+        while connection.recv(0.1) != text:
+            pass
     except TimeoutError:
         return False
+    return True
 
 
-def test_rooms_reach_all_workers_also_after_a_worker_or_the_broker_has_died(tmp_path: Path) -> None:
-    with running(tmp_path, "ws.run(port=0, workers=3)") as program:
-        url = program.url()
-        program.expect("Press Ctrl-C")
-        with one_client_each(url, 3) as clients:
-            check_rooms(clients)
-            victim = min(clients)
-            os.kill(victim, signal.SIGKILL)
-            close_code(clients.pop(victim))
-            check_rooms(clients)
-            broker_of(program).kill()
-            check_rooms(clients)
-        with one_client_each(url, 3) as clients:
-            assert victim not in clients
-            check_rooms(clients)
-        ended = end(program)
-    assert ended.code == 0
+def test_rooms_reach_all_workers_also_after_a_worker_or_the_broker_has_died(shared: Shared) -> None:
+    with one_client_each(shared.url, 4) as clients:
+        check_rooms(clients)
+        victim = min(clients)
+        os.kill(victim, signal.SIGKILL)
+        close_code(clients.pop(victim))
+        check_rooms(clients)
+        broker_of(shared.program).kill()
+        check_rooms(clients)
+    with one_client_each(shared.url, 4) as clients:
+        assert victim not in clients
+        check_rooms(clients)

@@ -5,6 +5,7 @@ from wsdeco.backplane import Backplane, BackplaneCounters, BackplaneState, Publi
 from wsdeco.channel import Address, Sink
 from wsdeco.config import ConnectionConfig
 from wsdeco.handler import WebSocketHandler
+from wsdeco.orphans import end_with_parent as _end_with_parent
 from wsdeco.reasons import (
     BackplaneError,
     Close,
@@ -54,3 +55,5 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+_end_with_parent()

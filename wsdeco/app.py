@@ -268,7 +268,7 @@ class App:
         built = build_factory(cls, path, factory)
         self._check_message_size(path, checked)
         name = cls.__qualname__.rpartition("<locals>.")[2]
-        endpoint = HandlerEndpoint(built, checked, name, self._context, self._rooms.of_route(path))
+        endpoint = HandlerEndpoint(built, checked, name, path, self._context, self._rooms.of_route(path))
         route = SocketRoute(path, endpoint, name=cls.__name__)
         self._register(_Registered(RouteInfo(path, "ws", endpoint.__name__, checked), cls, [route]))
 
@@ -465,8 +465,9 @@ class App:
 
         With `workers` above 1 as many processes share the port. Each imports the script anew, without what stands under
         `if __name__ == "__main__":`, so handlers belong to the top level of a module. One that dies is replaced; all
-        end together. Limits such as `max_connections` count per process. With `pip install 'wsdeco[cluster]'` and no
-        backplane of your own, rooms reach all of them through a private `nats-server`.
+        end together. `max_connections` counts per process, `max_connections_total` over all of them. With
+        `pip install 'wsdeco[cluster]'` and no backplane of your own, rooms reach all of them through a private
+        `nats-server`.
 
         Logging: uvicorn's from level "warning" on, since the addresses are printed; `log_level="info"` shows each
         request and connection as well. Compression (`ws_per_message_deflate=True`) is off: it takes about 34 KiB
@@ -542,6 +543,15 @@ class App:
                 "max_message_size on %s is above what servers take by default: raise the server's own limit too "
                 "(uvicorn: --ws-max-size)",
                 ", ".join(large),
+            )
+        shared = [
+            info.path for info in self.route_infos if info.config is not None and info.config.max_connections_total
+        ]
+        if shared and self._message_size_cap is None:
+            logger.warning(
+                "max_connections_total on %s counts the connections of this process only, since this server does not "
+                "count over several: `wsdeco run app.py --workers 4` does",
+                ", ".join(shared),
             )
 
     def _announce_idle(self) -> None:

@@ -27,6 +27,7 @@ class Limits(TypedDict, total=False):
     """The keywords of `App.handler`: the fields of `ConnectionConfig`, each optional."""
 
     max_connections: int | None
+    max_connections_total: int | None
     max_connection_duration: Seconds | None
     idle_timeout: Seconds | None
     connect_timeout: Seconds
@@ -51,6 +52,9 @@ class ConnectionConfig:
     Attributes:
         max_connections: Connections at a time on the route, counted per process and from before the upgrade;
             one more is refused with HTTP 503. `None` sets no limit.
+        max_connections_total: The same, counted over all processes that `App.run` or `wsdeco run` starts with
+            `workers`. Other servers do not start the processes so that they could count together: there it is counted
+            per process, and a warning says so.
         max_connection_duration: Life of a connection from its upgrade; then it is closed with 1001 and a hook
             that still runs is cancelled. `None` sets no limit.
         idle_timeout: Time without an incoming frame after which the connection is closed with 1001; it never
@@ -83,6 +87,7 @@ class ConnectionConfig:
     """
 
     max_connections: int | None
+    max_connections_total: int | None
     max_connection_duration: float | None
     idle_timeout: float | None
     connect_timeout: float
@@ -103,6 +108,7 @@ class ConnectionConfig:
         self,
         *,
         max_connections: int | None = None,
+        max_connections_total: int | None = None,
         max_connection_duration: Seconds | None = None,
         idle_timeout: Seconds | None = None,
         connect_timeout: Seconds = 10.0,
@@ -121,6 +127,7 @@ class ConnectionConfig:
     ) -> None:
         checked: dict[str, object] = {
             "max_connections": _optional(_count, "max_connections", max_connections),
+            "max_connections_total": _optional(_count, "max_connections_total", max_connections_total),
             "max_connection_duration": _optional(_positive, "max_connection_duration", max_connection_duration),
             "idle_timeout": _optional(_positive, "idle_timeout", idle_timeout),
             "connect_timeout": _positive("connect_timeout", connect_timeout),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from typing import ClassVar
 
 from wsdeco.lifecycle import Connection
+from wsdeco.totals import Share
 
 __all__ = ["Connections", "Slots"]
 
@@ -14,22 +16,31 @@ logger = logging.getLogger("wsdeco")
 
 
 class Slots:
-    """Counts the connections of a route against `max_connections`.
+    """Counts the connections of a route against `max_connections` and `max_connections_total`.
 
     Attributes:
-        limit: Connections at a time; `None` for no limit.
-        taken: Connections at present, handshakes in progress included.
+        share: Where those of all worker processes are counted; `None` where this process is the only one.
+        limit: Connections at a time in this process; `None` for no limit.
+        total: Connections at a time in all worker processes; `None` for no limit.
+        name: What the route is called in all of them.
+        taken: Connections of this process at present, handshakes in progress included.
     """
 
-    __slots__ = ("limit", "taken")
+    __slots__ = ("limit", "name", "taken", "total")
 
-    def __init__(self, limit: int | None) -> None:
+    share: ClassVar[Share | None] = None
+
+    def __init__(self, limit: int | None, total: int | None = None, name: str = "") -> None:
         self.limit = limit
+        self.total = total
+        self.name = name
         self.taken = 0
 
     def take(self) -> bool:
         """Take a slot; return whether one was free."""
         if self.limit is not None and self.taken >= self.limit:
+            return False
+        if self.total is not None and not self._take_of_total(self.total):
             return False
         self.taken += 1
         return True
@@ -37,6 +48,11 @@ class Slots:
     def give_back(self) -> None:
         """Give one slot back."""
         self.taken -= 1
+        if self.total is not None and self.share is not None:
+            self.share.give_back(self.name)
+
+    def _take_of_total(self, total: int) -> bool:
+        return self.taken < total if self.share is None else self.share.take(self.name, total)
 
 
 class Connections:

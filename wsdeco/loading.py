@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import multiprocessing
 import sys
 import traceback
 from collections.abc import Generator, Iterator
@@ -14,12 +13,10 @@ from types import ModuleType, TracebackType
 from typing import Any, Final
 
 from wsdeco.app import App, ws
+from wsdeco.orphans import is_worker
 from wsdeco.reasons import ServerError
 
-__all__ = ["WORKER_NAME", "Reference", "describe_failure", "find", "is_loading", "loading", "reference_to"]
-
-WORKER_NAME: Final = "wsdeco worker"
-"""How the names of worker processes begin: it is known before anything else of them is."""
+__all__ = ["Reference", "describe_failure", "find", "is_loading", "loading", "reference_to"]
 
 _IMPORTING: Final = (importlib.__file__, "<frozen importlib")
 """How the names of files begin in whose frames a module is being imported."""
@@ -65,7 +62,7 @@ def loading() -> Generator[None]:
 
 def is_loading() -> bool:
     """Return whether an app is being imported; a worker process begins with the import of the script it is made of."""
-    return _loads > 0 or (not _loaded and multiprocessing.current_process().name.startswith(WORKER_NAME))
+    return _loads > 0 or (not _loaded and is_worker())
 
 
 def find(target: str) -> tuple[App, Reference]:

@@ -10,8 +10,8 @@ import logging
 import pickle
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
@@ -23,11 +23,13 @@ from uvicorn.config import LOG_LEVELS
 from wsdeco.app import App, RouteInfo
 from wsdeco.cluster import choose_backplane, use_backplane
 from wsdeco.config import DEFAULT_CONFIG, ConnectionConfig
+from wsdeco.connections import Slots
 from wsdeco.listen import Listeners, check_address
 from wsdeco.loading import Reference, describe_failure, is_loading, reference_to
 from wsdeco.reasons import BackplaneError, ServerError
 from wsdeco.serving import ANYIO_WORKER, Server, collect_garbage_rarely, end_on_signals, end_process, join_workers
 from wsdeco.supervisor import Link, Supervisor
+from wsdeco.totals import NoShare, Totals, has_locks, no_locks
 
 __all__ = ["BackgroundServer", "check_options", "run", "run_in_foreground"]
 
@@ -282,6 +284,7 @@ def _run_workers(app: App, reference: Reference, host: str, port: int, workers: 
     with ExitStack() as stack:
         stack.callback(_release, server)
         server.listen()
+        totals = stack.enter_context(_totals(app, workers))
         backplane, brokers = choose_backplane(app)
         for broker in brokers:
             stack.callback(broker.stop)
@@ -289,9 +292,10 @@ def _run_workers(app: App, reference: Reference, host: str, port: int, workers: 
         supervisor = Supervisor(
             workers,
             _serve_as_worker,
-            (reference, host, options, paths, server.listeners, backplane),
+            (reference, host, options, paths, server.listeners, backplane, totals),
             time_to_end=server.time_to_end,
             beside=brokers,
+            on_death=lambda number: None if totals is None else totals.clear(number),
         )
         status = supervisor.run(
             on_ready=lambda: _print_banner(server, f"{workers} worker processes. Press Ctrl-C to stop."),
@@ -299,6 +303,18 @@ def _run_workers(app: App, reference: Reference, host: str, port: int, workers: 
         )
     if status:
         raise SystemExit(status)
+
+
+@contextmanager
+def _totals(app: App, workers: int) -> Generator[Totals | None]:
+    if not has_locks():
+        limited = [info.path for info in app.route_infos if info.config and info.config.max_connections_total]
+        if limited:
+            raise no_locks(", ".join(limited))
+        yield None
+        return
+    with closing(Totals.create(workers)) as totals:
+        yield totals
 
 
 def _serve_as_worker(
@@ -309,8 +325,10 @@ def _serve_as_worker(
     paths: list[str],
     listeners: Listeners,
     backplane: str | None,
+    totals: Totals | None,
 ) -> None:
     link.take_signals()
+    Slots.share = NoShare() if totals is None else totals.share(link.number)
     try:
         app = reference.load()
     except Exception as exc:
@@ -500,7 +518,7 @@ def _readable(name: str, value: object) -> str:
             return str(value)
         case float():
             return _in_units(value, _DURATIONS)
-        case int() if name != "max_connections":
+        case int() if not name.startswith("max_connections"):
             return _in_units(value, _SIZES)
         case tuple():
             return "|".join(cast("tuple[str, ...]", value))

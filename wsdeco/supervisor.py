@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any, Final, Protocol
 
-from wsdeco.loading import WORKER_NAME
+from wsdeco.orphans import WORKER_NAME, leave_to_link
 from wsdeco.reasons import ServerError
 from wsdeco.serving import ENDING_SIGNALS, say
 
@@ -55,14 +55,20 @@ class Supervised(Protocol):
 
 
 class Link:
-    """A worker's end of the pipe to its parent."""
+    """A worker's end of the pipe to its parent.
 
-    def __init__(self, connection: Connection) -> None:
+    Attributes:
+        number: Which of the workers it is, from 1 on; one that takes the place of another has its number.
+    """
+
+    def __init__(self, connection: Connection, number: int) -> None:
+        self.number = number
         self._connection = connection
 
     def watch(self, on_end: Callable[[], None]) -> None:
         """Call `on_end`, in a thread, as soon as the worker is to end or the parent has died."""
         threading.Thread(target=self._watch, args=(on_end,), name="wsdeco-link", daemon=True).start()
+        leave_to_link()
 
     def _watch(self, on_end: Callable[[], None]) -> None:
         # Nothing but the wish to end comes here, or the end of the parent.
@@ -112,7 +118,7 @@ class _Worker:
         self.limit: float | None = None
         context = multiprocessing.get_context("spawn")
         self.process = context.Process(
-            target=target, args=(Link(theirs), *arguments), name=f"{WORKER_NAME} {number}", daemon=False
+            target=target, args=(Link(theirs, number), *arguments), name=f"{WORKER_NAME} {number}", daemon=False
         )
         try:
             self.process.start()
@@ -172,6 +178,7 @@ class Supervisor:
         arguments: What goes with it, pickled.
         time_to_end: Seconds that the end of a worker may take, unless it says something else.
         beside: What runs beside them.
+        on_death: Called with the number of a worker that is no more, before another one takes its place.
     """
 
     def __init__(
@@ -182,11 +189,13 @@ class Supervisor:
         *,
         time_to_end: float,
         beside: Sequence[Supervised] = (),
+        on_death: Callable[[int], None] = lambda _number: None,
     ) -> None:
         self._target = target
         self._arguments = arguments
         self._time_to_end = time_to_end
         self._beside = beside
+        self._on_death = on_death
         self._slots = [_Slot(number) for number in range(1, count + 1)]
         self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._serves_one = False
@@ -288,6 +297,7 @@ class Supervisor:
         if worker is None:
             return
         pid, status = worker.process.pid, worker.close()
+        self._on_death(slot.number)
         now = time.monotonic()
         delay = slot.note_death(None if worker.ready_at is None else now - worker.ready_at, now)
         if worker.ready_at is None and status >= 0 and not self._serving:

@@ -42,8 +42,8 @@ __all__ = [
 
 logger = logging.getLogger("wsdeco")
 
-_slots: WeakKeyDictionary[Any, dict[int | None, Slots]] = WeakKeyDictionary()
-"""Slots of the endpoints that call `handle_socket` or `handle_upgrade`, by `max_connections`."""
+_slots: WeakKeyDictionary[Any, dict[tuple[int | None, int | None], Slots]] = WeakKeyDictionary()
+"""Slots of the endpoints that call `handle_socket` or `handle_upgrade`, by what limits their connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +64,17 @@ class HandlerEndpoint:
     """
 
     def __init__(
-        self, factory: Factory, config: ConnectionConfig, name: str, context: Context, room: Members | None = None
+        self,
+        factory: Factory,
+        config: ConnectionConfig,
+        name: str,
+        path: str,
+        context: Context,
+        room: Members | None = None,
     ) -> None:
         self.config = config
         self.room = room
-        self.slots = Slots(config.max_connections)
+        self.slots = Slots(config.max_connections, config.max_connections_total, f"{name} {path}")
         self.__name__ = name
         self._factory = factory
         self._context = context
@@ -144,7 +150,8 @@ async def handle_upgrade(
     Args:
         upgrade: What the endpoint received.
         handler: An instance, or a class that is built as `App.handler` builds it.
-        config: The limits. `max_connections` counts the connections of the endpoint that have the same limit.
+        config: The limits. `max_connections` and `max_connections_total` count the connections of the endpoint that
+            have the same limits.
         limits: Fields of `ConnectionConfig` by keyword, on top of `config`.
 
     Raises:
@@ -174,8 +181,8 @@ async def handle_socket(
     Args:
         websocket: The WebSocket of the endpoint, accepted or not.
         handler: An instance, or a class that is built as `App.handler` builds it.
-        config: The limits. `max_connections` counts the connections of the endpoint that have the same limit; over
-            it the handshake is refused, or an accepted WebSocket closed with 1013.
+        config: The limits. `max_connections` and `max_connections_total` count the connections of the endpoint that
+            have the same limits; over them the handshake is refused, or an accepted WebSocket closed with 1013.
         limits: Fields of `ConnectionConfig` by keyword, on top of `config`.
 
     Raises:
@@ -216,7 +223,7 @@ def websocket_route(
     """
     checked = make_config(config, limits)
     check_path(path)
-    endpoint = HandlerEndpoint(_route_factory(path, handler), checked, _name_of(handler), Context())
+    endpoint = HandlerEndpoint(_route_factory(path, handler), checked, _name_of(handler), path, Context())
     return SocketRoute(path, endpoint, name=endpoint.__name__.rpartition(".")[2])
 
 
@@ -320,8 +327,12 @@ def _slots_of(scope: Scope, config: ConnectionConfig, handler: object) -> Slots:
     endpoint: object = scope.get("endpoint")
     if endpoint is None:
         endpoint = handler if isinstance(handler, type) else type(handler)
-    limit = config.max_connections
-    return _slots.setdefault(endpoint, {}).setdefault(limit, Slots(limit))
+    limits = config.max_connections, config.max_connections_total
+    found = _slots.setdefault(endpoint, {})
+    if limits not in found:
+        place = f"{getattr(endpoint, '__module__', '')}.{_name_of(endpoint)}"
+        found[limits] = Slots(*limits, f"{place} {limits}")
+    return found[limits]
 
 
 def _name_of(handler: object) -> str:
