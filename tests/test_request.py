@@ -25,6 +25,7 @@ HEAD = (
 PARSED = parse_request(HEAD)
 APP = App()
 DB = object()
+CLIENT = Address("192.0.2.1", 50000)
 
 
 def scope(**more: Any) -> Scope:
@@ -32,7 +33,7 @@ def scope(**more: Any) -> Scope:
         PARSED,
         scheme="wss",
         server=("127.0.0.1", 8000),
-        client=("192.0.2.1", 50000),
+        client=CLIENT,
         root_path="/root",
         asgi={"version": "3.0", "spec_version": "2.4"},
         state={"db": DB},
@@ -42,7 +43,7 @@ def scope(**more: Any) -> Scope:
 
 
 def test_a_packed_request_says_what_it_said_before() -> None:
-    packed = PackedRequest(HTTPConnection(scope()), PARSED, {"db": DB})
+    packed = PackedRequest(HTTPConnection(scope()), PARSED, {"db": DB}, CLIENT)
     found = packed.unpack()
     assert found.scope == scope()
     assert found.headers.getlist("x") == ["1", "2\xff"]
@@ -54,18 +55,25 @@ def test_a_packed_request_says_what_it_said_before() -> None:
 
 def test_a_request_that_somebody_keeps_stays_the_same_object() -> None:
     request = HTTPConnection(scope())
-    packed = PackedRequest(request, PARSED, {"db": DB})
+    packed = PackedRequest(request, PARSED, {"db": DB}, CLIENT)
     assert packed.unpack() is request
 
 
 @pytest.mark.parametrize(
     "more",
-    [{"state": {"db": DB, "user": "ada"}}, {"user": "ada"}, {"headers": []}, {"subprotocols": []}],
-    ids=["state", "key", "headers", "subprotocols"],
+    [
+        {"state": {"db": DB, "user": "ada"}},
+        {"user": "ada"},
+        {"headers": []},
+        {"subprotocols": []},
+        {"client": ("192.0.2.2", 50000)},
+        {"asgi": {"version": "2.0"}},
+    ],
+    ids=["state", "key", "headers", "subprotocols", "client", "asgi"],
 )
 def test_what_somebody_has_put_into_the_scope_is_kept(more: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"somebody has put there"):
-        PackedRequest(HTTPConnection(scope(**more)), PARSED, {"db": DB})
+        PackedRequest(HTTPConnection(scope(**more)), PARSED, {"db": DB}, CLIENT)
 
 
 async def test_a_sink_says_the_same_before_and_after() -> None:

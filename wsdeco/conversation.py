@@ -22,6 +22,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final, Protocol, TypeAlias, cast
 
 from starlette.types import Receive, Send
@@ -117,6 +118,12 @@ def scope_of(
 def _server_of(transport: asyncio.Transport) -> tuple[str, int | None] | None:
     # uvicorn asks the socket, which uvloop has to make first.
     name: PeerName = transport.get_extra_info("sockname")
+    return _server_named(name if isinstance(name, str) or name is None else (name[0], name[1]))
+
+
+@lru_cache(maxsize=64)
+def _server_named(name: PeerName) -> tuple[str, int | None] | None:
+    # One object for all connections to it, not one for each.
     return (name, None) if isinstance(name, str) else _address(name)
 
 

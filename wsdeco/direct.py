@@ -231,7 +231,8 @@ class DirectChannel(Channel):
         """As for every channel; the app's middleware has been left behind with the end of the call that began it."""
         parsed, self._parsed = cast(Request, self._parsed), None
         with suppress(ValueError):
-            self._request = PackedRequest(self.request, parsed, self._connection.app_state)
+            client = self.addr if self.addr.host else None
+            self._request = PackedRequest(self.request, parsed, self._connection.app_state, client)
 
     async def accept(self, subprotocol: str | None = None, headers: HeaderItems = ()) -> None:
         """Accept the upgrade; does nothing where that has been done."""

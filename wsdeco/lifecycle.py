@@ -341,7 +341,6 @@ class Connection:
         self, hooks: Hooks, on_message: Callable[[Data], Any]
     ) -> None:
         channel = self._channel
-        takes = {str: hooks.takes_text, bytes: hooks.takes_binary}
         task = cast("asyncio.Task[None]", self._hooks_task)
         has_idle_timeout = self._config.idle_timeout is not None
         while True:
@@ -351,7 +350,7 @@ class Connection:
                     return
                 await channel.event()
                 continue
-            if not takes[type(data)]:
+            if not (hooks.takes_text if isinstance(data, str) else hooks.takes_binary):
                 channel.undelivered += 1
                 continue
             self._hook = "on_message"

@@ -138,7 +138,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._buffer: bytearray | None = bytearray()
         self.request: handshake.Request | None = None
         self._framing: Framing | None = None
-        self._outbox: list[bytes] = []
+        self._outbox: list[bytes] | None = None
         self._outbox_size = 0
         self._flush_pending = False
         self._transport_paused = False
@@ -206,7 +206,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._stop_timers()
         self.closed = True
         self._buffer = None
-        self._outbox.clear()
+        self._outbox = None
         self._outbox_size = 0
         self._wake_senders()
         self._tell_end(Unknown())
@@ -308,9 +308,8 @@ class WebSocketProtocol(asyncio.Protocol):
             if agreed is not None:
                 sent.append((b"Sec-WebSocket-Extensions", agreed[0].encode()))
                 deflate = agreed[1]
-        size = self.config.ws_max_size if max_message_size is None else max_message_size
         self._log_outcome("[accepted]")
-        self._framing = Framing(size, deflate=deflate)
+        self._framing = Framing(max_message_size or self.config.ws_max_size, deflate=deflate)
         self._framing.hold_pongs = self.write_paused
         self.send(handshake.accept_response(request.key, sent))
         interval, timeout = keepalive or (self.config.ws_ping_interval, self.config.ws_ping_timeout)
@@ -435,7 +434,7 @@ class WebSocketProtocol(asyncio.Protocol):
     def write_message(self, message: Message) -> None:
         """Write a message at once, behind what waits, where the peer reads."""
         framing = self._framing
-        if framing is None or self._outbox or self.write_paused:
+        if framing is None or self._outbox is not None or self.write_paused:
             self.send_message(message)
             self.flush()
         elif not self.transport.is_closing():
@@ -453,10 +452,9 @@ class WebSocketProtocol(asyncio.Protocol):
         """
         size = self._outbox_size + message.size
         # The transport's own buffer is looked at only where it could decide.
-        if self.write_paused or size + _HIGH_WATER > most_unsent:
-            size += self.transport.get_write_buffer_size()
-            if size > most_unsent:
-                return False
+        is_doubtful = self.write_paused or size + _HIGH_WATER > most_unsent
+        if is_doubtful and size + self.transport.get_write_buffer_size() > most_unsent:
+            return False
         self.send(cast(Framing, self._framing).encode_shared(message))
         return True
 
@@ -466,6 +464,8 @@ class WebSocketProtocol(asyncio.Protocol):
         Args:
             frame: A frame from `wsdeco.frames`, which may go to many connections.
         """
+        if self._outbox is None:
+            self._outbox = []
         self._outbox.append(frame)
         self._outbox_size += len(frame)
         if self._outbox_size > _MAX_OUTBOX_BYTES:
@@ -478,10 +478,10 @@ class WebSocketProtocol(asyncio.Protocol):
         """Write the outbox, unless the peer does not read."""
         self._flush_pending = False
         outbox = self._outbox
-        if not outbox or (self.write_paused and not even_if_paused):
+        if outbox is None or (self.write_paused and not even_if_paused):
             return
         data = outbox[0] if len(outbox) == 1 else b"".join(outbox)
-        outbox.clear()
+        self._outbox = None
         self._outbox_size = 0
         if not self.transport.is_closing():
             self.transport.write(data)
@@ -566,7 +566,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def abort(self) -> None:
         """Drop the connection, with all that has not been sent."""
-        self._outbox.clear()
+        self._outbox = None
         self._outbox_size = 0
         self._shut_output()
         self.transport.abort()

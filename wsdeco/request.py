@@ -7,7 +7,6 @@ once the connection is open, and what it says can be told again from the bytes t
 from __future__ import annotations
 
 import weakref
-from operator import itemgetter
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -18,14 +17,9 @@ from wsdeco.handshake import Request, parse_request
 
 __all__ = ["PackedRequest", "build_scope"]
 
-_OF_SERVER: Final = ("scheme", "server", "client", "root_path", "asgi")
-"""Keys of the scope whose values are not the peer's; those for proxies are, but the server decides."""
-
-_ROUTED: Final = ("app", "router", "endpoint")
-"""Keys that routing adds, besides the path parameters; their values are those of all connections of a route."""
-
-_of_server: Final = itemgetter(*_OF_SERVER)
-_routed: Final = itemgetter(*_ROUTED)
+_ASGI: Final = {"version": "3.0", "spec_version": "2.4"}
+_NUMBER_OF_KEYS: Final = 18
+"""Those of `build_scope`, and the four that routing adds."""
 
 
 def build_scope(
@@ -58,10 +52,6 @@ def build_scope(
     }
 
 
-_NUMBER_OF_KEYS: Final = 18
-"""Those of `build_scope`, and what routing adds."""
-
-
 class PackedRequest:
     """A request, packed.
 
@@ -69,25 +59,39 @@ class PackedRequest:
         request: The request.
         parsed: What its scope was built from.
         state: The state of the lifespan, which is the state of each request to begin with.
+        client: The peer's address as the scope has it.
 
     Raises:
         ValueError: The scope holds what could not be told again.
     """
 
-    __slots__ = ("_head", "_of_server", "_path_params", "_routed", "_seen", "_state")
+    __slots__ = (
+        *("_app", "_client", "_endpoint", "_head", "_path_params", "_root_path", "_router", "_scheme", "_seen"),
+        *("_server", "_state"),
+    )
 
-    def __init__(self, request: HTTPConnection, parsed: Request, state: dict[str, Any]) -> None:
+    def __init__(
+        self, request: HTTPConnection, parsed: Request, state: dict[str, Any], client: tuple[str, int] | None
+    ) -> None:
         scope = request.scope
         if not (
             len(scope) == _NUMBER_OF_KEYS
             and scope["headers"] is parsed.headers
             and scope["subprotocols"] is parsed.subprotocols
             and scope["state"] == state
+            and scope["client"] == client
+            and scope["asgi"] == _ASGI
         ):
             raise ValueError("the scope holds what somebody has put there")
         self._head = parsed.head
-        self._of_server: tuple[Any, ...] = _of_server(scope)
-        self._routed: tuple[Any, ...] = _routed(scope)
+        self._scheme: str = scope["scheme"]
+        self._server: tuple[str, int | None] | None = scope["server"]
+        # The same as that of the channel, and not another one that says as much.
+        self._client = client
+        self._root_path: str = scope["root_path"]
+        self._app: object = scope["app"]
+        self._router: object = scope["router"]
+        self._endpoint: object = scope["endpoint"]
         # An empty dictionary for each connection would be a waste.
         self._path_params: dict[str, Any] | None = scope["path_params"] or None
         self._state = state
@@ -99,7 +103,14 @@ class PackedRequest:
         return HTTPConnection(self._scope()) if request is None else request
 
     def _scope(self) -> Scope:
-        of_server = dict(zip(_OF_SERVER, self._of_server, strict=True))
-        routed = dict(zip(_ROUTED, self._routed, strict=True))
-        scope = build_scope(parse_request(self._head), **of_server, state=self._state)
+        scope = build_scope(
+            parse_request(self._head),
+            scheme=self._scheme,
+            server=self._server,
+            client=None if self._client is None else (self._client[0], self._client[1]),
+            root_path=self._root_path,
+            asgi=_ASGI.copy(),
+            state=self._state,
+        )
+        routed = {"app": self._app, "router": self._router, "endpoint": self._endpoint}
         return {**scope, **routed, "path_params": self._path_params or {}}
