@@ -14,8 +14,7 @@ from pathlib import Path
 
 from wsdeco import Address, Sink, ws
 
-NATS = sysconfig.get_path("scripts") + "/nats-server"
-
+NATS = Path(sysconfig.get_path("scripts")) / "nats-server"
 everybody = ws.room("everybody")
 
 
@@ -29,7 +28,7 @@ class Member:
 
 
 def main() -> None:
-    if not Path(NATS).exists():
+    if not NATS.exists():
         sys.exit("there is no nats-server here: pip install 'wsdeco[cluster]'")
     port = int(os.environ.get("PORT", "8000"))
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -39,18 +38,17 @@ def main() -> None:
     server = [sys.executable, "-m", "wsdeco", "run", __file__, "--workers", "2", "--port"]
     os.environ["WSDECO_BACKPLANE"] = f"nats://127.0.0.1:{broker_port}"
     # The broker is in a session of its own, where no Ctrl-C ends it before the servers.
-    broker = subprocess.Popen(nats, stderr=subprocess.DEVNULL, start_new_session=True)
-    servers = [subprocess.Popen([*server, str(each)]) for each in (port, port and port + 1)]
+    with subprocess.Popen(nats, stderr=subprocess.DEVNULL, start_new_session=True) as broker:
+        servers = [subprocess.Popen([*server, str(each)]) for each in (port, port and port + 1)]
 
-    def stop(number: int, frame: object) -> None:
-        for each in servers:
-            each.terminate()
+        def stop(number: int, frame: object) -> None:
+            for each in servers:
+                each.terminate()
 
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
-    status = max([each.wait() for each in servers])
-    broker.terminate()
-    broker.wait()
+        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGTERM, stop)
+        status = max([each.wait() for each in servers])
+        broker.terminate()
     sys.exit(status)
 
 

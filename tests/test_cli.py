@@ -217,6 +217,16 @@ def test_a_port_that_is_taken_is_refused_in_the_words_of_a_command_line() -> Non
             assert refusal("run", "app.py", "--port", str(port), "--workers", workers) == (1, expected)
 
 
+def test_what_uvicorn_refuses_is_not_laid_to_the_log_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("on purpose")
+
+    write("app.py")
+    monkeypatch.setattr("uvicorn.Config", fail)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        refusal("run", "app.py")
+
+
 def test_a_log_config_that_cannot_be_read_is_named() -> None:
     write("app.py")
     code, said = refusal("run", "app.py", "--log-config", "nope.json")

@@ -1600,7 +1600,11 @@ async def test_rule_8_accept_comes_once_and_first() -> None:
 @pytest.mark.parametrize(
     ("data", "error", "says"),
     [
-        (1, TypeError, "a message must be str or bytes, not int: use send_json(...)"),
+        (
+            1,
+            TypeError,
+            "a message must be str or bytes, not int: for anything else that JSON can carry write sink.send_json(...)",
+        ),
         (None, TypeError, "not NoneType"),
         ("\ud800", ValueError, "text cannot be sent, UTF-8 has no form for it"),
     ],

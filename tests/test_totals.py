@@ -188,7 +188,8 @@ def test_a_system_without_locks_refuses_to_count(monkeypatch: pytest.MonkeyPatch
     assert totals.has_locks()
     monkeypatch.setattr(server, "has_locks", lambda: False)
     app, _ = echo_app(max_connections_total=5)
-    monkeypatch.setattr(sys.modules["__main__"], "some_app", app, raising=False)
+    for name, value in (("some_app", app), ("__file__", __file__)):
+        monkeypatch.setattr(sys.modules["__main__"], name, value, raising=False)
     with pytest.raises(SystemExit, match=reason.format("/ws")):
         app.run(port=0, workers=2)
     with pytest.raises(ServerError, match=reason.format("name")):
