@@ -33,7 +33,7 @@ def main() -> None:
     port = int(os.environ.get("PORT", "8000"))
     with socket.create_server(("127.0.0.1", 0)) as free:
         broker_port = str(free.getsockname()[1])
-    nats = [NATS, "--addr", "127.0.0.1", "--port", broker_port]
+    nats = [str(NATS), "--addr", "127.0.0.1", "--port", broker_port]
     # On machines of their own, each would be started with this line, and the address of the broker.
     server = [sys.executable, "-m", "wsdeco", "run", __file__, "--workers", "2", "--port"]
     os.environ["WSDECO_BACKPLANE"] = f"nats://127.0.0.1:{broker_port}"
