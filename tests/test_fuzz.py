@@ -44,8 +44,8 @@ SMALL_LIMIT: Final = 1000
 """Bytes of a message that a fuzzed server takes: few, so that some are over the limit."""
 LONGEST_END: Final = 60.0
 """Seconds within which a connection is gone, whose peer has gone, or shut down its side."""
-WARM_UP: Final = 300
-"""Streams after which nothing new is imported, cached or compiled."""
+PLAYED_AGAIN: Final = 0.5
+"""The part of the streams that is played again, when nothing is imported, cached or compiled any more."""
 BLOCKS_PER_STREAM: Final = 0.2
 """Memory blocks that a stream may leave on average: one that left a single object would leave more."""
 
@@ -324,15 +324,16 @@ def kept_objects() -> dict[str, int]:
 async def run_streams(channel: str, number: int, *, compression: bool) -> None:
     server = Server(echo_config(channel, max_message_size=SMALL_LIMIT, compression=compression))
     before = kept_objects()
-    for each in range(WARM_UP):
+    for each in range(number):
         await play(server, make_stream(each))
     gc.collect()
     blocks = sys.getallocatedblocks()
-    for each in range(WARM_UP, number):
+    again = int(PLAYED_AGAIN * number)
+    for each in range(again):
         await play(server, make_stream(each))
     server.assert_at_rest()
     assert kept_objects() == before
-    assert sys.getallocatedblocks() - blocks < BLOCKS_PER_STREAM * number
+    assert sys.getallocatedblocks() - blocks < BLOCKS_PER_STREAM * again
 
 
 KINDS: Final = pytest.mark.parametrize(

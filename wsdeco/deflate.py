@@ -95,12 +95,20 @@ class Deflate(Extension):
             self._inflating = frame.rsv1
         if not self._inflating:
             return frame
-        payload = self._inflate(frame.data, max_size or 0, ends=frame.fin)
-        if frame.fin and not self._client_context:
-            self._inflater = None
-        return Frame(frame.opcode, payload, frame.fin)
+        return Frame(frame.opcode, self.inflate(frame.data, max_size or 0, ends=frame.fin), frame.fin)
 
-    def _inflate(self, payload: bytes | bytearray | memoryview, limit: int, *, ends: bool) -> bytes:
+    def inflate(self, payload: bytes | bytearray | memoryview, limit: int, *, ends: bool) -> bytes:
+        """Inflate the payload of a frame of a compressed message.
+
+        Args:
+            payload: The payload, unmasked.
+            limit: Most bytes it may inflate to.
+            ends: The message ends with this frame.
+
+        Raises:
+            PayloadTooBig: It inflates to more than `limit`.
+            ProtocolError: It is not a deflate stream.
+        """
         output = bytearray()
         final_blocks = 0
         for data in _pieces(payload, ends=ends):
@@ -121,6 +129,8 @@ class Deflate(Extension):
                         raise ProtocolError("too many final blocks in one compressed frame")
                     data = inflater.unused_data  # noqa: PLW2901
                     self._inflater = None
+        if ends and not self._client_context:
+            self._inflater = None
         return bytes(output)
 
     def encode(self, frame: Frame) -> Frame:
