@@ -50,66 +50,68 @@ ALLOWED: Final[dict[str, set[str]]] = {
         *("reasons", "origins", "clock", "paths", "config", "channel", "asgi", "direct", "hooks", "handler", "factory"),
         *("lifecycle", "connections", "rooms"),
     },
-    "backplane": set(),
-    "backplane_testing": {"backplane"},
-    "envelope": set(),
-    "broker": {"reasons", "clock", "backplane", "envelope"},
-    "nats_link": {"broker"},
-    "redis_link": {"broker"},
-    "backplanes": {"reasons", "backplane", "broker"},
-    "rooms": {"reasons", "channel", "encoding", "backplane"},
+    "backplanes/__init__": set(),
+    "backplanes/interface": set(),
+    "backplanes/checks": {"backplanes/interface"},
+    "backplanes/envelope": set(),
+    "backplanes/broker": {"reasons", "clock", "backplanes/interface", "backplanes/envelope"},
+    "backplanes/nats": {"backplanes/broker"},
+    "backplanes/redis": {"backplanes/broker"},
+    "backplanes/urls": {"reasons", "backplanes/interface", "backplanes/broker"},
+    "rooms": {"reasons", "channel", "encoding", "backplanes/interface"},
     "routes": {"reasons", "signatures", "hooks", "paths", "asgi", "upgrade", "rooms"},
     "app": {
-        *(
-            "reasons",
-            "clock",
-            "signatures",
-            "paths",
-            "config",
-            "channel",
-            "asgi",
-            "direct",
-            "handler",
-            "factory",
-            "lifecycle",
-        ),
-        *("connections", "upgrade", "routes", "rooms", "backplane"),
+        *("reasons", "clock", "signatures", "paths", "config", "channel", "asgi", "direct", "handler", "factory"),
+        *("lifecycle", "connections", "upgrade", "routes", "rooms", "backplanes/interface"),
     },
-    "listen": {"reasons"},
-    "serving": {"reasons", "config", "app", "listen"},
-    "orphans": set(),
-    "loading": {"reasons", "app", "orphans"},
-    "supervisor": {"reasons", "orphans", "serving"},
-    "nats_server": {"reasons"},
-    "cluster": {"app", "backplane", "backplanes", "nats_server", "rooms"},
-    "server": {
-        *("reasons", "config", "app", "listen", "loading", "serving", "supervisor", "cluster", "connections"),
-        "totals",
+    "server/__init__": set(),
+    "server/listen": {"reasons"},
+    "server/serving": {"reasons", "config", "app", "server/listen"},
+    "server/options": {"reasons", "app", "server/listen", "server/serving"},
+    "server/banner": {"config", "app", "server/serving"},
+    "server/foreground": {"server/serving"},
+    "server/background": {"reasons", "app", "server/banner", "server/options", "server/serving"},
+    "server/orphans": set(),
+    "server/loading": {"reasons", "app", "server/orphans"},
+    "server/supervisor": {"reasons", "server/orphans", "server/foreground"},
+    "server/nats_server": {"reasons"},
+    "server/cluster": {"app", "rooms", "backplanes/interface", "backplanes/urls", "server/nats_server"},
+    "server/workers": {
+        *("reasons", "app", "connections", "totals", "server/banner", "server/cluster", "server/foreground"),
+        *("server/listen", "server/loading", "server/options", "server/supervisor"),
     },
-    "cli": {"loading", "__init__"},
+    "server/launch": {
+        *("reasons", "app", "server/background", "server/banner", "server/foreground", "server/loading"),
+        *("server/options", "server/serving", "server/workers"),
+    },
+    "cli": {"server/loading", "__init__"},
     "__main__": {"cli"},
     "testing": {
         *("reasons", "clock", "config", "channel", "asgi", "handler", "factory", "lifecycle", "connections"),
-        *("upgrade", "app", "backplane_testing"),
+        *("upgrade", "app", "backplanes/checks"),
     },
-    "__init__": {"reasons", "config", "channel", "handler", "upgrade", "app", "rooms", "backplane", "orphans"},
+    "__init__": {
+        *("reasons", "config", "channel", "handler", "upgrade", "app", "rooms", "backplanes/interface"),
+        "server/orphans",
+    },
 }
 """What each module may import from wsdeco. Imports for type checkers only count like all others."""
 
 LAZILY: Final[dict[tuple[str, str], str]] = {
-    ("app", "server"): "App.run",
-    ("cli", "server"): "_run",
-    ("app", "backplanes"): "_open_backplane",
-    ("backplanes", "nats_link"): "_nats",
-    ("backplanes", "redis_link"): "_redis",
+    ("app", "server/launch"): "App.run",
+    ("app", "backplanes/urls"): "_open_backplane",
+    ("backplanes/urls", "backplanes/nats"): "_nats",
+    ("backplanes/urls", "backplanes/redis"): "_redis",
+    ("cli", "server/launch"): "_run",
+    ("cli", "server/options"): "_run",
 }
 """Imports that wait for a call: (importer, imported), and the one function they may stand in.
 
 The type of what the function returns may be imported for type checkers besides.
 """
 
-NO_EXPORTS: Final = frozenset({"__main__"})
-"""Modules that are run and not imported, so they have no `__all__`."""
+NO_EXPORTS: Final = frozenset({"__main__", "backplanes/__init__", "server/__init__"})
+"""Modules without an `__all__`: one is run and not imported, the others say what is in their folder."""
 
 
 @dataclass(frozen=True)
@@ -126,29 +128,32 @@ class Import:
         return f"wsdeco/{self.importer}.py:{self.line} imports wsdeco.{self.imported}{where}"
 
 
-@cache
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text("utf-8"), str(path))
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Return the modules of the package by their name below it."""
     return {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def top_level(dotted: str) -> str:
-    """Return the module of wsdeco that a dotted name belongs to: `__init__` for the package itself."""
-    return dotted.partition(".")[2].partition(".")[0] or "__init__"
+def module_of(dotted: str) -> str:
+    """Return the module of wsdeco that a dotted name is, or is in."""
+    path = dotted.removeprefix("wsdeco").removeprefix(".").replace(".", "/")
+    found = modules()
+    return next(name for name in (path, f"{path}/__init__".removeprefix("/"), path.rpartition("/")[0]) if name in found)
 
 
 def imported_modules(node: ast.Import | ast.ImportFrom) -> list[str]:
     """Return which modules of wsdeco a statement imports; relative imports are refused by the linter."""
     if isinstance(node, ast.Import):
-        return [top_level(alias.name) for alias in node.names if alias.name.partition(".")[0] == "wsdeco"]
+        return [module_of(alias.name) for alias in node.names if alias.name.partition(".")[0] == "wsdeco"]
     source = node.module or ""
-    if source == "wsdeco":
-        return [alias.name if alias.name in modules() else "__init__" for alias in node.names]
-    return [top_level(source)] if source.startswith("wsdeco.") else []
+    if source.partition(".")[0] != "wsdeco":
+        return []
+    names = [f"{source}.{alias.name}".removeprefix("wsdeco.").replace(".", "/") for alias in node.names]
+    return [name if name in modules() else module_of(source) for name in names]
 
 
 def is_type_checking(node: ast.AST) -> bool:

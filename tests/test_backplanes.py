@@ -20,9 +20,9 @@ from tests.brokers import BrokerProcess, nats_server, redis_server
 from tests.stacks import MEMORY, Server, soon, until
 from tests.wire import Logged
 from wsdeco import Address, App, Backplane, BackplaneError, Room, Sink, ws
-from wsdeco.backplanes import open_backplane
-from wsdeco.broker import BrokerBackplane, Supervision
-from wsdeco.envelope import subject_of
+from wsdeco.backplanes.broker import BrokerBackplane, Supervision
+from wsdeco.backplanes.envelope import subject_of
+from wsdeco.backplanes.urls import open_backplane
 from wsdeco.testing import MemoryBroker, check_backplane
 
 QUICK: Final = Supervision(first_delay=0.01, max_delay=0.05, connect_timeout=2, answer_timeout=2)
@@ -151,7 +151,7 @@ def test_a_backplane_is_called_by_its_url_without_secrets(url: str, name: str) -
 def test_a_missing_extra_says_what_to_install(scheme: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == scheme]:
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, f"wsdeco.{scheme}_link", raising=False)
+    monkeypatch.delitem(sys.modules, f"wsdeco.backplanes.{scheme}", raising=False)
     with pytest.raises(BackplaneError, match=rf"needs {library}.*: pip install 'wsdeco\[{scheme}\]'"):
         App(backplane=f"{scheme}://host:1")
 
@@ -449,7 +449,7 @@ async def test_what_a_slow_process_of_nats_drops_does_not_end_the_connection(nat
             await super().connect(*args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wsdeco.nats_link.Client", Watched)
+        patch.setattr("wsdeco.backplanes.nats.Client", Watched)
         async with parties(nats.url) as (party,):
             await party.connected()
             subscription: Any = None

@@ -12,8 +12,8 @@ import pytest
 from tests.stacks import soon, until
 from tests.wire import Logged
 from wsdeco import BackplaneCounters
-from wsdeco.broker import BrokerBackplane, BrokerRefusal, Done, Link, Message, Receive, Supervision
-from wsdeco.envelope import ENVELOPE_BYTES, open_envelope, seal, subject_of
+from wsdeco.backplanes.broker import BrokerBackplane, BrokerRefusal, Done, Link, Message, Receive, Supervision
+from wsdeco.backplanes.envelope import ENVELOPE_BYTES, open_envelope, seal, subject_of
 from wsdeco.testing import ManualClock
 
 LOBBY = "room:lobby"
@@ -367,19 +367,19 @@ async def test_a_message_may_be_larger_than_the_queue() -> None:
 
 
 async def test_batches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsdeco.broker._MAX_BATCH_MESSAGES", 3)
+    monkeypatch.setattr("wsdeco.backplanes.broker._MAX_BATCH_MESSAGES", 3)
     async with started() as party:
         party.publish(*"abcdefgh")
         await party.settle()
         assert party.link.batches == [3, 3, 2]
-        monkeypatch.setattr("wsdeco.broker._MAX_BATCH_BYTES", 700)
+        monkeypatch.setattr("wsdeco.backplanes.broker._MAX_BATCH_BYTES", 700)
         party.publish(*[b"x" * 500] * 3)
         await party.settle()
         assert party.link.batches[3:] == [2, 1]
 
 
 async def test_a_batch_may_leave_too_much_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsdeco.broker._MAX_BATCH_MESSAGES", 3)
+    monkeypatch.setattr("wsdeco.backplanes.broker._MAX_BATCH_MESSAGES", 3)
     async with started(high_water=300) as party:
         await party.settle()
         party.link.answers.clear()
@@ -472,8 +472,8 @@ async def test_gaps_are_counted() -> None:
 
 
 async def test_what_is_remembered_of_rooms_and_publishers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsdeco.broker._KNOWN_PUBLISHERS", 2)
-    monkeypatch.setattr("wsdeco.broker._NUMBERED_ROOMS", 2)
+    monkeypatch.setattr("wsdeco.backplanes.broker._KNOWN_PUBLISHERS", 2)
+    monkeypatch.setattr("wsdeco.backplanes.broker._NUMBERED_ROOMS", 2)
     async with started() as party:
         party.backplane.subscribe(LOBBY)
         await party.settle()

@@ -13,8 +13,9 @@ import pytest
 
 import wsdeco
 from tests.programs import Program, client, receive, taken_port, workers_of
-from wsdeco import App, cli, loading, server
-from wsdeco.loading import Reference
+from wsdeco import App, cli
+from wsdeco.server import launch, loading
+from wsdeco.server.loading import Reference
 
 APP: Final = """
 from wsdeco import App
@@ -36,9 +37,9 @@ def main():
 main()
 app.run()
 
-from wsdeco import serving, supervisor
+from wsdeco.server import foreground, supervisor
 
-serving._NOTICE = supervisor._NOTICE = 60
+foreground._NOTICE = supervisor._NOTICE = 60
 """
 """Serves nothing while its module is imported, and says nothing on a machine that is busy."""
 
@@ -260,7 +261,7 @@ def test_options_are_those_of_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(app: App, reference: Reference, host: str, port: int, **options: Any) -> None:
         calls.append({"reference": reference, "host": host, "port": port} | options)
 
-    monkeypatch.setattr(server, "run_in_foreground", run)
+    monkeypatch.setattr(launch, "run_in_foreground", run)
     assert refusal("run", "app.py") == (0, "")
     words = (
         "--host ::1 --port 80 --workers 4 --backlog 9 --root-path /live --forwarded-allow-ips * --ssl-certfile c "
@@ -312,7 +313,7 @@ IN_WORKERS: Final = f"""{APP}
 import multiprocessing
 from pathlib import Path
 
-from wsdeco import supervisor
+from wsdeco.server import supervisor
 
 supervisor._LONGEST_DELAY = 0.1
 if multiprocessing.parent_process() and Path("broken").exists():

@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 from tests.programs import wait_until
-from wsdeco import ServerError, nats_server
-from wsdeco.nats_server import NatsServer, find_program
+from wsdeco import ServerError
+from wsdeco.server import nats_server
+from wsdeco.server.nats_server import NatsServer, find_program
 
 LISTENS: Final = """
 folder=$(dirname "$2")

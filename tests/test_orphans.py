@@ -8,8 +8,8 @@ from multiprocessing import current_process
 import pytest
 
 from tests.programs import wait_until
-from wsdeco import orphans
-from wsdeco.orphans import WORKER_NAME, end_with_parent, is_worker, leave_to_link
+from wsdeco.server import orphans
+from wsdeco.server.orphans import WORKER_NAME, end_with_parent, is_worker, leave_to_link
 
 
 @pytest.fixture(autouse=True)

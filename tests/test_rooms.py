@@ -38,7 +38,7 @@ from wsdeco import (
     handle_upgrade,
     websocket_route,
 )
-from wsdeco.backplane import BackplaneState
+from wsdeco.backplanes.interface import BackplaneState
 from wsdeco.channel import Channel, HeaderItems, channel_of
 from wsdeco.config import DEFAULT_CONFIG
 from wsdeco.rooms import Rooms

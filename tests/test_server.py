@@ -31,8 +31,9 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.programs import PATIENCE, RESTART, Program, client, close_code, echo_app, receive, taken_port, wait_until
 from tests.raw import handshake, text
-from wsdeco import App, DisconnectReason, ServerError, listen, serving
-from wsdeco.server import BackgroundServer
+from wsdeco import App, DisconnectReason, ServerError
+from wsdeco.server import foreground, listen
+from wsdeco.server.background import BackgroundServer
 
 SHORT: Final = 0.05
 """Seconds of a deadline that a test has to see pass in real time."""
@@ -972,7 +973,7 @@ def test_a_blocked_event_loop_ends_the_process_at_last(
     screen: Screen, forced_exit: Exit, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("_LEFTOVERS", "_MARGIN", "_POLLING"):
-        monkeypatch.setattr(f"wsdeco.serving.{name}", SHORT)
+        monkeypatch.setattr(f"wsdeco.server.serving.{name}", SHORT)
     block = Block(over=forced_exit.called)
 
     def talk() -> None:
@@ -995,7 +996,7 @@ def test_a_blocked_event_loop_ends_the_process_at_last(
 def test_a_second_signal_ends_the_process_at_once(
     screen: Screen, forced_exit: Exit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsdeco.serving._NOTICE", SHORT)
+    monkeypatch.setattr("wsdeco.server.foreground._NOTICE", SHORT)
     block = Block(over=forced_exit.called)
 
     def talk() -> None:
@@ -1016,7 +1017,7 @@ def test_a_second_signal_ends_the_process_at_once(
 
 
 def test_output_that_nobody_reads_does_not_keep_the_process(forced_exit: Exit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsdeco.serving._FLUSH", SHORT)
+    monkeypatch.setattr("wsdeco.server.foreground._FLUSH", SHORT)
     read = threading.Event()
 
     class Full(io.StringIO):
@@ -1024,7 +1025,7 @@ def test_output_that_nobody_reads_does_not_keep_the_process(forced_exit: Exit, m
             read.wait(PATIENCE)
 
     monkeypatch.setattr(sys, "stdout", Full())
-    serving.end_process("the end", 7)
+    foreground.end_process("the end", 7)
     read.set()
     assert forced_exit.status == 7
 
@@ -1032,7 +1033,7 @@ def test_output_that_nobody_reads_does_not_keep_the_process(forced_exit: Exit, m
 def test_threads_that_never_end_do_not_keep_the_process(
     screen: Screen, forced_exit: Exit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsdeco.serving._LEFTOVERS", SHORT)
+    monkeypatch.setattr("wsdeco.server.serving._LEFTOVERS", SHORT)
     app = App()
     events: list[str] = []
 
@@ -1063,7 +1064,7 @@ def test_the_garbage_collector_runs_less_often(chosen: int, kept: bool) -> None:
     before = gc.get_threshold()
     try:
         gc.set_threshold(chosen, 5, 5)
-        with serving.collect_garbage_rarely():
+        with foreground.collect_garbage_rarely():
             youngest, *older = gc.get_threshold()
             assert youngest == (chosen if kept else 20_000)
             assert older == [5, 5]
@@ -1078,12 +1079,13 @@ PREAMBLE: Final = """
 import asyncio
 import time
 
-from wsdeco import lifecycle, serving, ws
+from wsdeco import lifecycle, ws
+from wsdeco.server import foreground, serving
 
 lifecycle._CANCEL_AGAIN = serving._LEFTOVERS = 0.1
 # Only where the event loop is blocked has this time to pass.
 serving._MARGIN = 30
-serving._NOTICE = 60
+foreground._NOTICE = 60
 
 @ws.lifespan
 async def lifespan(app):
@@ -1205,7 +1207,7 @@ def test_a_hook_that_blocks_the_event_loop_does_not_keep_the_program(tmp_path: P
 
 
 def test_a_second_signal_ends_the_program_at_once(tmp_path: Path) -> None:
-    program = program_of(tmp_path, "serving._NOTICE = 0.1; ws.run(port=0)")
+    program = program_of(tmp_path, "foreground._NOTICE = 0.1; ws.run(port=0)")
     with client(f"{program.url()}/ws") as connection:
         connection.send("block")
         program.expect("blocking")

@@ -12,8 +12,9 @@ from typing import Any, Final
 import pytest
 
 from tests.programs import PATIENCE, echo_app
-from wsdeco import ServerError, server, totals
+from wsdeco import ServerError, totals
 from wsdeco.connections import Slots
+from wsdeco.server import workers
 from wsdeco.totals import NoShare, Totals
 
 LOCK: Final = (0, 0)
@@ -186,7 +187,7 @@ def test_a_system_without_locks_refuses_to_count(monkeypatch: pytest.MonkeyPatch
         r"leave out workers, or write max_connections for each of them$"
     )
     assert totals.has_locks()
-    monkeypatch.setattr(server, "has_locks", lambda: False)
+    monkeypatch.setattr(workers, "has_locks", lambda: False)
     app, _ = echo_app(max_connections_total=5)
     for name, value in (("some_app", app), ("__file__", __file__)):
         monkeypatch.setattr(sys.modules["__main__"], name, value, raising=False)

@@ -28,7 +28,7 @@ from tests.brokers import nats_server
 from tests.programs import PATIENCE, Ended, Program, client, close_code, echo_app, receive, wait_until, workers_of
 from tests.stacks import soon
 from wsdeco import ServerError
-from wsdeco.cluster import use_backplane
+from wsdeco.server.cluster import use_backplane
 
 PREAMBLE: Final = """
 import asyncio
@@ -41,12 +41,13 @@ from pathlib import Path
 if "BROKER" not in os.environ:
     sys.modules["nats"] = None
 
-from wsdeco import App, serving, supervisor, ws
+from wsdeco import App, ws
+from wsdeco.server import foreground, serving, supervisor
 
 serving._LEFTOVERS = serving._POLLING = 0.1
 supervisor._LONGEST_DELAY = 0.2
 # A machine that is busy makes nothing be said.
-serving._NOTICE = supervisor._NOTICE = 60
+foreground._NOTICE = supervisor._NOTICE = 60
 
 def echo(app):
     @app.handler("/ws", close_timeout=0.1)
@@ -263,7 +264,8 @@ def test_a_system_without_room_for_processes_is_tried_again(shared: Shared) -> N
     ("source", "number"),
     [
         pytest.param(
-            f"import signal\ndel signal.pthread_sigmask\nfrom wsdeco import server\nserver.has_locks = lambda: False\n"
+            "import signal\ndel signal.pthread_sigmask\n"
+            "from wsdeco.server import workers\nworkers.has_locks = lambda: False\n"
             f'if __name__ == "__main__":\n    {RUN}',
             signal.SIGINT,
             id="guarded, as on Windows",

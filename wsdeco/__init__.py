@@ -1,11 +1,10 @@
 """wsdeco: a decorator turns a plain class into a WebSocket endpoint."""
 
 from wsdeco.app import App, RouteInfo, ws
-from wsdeco.backplane import Backplane, BackplaneCounters, BackplaneState, PublishErrors
+from wsdeco.backplanes.interface import Backplane, BackplaneCounters, BackplaneState, PublishErrors
 from wsdeco.channel import Address, Sink
 from wsdeco.config import ConnectionConfig
 from wsdeco.handler import WebSocketHandler
-from wsdeco.orphans import end_with_parent as _end_with_parent
 from wsdeco.reasons import (
     BackplaneError,
     Close,
@@ -21,6 +20,7 @@ from wsdeco.reasons import (
     WsdecoError,
 )
 from wsdeco.rooms import Room
+from wsdeco.server.orphans import end_with_parent as _end_with_parent
 from wsdeco.upgrade import WebSocketUpgrade, handle_socket, handle_upgrade, websocket_route
 
 __all__ = [

@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute, Match, WebSocketRoute
 from starlette.types import ExceptionHandler, Receive, Scope, Send
 from typing_extensions import Unpack
 
-from wsdeco.backplane import Backplane, PublishErrors
+from wsdeco.backplanes.interface import Backplane, PublishErrors
 from wsdeco.channel import Sink
 from wsdeco.clock import Clock
 from wsdeco.config import ConnectionConfig, Limits, make_config
@@ -32,7 +32,7 @@ from wsdeco.signatures import bindable, signature_of, where
 from wsdeco.upgrade import Context, HandlerEndpoint
 
 if TYPE_CHECKING:
-    from wsdeco.server import BackgroundServer
+    from wsdeco.server.launch import BackgroundServer
 
 __all__ = ["BACKPLANE_VARIABLE", "App", "RouteInfo", "ws"]
 
@@ -495,12 +495,12 @@ class App:
             TypeError: An argument has the wrong type, or an option is unknown or has no meaning here.
             ValueError: An argument is out of its range.
         """
-        from wsdeco import server  # noqa: PLC0415 - uvicorn is loaded only where it serves
+        from wsdeco.server import launch  # noqa: PLC0415 - uvicorn is loaded only where it serves
 
         if background is None and _is_import(inspect.currentframe()):
             logger.info("run() does nothing while its module is imported, since whoever imports it serves the app")
             return None
-        return server.run(self, host, port, background=background, workers=workers, **options)
+        return launch.run(self, host, port, background=background, workers=workers, **options)
 
     def cap_message_size(self, size: int | None) -> None:
         """Note the largest message that the server takes, in bytes; `None` where none of `run` serves."""
@@ -618,9 +618,9 @@ def _backplane_of_environment() -> Backplane | None:
 
 
 def _open_backplane(url: str) -> Backplane:
-    from wsdeco import backplanes  # noqa: PLC0415 - loaded only where there are other processes
+    from wsdeco.backplanes import urls  # noqa: PLC0415 - loaded only where there are other processes
 
-    return backplanes.open_backplane(url)
+    return urls.open_backplane(url)
 
 
 def _checked_errors(publish_errors: object) -> PublishErrors:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
 from wsdeco import __version__
-from wsdeco.loading import describe_failure, find
+from wsdeco.server.loading import describe_failure, find
 
 __all__ = ["main"]
 
@@ -52,7 +52,8 @@ def _run(parser: argparse.ArgumentParser, target: str, host: str, port: int, wor
     except Exception as exc:
         raise SystemExit(describe_failure(exc, target)) from None
     # Loads uvicorn, which a command line that is refused does not need.
-    from wsdeco.server import check_options, run_in_foreground  # noqa: PLC0415
+    from wsdeco.server.launch import run_in_foreground  # noqa: PLC0415
+    from wsdeco.server.options import check_options  # noqa: PLC0415
 
     try:
         check_options(host, port, workers, options)

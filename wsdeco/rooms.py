@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
 from typing import Any, Final, cast
 
-from wsdeco.backplane import Backplane, PublishErrors
+from wsdeco.backplanes.interface import Backplane, PublishErrors
 from wsdeco.channel import Channel, Data, Sink, channel_of, checked_data
 from wsdeco.encoding import Encoded
 from wsdeco.reasons import BackplaneError

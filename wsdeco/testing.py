@@ -24,7 +24,7 @@ from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Message, Scope
 
-from wsdeco.backplane_testing import MakeBackplane, MemoryBroker, check_backplane
+from wsdeco.backplanes.checks import MakeBackplane, MemoryBroker, check_backplane
 from wsdeco.channel import Channel, HeaderItems, header_pairs
 from wsdeco.config import ConnectionConfig
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, Unknown

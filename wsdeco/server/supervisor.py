@@ -21,9 +21,9 @@ from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any, Final, Protocol
 
-from wsdeco.orphans import WORKER_NAME, leave_to_link
 from wsdeco.reasons import ServerError
-from wsdeco.serving import ENDING_SIGNALS, say
+from wsdeco.server.foreground import SECOND_SIGNAL, ending_signals_call, say
+from wsdeco.server.orphans import WORKER_NAME, leave_to_link
 
 __all__ = ["Link", "Supervised", "Supervisor"]
 
@@ -234,14 +234,8 @@ class Supervisor:
             with suppress(OSError):
                 waker.send_bytes(b"signal")
 
-        previous = {number: signal.signal(number, on_signal) for number in ENDING_SIGNALS}
-        try:
+        with wake, waker, ending_signals_call(on_signal):
             yield wake
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
-            wake.close()
-            waker.close()
 
     # While they serve.
 
@@ -372,7 +366,7 @@ class Supervisor:
                         "process at once"
                     )
             elif not self._signals.empty():
-                say("a second signal ends the process at once; not every on_disconnect has run")
+                say(SECOND_SIGNAL)
                 self._status = 1
                 return
 

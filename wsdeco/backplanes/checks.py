@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Final, TypeAlias
 
-from wsdeco.backplane import Backplane, BackplaneCounters, BackplaneState
+from wsdeco.backplanes.interface import Backplane, BackplaneCounters, BackplaneState
 
 __all__ = ["MakeBackplane", "MemoryBroker", "check_backplane"]
 

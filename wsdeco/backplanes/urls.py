@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
-from wsdeco.broker import Broker, BrokerBackplane, Supervision
+from wsdeco.backplanes.broker import Broker, BrokerBackplane, Supervision
 from wsdeco.reasons import BackplaneError
 
 __all__ = ["open_backplane"]
@@ -83,7 +83,7 @@ def _without_secrets(url: SplitResult) -> str:
 
 def _nats(name: str, urls: list[SplitResult]) -> Broker:
     try:
-        from wsdeco.nats_link import NatsBroker  # noqa: PLC0415 - nats-py is loaded only where it is used
+        from wsdeco.backplanes.nats import NatsBroker  # noqa: PLC0415 - nats-py is loaded only where it is used
     except ModuleNotFoundError as exc:
         raise _missing("nats", "nats-py") from exc
     return NatsBroker(name, urls)
@@ -91,7 +91,7 @@ def _nats(name: str, urls: list[SplitResult]) -> Broker:
 
 def _redis(name: str, urls: list[SplitResult]) -> Broker:
     try:
-        from wsdeco.redis_link import RedisBroker  # noqa: PLC0415 - redis-py is loaded only where it is used
+        from wsdeco.backplanes.redis import RedisBroker  # noqa: PLC0415 - redis-py is loaded only where it is used
     except ModuleNotFoundError as exc:
         raise _missing("redis", "redis-py") from exc
     return RedisBroker(name, urls[0].geturl())

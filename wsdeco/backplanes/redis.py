@@ -11,7 +11,7 @@ from typing import Any, Final
 from redis.asyncio import ConnectionPool
 from redis.exceptions import AuthenticationError, ResponseError
 
-from wsdeco.broker import BrokerRefusal, Done, Link, Message, Receive
+from wsdeco.backplanes.broker import BrokerRefusal, Done, Link, Message, Receive
 
 __all__ = ["RedisBroker"]
 

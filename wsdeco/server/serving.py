@@ -1,43 +1,27 @@
-"""One uvicorn server whose end is bounded in time, whatever its hooks do, and the signals that end it."""
+"""One uvicorn server whose end is bounded in time, whatever its hooks do, and which is the only one of its app."""
 
 from __future__ import annotations
 
 import asyncio
-import faulthandler
-import gc
 import importlib
 import logging
 import math
-import os
-import queue
-import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from types import FrameType
 from typing import Final
 
 import uvicorn
 
 from wsdeco.app import App
 from wsdeco.config import DEFAULT_CONFIG
-from wsdeco.listen import Listeners, listen
 from wsdeco.reasons import ServerError
+from wsdeco.server.listen import Listeners, listen
 
-__all__ = [
-    "ANYIO_WORKER",
-    "ENDING_SIGNALS",
-    "Server",
-    "collect_garbage_rarely",
-    "end_on_signals",
-    "end_process",
-    "join_workers",
-    "say",
-]
+__all__ = ["ANYIO_WORKER", "Server", "join_workers", "server_of"]
 
 logger = logging.getLogger("wsdeco")
 
@@ -50,31 +34,14 @@ _MARGIN: Final = 1.0
 _POLLING: Final = 0.5
 """Seconds that uvicorn's shutdown spends between its steps, whose ends it polls for."""
 
-_NOTICE: Final = 1.0
-"""Seconds after which an end that a signal has begun says why the process is still there."""
-
-_REPEAT: Final = 0.3
-"""Seconds in which a second signal is the same as the first."""
-
 _ACCEPTED_AT_ONCE: Final = 64
 """Connections that asyncio accepts without a turn for those it has."""
 
-_FLUSH: Final = 0.5
-"""Seconds that buffered output gets when the process is ended by force."""
-
-_YOUNGEST: Final = 20_000
-"""Objects made and not gone after which the garbage collector has a look."""
-
-_STDERR: Final = 2
-"""The descriptor of standard error."""
-
-ENDING_SIGNALS: Final[list[signal.Signals]] = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)
-]
-"""What ends a server: Ctrl-C, `kill`, and Ctrl-Break on Windows."""
-
 ANYIO_WORKER: Final = "AnyIO worker thread"
 """Name of the threads in which Starlette runs endpoints that are plain functions."""
+
+_serving: Final[dict[App, Server]] = {}
+_serving_lock: Final = threading.Lock()
 
 
 class Server(uvicorn.Server):
@@ -204,6 +171,30 @@ class Server(uvicorn.Server):
         """Leave signals alone: `end_on_signals` is there from before the start until after the end."""
         yield
 
+    def claim(self) -> None:
+        """Become the one server of the app, after the end of the one before.
+
+        Raises:
+            ServerError: That one serves in the foreground, or does not end.
+        """
+        while True:
+            with _serving_lock:
+                current = _serving.setdefault(self.app, self)
+                if current is self:
+                    self.app.cap_message_size(self.config.ws_max_size)
+                    return
+            current.check_replaceable()
+            current.end()
+
+    def release(self) -> None:
+        """Close the sockets, and leave the app to another server."""
+        self.listeners.close()
+        with _serving_lock:
+            if _serving.get(self.app) is self:
+                del _serving[self.app]
+                self.app.cap_message_size(None)
+        self.ended.set()
+
     def check_replaceable(self) -> None:
         """Refuse to make way for another server of the same app.
 
@@ -235,6 +226,11 @@ class Server(uvicorn.Server):
             )
 
 
+def server_of(app: App) -> Server | None:
+    """Return the server of `app` in this process, if there is one."""
+    return _serving.get(app)
+
+
 def _whole_seconds(seconds: float) -> int:
     # uvicorn's deadline is one, and 0 would end what is about to end by itself.
     return max(0, math.floor(seconds)) + 1
@@ -260,23 +256,6 @@ async def _end_tasks() -> None:
     await asyncio.wait((closing,), timeout=_LEFTOVERS)
 
 
-@contextmanager
-def collect_garbage_rarely() -> Generator[None]:
-    """Have the garbage collector look for cycles less often, in a process that does nothing but serve.
-
-    What one turn of the loop makes for thousands of messages is gone with the next. But the collector counts what has
-    been made, and would look at all connections again and again: a fifth of the time at 10,000 of them. A program that
-    has chosen a higher threshold, or switched the collector off, keeps that.
-    """
-    youngest, *older = before = gc.get_threshold()
-    if 0 < youngest < _YOUNGEST:
-        gc.set_threshold(_YOUNGEST, *older)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-
-
 def join_workers(*names: str) -> list[str]:
     """Wait a moment for the threads whose names begin with one of `names`; return which still run."""
     end = time.monotonic() + _LEFTOVERS
@@ -284,96 +263,3 @@ def join_workers(*names: str) -> list[str]:
     for thread in workers:
         thread.join(max(0, end - time.monotonic()))
     return [thread.name for thread in workers if thread.is_alive()]
-
-
-@contextmanager
-def end_on_signals(server: Server) -> Generator[Callable[[], None]]:
-    """Let a first SIGINT or SIGTERM end `server`, and a second one, or an end that takes too long, the process.
-
-    The context is what does the same as a first signal, for any thread. A server that has `on_end` is a worker process:
-    its parent gets the signals of the terminal, tells it to end, and is the one to lose patience.
-    """
-    # Putting into a SimpleQueue is safe in a signal handler, whatever the handler has interrupted.
-    received: queue.SimpleQueue[bool] = queue.SimpleQueue()
-
-    def end() -> None:
-        server.should_exit = True
-        received.put(True)
-
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        if server.on_end is None or number == signal.SIGTERM:
-            end()
-
-    watchdog = threading.Thread(target=_watch, args=(server, received), name="wsdeco-watchdog", daemon=True)
-    watchdog.start()
-    previous = {number: signal.signal(number, on_signal) for number in ENDING_SIGNALS}
-    try:
-        yield end
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        received.put(False)
-        watchdog.join()
-
-
-def _watch(server: Server, received: queue.SimpleQueue[bool]) -> None:
-    # A thread, because a hook may block the event loop and with it everything else that could notice.
-    if not received.get():
-        return
-    limit = server.time_to_end
-    is_over = _wait_for_end(server, received, limit)
-    if is_over is None:
-        with suppress(OSError):
-            faulthandler.dump_traceback(_STDERR)
-        end_process(f"the server has not ended within {limit:g} s, a hook blocks its event loop: the process ends", 1)
-    elif not is_over:
-        end_process("a second signal ends the process at once; not every on_disconnect has run", 1)
-
-
-def _wait_for_end(server: Server, received: queue.SimpleQueue[bool], limit: float) -> bool | None:
-    # Whether it has come; False is a second signal before that, and None neither within the limit.
-    if server.on_end is not None:
-        server.on_end(limit)
-        over = time.monotonic() + limit
-        while (signalled := _receive(received, max(0, over - time.monotonic()))) is True:
-            pass
-    else:
-        # One Ctrl-C may come twice: from the terminal, and from a program around this one that passes it on.
-        repeated_until = time.monotonic() + _REPEAT
-        while (signalled := _receive(received, min(_NOTICE, limit))) is True and time.monotonic() < repeated_until:
-            pass
-        if signalled is None:
-            say(
-                f"waiting up to {limit:.0f} s for connections, hooks and requests; another Ctrl-C ends the process at "
-                "once"
-            )
-            signalled = _receive(received, max(0, limit - _NOTICE))
-    return None if signalled is None else not signalled
-
-
-def _receive(received: queue.SimpleQueue[bool], timeout: float) -> bool | None:
-    try:
-        return received.get(timeout=timeout)
-    except queue.Empty:
-        return None
-
-
-def end_process(line: str, status: int) -> None:
-    """Say why, and end the process without waiting for any thread."""
-    try:
-        say(line)
-    finally:
-        os._exit(status)
-
-
-def say(line: str) -> None:
-    """Write a line to stderr, unless nobody reads it soon."""
-    # What a stuck thread holds may be the lock of a buffer, or the end of a full pipe.
-    writer = threading.Thread(target=_write, args=(line,), daemon=True)
-    writer.start()
-    writer.join(_FLUSH)
-
-
-def _write(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 - a log may be what a stuck thread holds
-    print(end="", flush=True)  # noqa: T201 - flush() of a stdout that may not exist

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable
 
 from wsdeco.app import BACKPLANE_VARIABLE, App
-from wsdeco.backplane import BackplaneCounters, BackplaneState
-from wsdeco.backplanes import open_backplane
-from wsdeco.nats_server import NatsServer, find_program
+from wsdeco.backplanes.interface import BackplaneCounters, BackplaneState
+from wsdeco.backplanes.urls import open_backplane
 from wsdeco.rooms import route_key
+from wsdeco.server.nats_server import NatsServer, find_program
 
 __all__ = ["choose_backplane", "use_backplane"]
 

@@ -13,8 +13,8 @@ from types import ModuleType, TracebackType
 from typing import Any, Final
 
 from wsdeco.app import App, ws
-from wsdeco.orphans import is_worker
 from wsdeco.reasons import ServerError
+from wsdeco.server.orphans import is_worker
 
 __all__ = ["Reference", "describe_failure", "find", "is_loading", "loading", "reference_to"]
 

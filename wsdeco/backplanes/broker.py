@@ -21,9 +21,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias, cast
 
-from wsdeco.backplane import BackplaneCounters, BackplaneState
+from wsdeco.backplanes.envelope import ENVELOPE_BYTES, PUBLISHER_BYTES, Payload, open_envelope, seal, subject_of
+from wsdeco.backplanes.interface import BackplaneCounters, BackplaneState
 from wsdeco.clock import Clock
-from wsdeco.envelope import ENVELOPE_BYTES, PUBLISHER_BYTES, Payload, open_envelope, seal, subject_of
 from wsdeco.reasons import BackplaneError, printable
 
 __all__ = ["Broker", "BrokerBackplane", "BrokerRefusal", "Done", "Link", "Message", "Receive", "Supervision"]

@@ -14,7 +14,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import SlowConsumerError
 
-from wsdeco.broker import BrokerRefusal, Done, Link, Message, Receive
+from wsdeco.backplanes.broker import BrokerRefusal, Done, Link, Message, Receive
 
 __all__ = ["NatsBroker"]
 

@@ -1,0 +1,138 @@
+"""A server in a thread, beside an event loop that runs already, as in a notebook."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Self
+
+from wsdeco.app import App
+from wsdeco.reasons import ServerError
+from wsdeco.server.banner import print_banner
+from wsdeco.server.options import make_server
+from wsdeco.server.serving import Server, join_workers
+
+__all__ = ["BackgroundServer", "run_in_background"]
+
+logger = logging.getLogger("wsdeco")
+
+
+def run_in_background(app: App, host: str, port: int, options: dict[str, Any]) -> BackgroundServer:
+    """Serve `app` in a thread; return as soon as it serves.
+
+    Raises:
+        ServerError: It cannot start.
+    """
+    server = make_server(app, host, port, options)
+    server.claim()
+    with ExitStack() as undo:
+        undo.callback(server.release)
+        server.listen()
+        handle = BackgroundServer(server)
+        undo.pop_all()
+    print_banner(server, "Runs in the background: stop() of what run() returned ends it.")
+    return handle
+
+
+class BackgroundServer:
+    """A server in a thread with an event loop of its own, as `App.run` returns it.
+
+    As a context manager it is stopped at the end of the block; without `stop`, when the interpreter ends.
+    """
+
+    def __init__(self, server: Server) -> None:
+        """Start `server`; return as soon as it serves.
+
+        Raises:
+            ServerError: It cannot start.
+        """
+        self._server = server
+        self._served = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._serve, name=f"wsdeco {server.http_url}", daemon=True)
+        server.thread = self._thread
+        server.on_start = self._served.set
+        try:
+            self._thread.start()
+            self._served.wait()
+        except RuntimeError as exc:
+            raise ServerError(f"the server cannot start: {exc}") from exc
+        except BaseException:
+            # Ctrl-C, for one.
+            server.end()
+            raise
+        if self._failure is not None:
+            self._thread.join()
+            raise ServerError(f"the server cannot start: {self._failure}") from self._failure
+
+    @property
+    def url(self) -> str:
+        """The address of WebSocket connections, without a path, such as `ws://127.0.0.1:8000`."""
+        return self._server.ws_url
+
+    @property
+    def http_url(self) -> str:
+        """The address of plain HTTP requests, without a path, such as `http://127.0.0.1:8000`."""
+        return self._server.http_url
+
+    @property
+    def port(self) -> int:
+        """The TCP port."""
+        return self._server.listeners.port
+
+    @property
+    def running(self) -> bool:
+        """Whether it serves, or still ends."""
+        return not self._server.ended.is_set()
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Close every connection with 1012; return when every `on_disconnect` has run and the server has ended.
+
+        Any thread may call it, several times as well. In a thread with a running event loop it blocks that loop;
+        where clients of the server live in that loop, use `await asyncio.to_thread(server.stop)`, as they could
+        not answer the closing handshake until `close_timeout` is over.
+
+        Args:
+            timeout: Seconds to wait at most; by default, the sum of the deadlines that the server has at its end.
+
+        Raises:
+            ServerError: It has not ended in time, or a hook of the server is the caller.
+        """
+        self._server.end(timeout)
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        state = "running; stop() ends it" if self.running else "stopped"
+        return f"<BackgroundServer {self.url} {state}>"
+
+    def _serve(self) -> None:
+        # A daemon thread ends with the interpreter, in the middle of whatever it does.
+        atexit.register(self._stop_at_exit)
+        try:
+            self._server.run()
+            join_workers(self._server.worker_name)
+        except BaseException as exc:
+            self._failure = exc
+            if self._served.is_set():
+                logger.exception("the server at %s has failed", self.http_url)
+        finally:
+            atexit.unregister(self._stop_at_exit)
+            self._server.release()
+            self._served.set()
+
+    def _stop_at_exit(self) -> None:
+        try:
+            self.stop()
+        except ServerError as exc:
+            logger.warning("%s", exc)

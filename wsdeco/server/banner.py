@@ -1,0 +1,55 @@
+"""What `App.run` prints when it serves: the address, and each route with the limits that differ from the defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Final, cast
+
+from wsdeco.app import RouteInfo
+from wsdeco.config import DEFAULT_CONFIG, ConnectionConfig
+from wsdeco.server.serving import Server
+
+__all__ = ["print_banner"]
+
+_DURATIONS: Final = (("h", 3600), ("min", 60), ("s", 1))
+_SIZES: Final = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1))
+
+
+def print_banner(server: Server, hint: str) -> None:
+    """Print what `server` serves, and `hint`: how it ends."""
+    rows = [(info.kind, info.path, info.name, _limits(info)) for info in server.app.route_infos]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [f"Serving {server.http_url} and {server.ws_url}", ""]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  " + "  ".join(cells).rstrip())
+    print(*lines, "", hint, sep="\n", flush=True)  # noqa: T201 - the address to open belongs on stdout
+
+
+def _limits(info: RouteInfo) -> str:
+    config = info.config
+    if config is None:
+        return ""
+    names = [field.name for field in fields(ConnectionConfig)]
+    changed = [name for name in names if getattr(config, name) != getattr(DEFAULT_CONFIG, name)]
+    return ", ".join(f"{name}={_readable(name, getattr(config, name))}" for name in changed)
+
+
+def _readable(name: str, value: object) -> str:
+    match value:
+        case bool():
+            return str(value)
+        case float():
+            return _in_units(value, _DURATIONS)
+        case int() if not name.startswith("max_connections"):
+            return _in_units(value, _SIZES)
+        case tuple():
+            return "|".join(cast("tuple[str, ...]", value))
+        case _:
+            return str(value)
+
+
+def _in_units(value: float, units: Sequence[tuple[str, int]]) -> str:
+    unit, size = next((each for each in units if value >= each[1] and value % each[1] == 0), units[-1])
+    return f"{value / size:.15g} {unit}"

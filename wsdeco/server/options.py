@@ -1,0 +1,149 @@
+"""From the arguments of `App.run` to a server: which of uvicorn's options have a meaning here, and what they become."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from pathlib import Path
+from typing import Any, Final
+
+import uvicorn
+from uvicorn.config import LOG_LEVELS
+
+from wsdeco.app import App
+from wsdeco.reasons import BackplaneError, ServerError
+from wsdeco.server.listen import check_address
+from wsdeco.server.serving import Server
+
+__all__ = ["check_options", "make_server"]
+
+_WEBSOCKET_PROTOCOL: Final = "wsdeco.protocol:WebSocketProtocol"
+"""Which of uvicorn's WebSocket implementations serves."""
+
+_HTTP_PROTOCOL: Final = "wsdeco.http:HttpProtocol"
+"""Which of uvicorn's HTTP implementations serves: what owns a connection until it is upgraded."""
+
+_UVICORN_MAX_SIZE: Final = 16 * 1024 * 1024
+"""Largest message, in bytes, where functions and mounted apps have limits of their own."""
+
+_COMMAND_LINE: Final = (
+    "write `uvicorn module:ws --ws wsdeco.protocol:WebSocketProtocol --{}` in a shell, with the name of your module"
+)
+
+_OTHERWISE: Final[dict[str, str]] = {
+    "app": "the app is the one that run() is called on",
+    "factory": "the app is the one that run() is called on",
+    "interface": "the app is the one that run() is called on",
+    "fd": _COMMAND_LINE.format("fd 3"),
+    "uds": _COMMAND_LINE.format("uds ws.sock"),
+    "reload": _COMMAND_LINE.format("reload"),
+    "reload_delay": _COMMAND_LINE.format("reload --reload-delay 1"),
+    "reload_dirs": _COMMAND_LINE.format("reload --reload-dir src"),
+    "reload_excludes": _COMMAND_LINE.format("reload --reload-exclude tests"),
+    "reload_includes": _COMMAND_LINE.format("reload --reload-include '*.html'"),
+    "timeout_worker_healthcheck": "a worker is replaced when its process ends, and asked for nothing before",
+    "http": "run() chooses the HTTP implementation; for another, " + _COMMAND_LINE.format("http h11"),
+    "http2": "WebSocket connections need HTTP/1.1; for HTTP/2, put a proxy in front",
+    "h11_max_incomplete_event_size": "the head of a request has 64 KiB at most",
+    "lifespan": "decorate start-up and shutdown with @ws.lifespan",
+    "ws": "run() chooses the WebSocket implementation; for another, write `uvicorn module:ws --ws wsproto` in a shell",
+    "ws_max_queue": "set max_inbox=... on the handler",
+}
+"""Options of uvicorn that have no meaning here, and what to write instead."""
+
+
+def check_options(host: object, port: object, workers: object, options: dict[str, Any]) -> None:
+    """Refuse arguments of `App.run` that cannot be used.
+
+    Raises:
+        TypeError: One of them has the wrong type, or is unknown or has no meaning here.
+        ValueError: One of them is out of its range.
+    """
+    check_address(host, port)
+    _check_workers(workers)
+    _check_options(options)
+
+
+def _check_workers(workers: object) -> None:
+    if isinstance(workers, bool) or not isinstance(workers, int):
+        raise TypeError(f"workers must be an int such as 4, not {type(workers).__name__} {workers!r}")
+    if workers < 1:
+        raise ValueError(f"workers must be 1 or more, not {workers}")
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    parameters = set(inspect.signature(uvicorn.Config).parameters)
+    meaningful = sorted(parameters - set(_OTHERWISE) | {"host", "port", "background", "workers"})
+    for name in options:
+        if name in _OTHERWISE:
+            raise TypeError(f"run() has no option {name!r}: {_OTHERWISE[name]}")
+        if name not in parameters:
+            near = difflib.get_close_matches(name, meaningful, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "it takes those of uvicorn.Config"
+            raise TypeError(f"run() has no option {name!r}: {hint}")
+    level = options.get("log_level")
+    if isinstance(level, str) and level.lower() not in LOG_LEVELS:
+        raise ValueError(f"log_level must be one of {', '.join(map(repr, LOG_LEVELS))}, not {level!r}")
+    if options.get("loop", "auto") not in {"auto", "asyncio"}:
+        raise ValueError(f"loop must be 'auto' (uvloop where it is installed) or 'asyncio', not {options['loop']!r}")
+    grace = options.get("timeout_graceful_shutdown")
+    if grace is not None and not (isinstance(grace, int | float) and 0 <= grace < float("inf")):
+        raise ValueError(f"timeout_graceful_shutdown must be 0 or more seconds and finite, not {grace!r}")
+
+
+def make_server(app: App, host: str, port: int, options: dict[str, Any]) -> Server:
+    """Return a server that is ready to listen, made of arguments that `check_options` has let pass.
+
+    Raises:
+        ServerError: The app has nothing to serve, or what an option or the environment names cannot be used.
+    """
+    if not app.app.routes:
+        raise ServerError("no handler is registered: decorate a class with @ws.handler('/ws') first")
+    try:
+        app.find_backplane()
+    except BackplaneError as exc:
+        raise ServerError(str(exc)) from exc
+    defaults: dict[str, Any] = {"log_level": "warning", "ws_per_message_deflate": False}
+    fixed: dict[str, Any] = {
+        "http": _HTTP_PROTOCOL,
+        "ws": _WEBSOCKET_PROTOCOL,
+        "ws_max_size": _largest_message(app, options),
+        "workers": 1,
+        "lifespan": "on",
+    }
+    try:
+        config = uvicorn.Config(app, host, port, interface="asgi3", **defaults | options | fixed)
+    except Exception as exc:
+        if "log_config" not in options:
+            raise
+        # Whatever reads the file, it is that which cannot be used.
+        raise ServerError(f"log_config={options['log_config']!r} cannot be used: {type(exc).__name__}: {exc}") from exc
+    try:
+        _check_files(options)
+        config.load()
+    except OSError as exc:
+        raise ServerError(f"TLS cannot be set up with {_tls_options(options)}: {exc}") from exc
+    return Server(app, config)
+
+
+def _largest_message(app: App, options: dict[str, Any]) -> int:
+    configs = [info.config for info in app.route_infos if info.config is not None]
+    sizes = [config.max_message_size for config in configs]
+    if len(app.app.routes) > len(configs):
+        sizes.append(_UVICORN_MAX_SIZE)
+    wanted: int = options.get("ws_max_size", 0)
+    return max(*sizes, wanted)
+
+
+def _check_files(options: dict[str, Any]) -> None:
+    files = {name: options[name] for name in ("ssl_certfile", "ssl_keyfile", "ssl_ca_certs") if options.get(name)}
+    if "ssl_keyfile" in files and "ssl_certfile" not in files:
+        raise OSError("ssl_certfile, the certificate, is missing")
+    for name, file in files.items():
+        if not Path(file).is_file():
+            raise OSError(f"{name} names no file")
+
+
+def _tls_options(options: dict[str, Any]) -> str:
+    given = [f"{name}={str(value)!r}" for name, value in options.items() if name.endswith(("file", "_certs"))]
+    return ", ".join(given)
