@@ -1016,6 +1016,27 @@ def test_a_second_signal_ends_the_process_at_once(
     assert "a second signal ends the process at once" in screen.getvalue()
 
 
+def test_a_signal_that_comes_again_at_once_is_the_same(
+    screen: Screen, forced_exit: Exit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsdeco.server.foreground._REPEAT", PATIENCE)
+    block = Block(over=threading.Event())
+
+    def talk() -> None:
+        with client(f"{screen.url()}/ws") as connection:
+            connection.send("block")
+            assert block.begun.wait(PATIENCE)
+            # Two of one kind could become one before the process has a look.
+            interrupt()
+            interrupt(signal.SIGTERM)
+            block.over.set()
+            assert close_code(connection) == 1012
+
+    with screen.beside(talk):
+        block.app().run(port=0)
+    assert not forced_exit.called.is_set()
+
+
 def test_output_that_nobody_reads_does_not_keep_the_process(forced_exit: Exit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsdeco.server.foreground._FLUSH", SHORT)
     read = threading.Event()

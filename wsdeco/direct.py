@@ -232,7 +232,9 @@ class DirectChannel(Channel):
         parsed, self._parsed = cast(Request, self._parsed), None
         with suppress(ValueError):
             client = self.addr if self.addr.host else None
-            self._request = PackedRequest(self.request, parsed, self._connection.app_state, client)
+            packed = PackedRequest(self.request, parsed, self._connection.app_state, client)
+            self._request = packed
+            packed.forget()
 
     async def accept(self, subprotocol: str | None = None, headers: HeaderItems = ()) -> None:
         """Accept the upgrade; does nothing where that has been done."""

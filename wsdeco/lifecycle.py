@@ -23,6 +23,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
+from contextvars import copy_context
 from typing import Any, Final, cast
 
 from starlette.exceptions import HTTPException
@@ -117,8 +118,7 @@ class Connection:
     async def _run(self) -> None:
         channel = self._channel
         self._server_task = asyncio.current_task()
-        self._hooks_task = channel.loop.create_task(self._run_hooks(), name=self._name)
-        self._hooks_task.add_done_callback(self._hooks_done)
+        self._hooks_task = self._start_hooks()
         await self._read()
         while not self._hooks_task.done():
             await self._interrupted_in(asyncio.wait((self._hooks_task,)))
@@ -136,8 +136,14 @@ class Connection:
         The channel has been connected.
         """
         self._done = done
-        self._hooks_task = self._channel.loop.create_task(self._run_hooks(), name=self._name)
-        self._hooks_task.add_done_callback(self._hooks_done)
+        self._hooks_task = self._start_hooks()
+
+    def _start_hooks(self) -> asyncio.Task[None]:
+        # One context for both, where each would copy one of its own.
+        context = copy_context()
+        task = self._channel.loop.create_task(self._run_hooks(), name=self._name, context=context)
+        task.add_done_callback(self._hooks_done, context=context)
+        return task
 
     def transport_lost(self) -> None:
         """Take notice that the channel's transport is gone."""

@@ -95,11 +95,16 @@ class PackedRequest:
         # An empty dictionary for each connection would be a waste.
         self._path_params: dict[str, Any] | None = scope["path_params"] or None
         self._state = state
-        self._seen = weakref.ref(request)
+        self._seen: weakref.ref[HTTPConnection] | None = weakref.ref(request)
+
+    def forget(self) -> None:
+        """Let go of the request, if nobody else has it any more."""
+        if self._seen is not None and self._seen() is None:
+            self._seen = None
 
     def unpack(self) -> HTTPConnection:
         """Return the request: the same object, if anybody still has it."""
-        request = self._seen()
+        request = None if self._seen is None else self._seen()
         return HTTPConnection(self._scope()) if request is None else request
 
     def _scope(self) -> Scope:
