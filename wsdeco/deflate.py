@@ -22,10 +22,14 @@ from websockets.frames import CTRL_OPCODES, Frame, Opcode
 from websockets.headers import build_extension, parse_extension
 from websockets.typing import ExtensionName
 
-from wsdeco.encoding import Encoded
+from wsdeco.encoding import Encoded, frame_header
 
 __all__ = ["Deflate", "negotiate"]
 
+_FIN: Final = 0x80
+_RSV1: Final = 0x40
+_TEXT: Final = _FIN | _RSV1 | Opcode.TEXT
+_BINARY: Final = _FIN | _RSV1 | Opcode.BINARY
 _EMPTY_BLOCK: Final = b"\x00\x00\xff\xff"
 _MEMORY_LEVEL: Final = 5
 _WINDOW_BITS: Final = 12
@@ -134,15 +138,8 @@ class Deflate(Extension):
         return bytes(output)
 
     def encode(self, frame: Frame) -> Frame:
-        """Compress a whole text or binary message; return a control frame as it is."""
-        if frame.opcode in CTRL_OPCODES:
-            return frame
-        compressor = self._compressor
-        if compressor is None:
-            compressor = zlib.compressobj(wbits=-self._server_window_bits, memLevel=_MEMORY_LEVEL)
-        data = compressor.compress(bytes(frame.data)) + compressor.flush(zlib.Z_SYNC_FLUSH)
-        self._compressor = compressor if self._server_context else None
-        return Frame(frame.opcode, data[: -len(_EMPTY_BLOCK)], rsv1=True)
+        """Return a control frame as it is; the library sends no others, messages are encoded by `encode_message`."""
+        return frame
 
     def encode_message(self, message: str | bytes) -> bytes:
         """Return the whole frame of a message, compressed.
@@ -150,8 +147,14 @@ class Deflate(Extension):
         Raises:
             UnicodeEncodeError: A text holds a lone surrogate, which UTF-8 cannot carry.
         """
-        opcode, payload = (Opcode.TEXT, message.encode()) if isinstance(message, str) else (Opcode.BINARY, message)
-        return Frame(opcode, payload).serialize(mask=False, extensions=[self])
+        first, payload = (_TEXT, message.encode()) if isinstance(message, str) else (_BINARY, message)
+        compressor = self._compressor
+        if compressor is None:
+            compressor = zlib.compressobj(wbits=-self._server_window_bits, memLevel=_MEMORY_LEVEL)
+        data = compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH)
+        self._compressor = compressor if self._server_context else None
+        data = data[: -len(_EMPTY_BLOCK)]
+        return frame_header(first, len(data)) + data
 
     def encode_alone(self, message: Encoded) -> bytes:
         """Return the whole frame of a message in a form that every connection with this window can share.

@@ -9,7 +9,7 @@ from websockets.frames import Opcode
 
 from wsdeco.reasons import CloseCode, check_close_code, cut_close_reason
 
-__all__ = ["Encoded", "encode_close", "encode_message", "encode_ping"]
+__all__ = ["Encoded", "encode_close", "encode_message", "encode_ping", "frame_header"]
 
 _FIN: Final = 0x80
 _TEXT: Final = _FIN | Opcode.TEXT
@@ -49,10 +49,11 @@ class Encoded:
 
 
 def _frame(first: int, payload: bytes) -> bytes:
-    return _header(first, len(payload)) + payload
+    return frame_header(first, len(payload)) + payload
 
 
-def _header(first: int, length: int) -> bytes:
+def frame_header(first: int, length: int) -> bytes:
+    """Return the header of an unmasked frame: its first byte, and the length of its payload."""
     if length < _LONG:
         return bytes((first, length))
     if length < 0x10000:
@@ -69,9 +70,9 @@ def encode_message(message: str | bytes) -> bytes:
     if isinstance(message, str):
         payload = message.encode()
         length = len(payload)
-        return (_SHORT_TEXT_HEADERS[length] if length < _LONG else _header(_TEXT, length)) + payload
+        return (_SHORT_TEXT_HEADERS[length] if length < _LONG else frame_header(_TEXT, length)) + payload
     length = len(message)
-    return (_SHORT_BINARY_HEADERS[length] if length < _LONG else _header(_BINARY, length)) + message
+    return (_SHORT_BINARY_HEADERS[length] if length < _LONG else frame_header(_BINARY, length)) + message
 
 
 def encode_close(code: int = CloseCode.NO_STATUS, reason: str = "") -> bytes:
