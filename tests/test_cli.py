@@ -39,7 +39,7 @@ app.run()
 
 from wsdeco.server import foreground, supervisor
 
-foreground._NOTICE = supervisor._NOTICE = 60
+foreground.NOTICE = 60
 """
 """Serves nothing while its module is imported, and says nothing on a machine that is busy."""
 

@@ -4,7 +4,6 @@ Without a marker the groups that take seconds run; `python -m pytest -m conforma
 """
 
 import asyncio
-import functools
 import importlib.util
 import itertools
 import json
@@ -12,14 +11,14 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tests.reference_framing import ReferenceFraming
 from tests.stacks import uvicorn_serve
 from wsdeco import Address, App, ConnectionConfig, Sink
-from wsdeco.frames import Framing
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("kosoku") is None, reason="kosoku has no wheel for this platform"),
@@ -115,16 +114,15 @@ def room_app(*, compression: bool) -> App:
     return app
 
 
-APPS: Final = ("direct", "conversation", "room", "slow lane")
+APPS: Final = ("direct", "conversation", "room", "library")
 
 
 @pytest.fixture(params=APPS)
 def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every app that echoes, one after the other."""
     found: str = request.param
-    if found == "slow lane":
-        slow: Any = functools.partial(Framing, fast_lane=False)
-        monkeypatch.setattr("wsdeco.protocol.Framing", slow)
+    if found == "library":
+        monkeypatch.setattr("wsdeco.protocol.Framing", ReferenceFraming)
     return found
 
 

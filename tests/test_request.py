@@ -56,14 +56,14 @@ def test_a_packed_request_says_what_it_said_before() -> None:
 def test_a_request_that_somebody_keeps_stays_the_same_object() -> None:
     request = HTTPConnection(scope())
     packed = PackedRequest(request, PARSED, {"db": DB}, CLIENT)
-    packed.forget()
+    packed.drop_dead_reference()
     assert packed.unpack() is request
 
 
 def test_a_request_that_nobody_keeps_is_told_again() -> None:
     packed = PackedRequest(HTTPConnection(scope()), PARSED, {"db": DB}, CLIENT)
-    packed.forget()
-    packed.forget()
+    packed.drop_dead_reference()
+    packed.drop_dead_reference()
     assert packed.unpack().scope == scope()
 
 

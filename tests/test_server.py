@@ -996,7 +996,7 @@ def test_a_blocked_event_loop_ends_the_process_at_last(
 def test_a_second_signal_ends_the_process_at_once(
     screen: Screen, forced_exit: Exit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsdeco.server.foreground._NOTICE", SHORT)
+    monkeypatch.setattr("wsdeco.server.foreground.NOTICE", SHORT)
     block = Block(over=forced_exit.called)
 
     def talk() -> None:
@@ -1019,7 +1019,7 @@ def test_a_second_signal_ends_the_process_at_once(
 def test_a_signal_that_comes_again_at_once_is_the_same(
     screen: Screen, forced_exit: Exit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsdeco.server.foreground._REPEAT", PATIENCE)
+    monkeypatch.setattr("wsdeco.server.foreground.REPEAT", PATIENCE)
     block = Block(over=threading.Event())
 
     def talk() -> None:
@@ -1106,7 +1106,7 @@ from wsdeco.server import foreground, serving
 lifecycle._CANCEL_AGAIN = serving._LEFTOVERS = 0.1
 # Only where the event loop is blocked has this time to pass.
 serving._MARGIN = 30
-foreground._NOTICE = 60
+foreground.NOTICE = 60
 
 @ws.lifespan
 async def lifespan(app):
@@ -1228,7 +1228,7 @@ def test_a_hook_that_blocks_the_event_loop_does_not_keep_the_program(tmp_path: P
 
 
 def test_a_second_signal_ends_the_program_at_once(tmp_path: Path) -> None:
-    program = program_of(tmp_path, "foreground._NOTICE = 0.1; ws.run(port=0)")
+    program = program_of(tmp_path, "foreground.NOTICE = 0.1; ws.run(port=0)")
     with client(f"{program.url()}/ws") as connection:
         connection.send("block")
         program.expect("blocking")

@@ -47,7 +47,7 @@ from wsdeco.server import foreground, serving, supervisor
 serving._LEFTOVERS = serving._POLLING = 0.1
 supervisor._LONGEST_DELAY = 0.2
 # A machine that is busy makes nothing be said.
-foreground._NOTICE = supervisor._NOTICE = 60
+foreground.NOTICE = 60
 
 def echo(app):
     @app.handler("/ws", close_timeout=0.1)
@@ -420,7 +420,7 @@ def test_a_worker_that_ends_without_having_served_has_failed(tmp_path: Path) -> 
 
 
 def test_a_stuck_worker_ends_itself_and_one_that_does_not_run_any_more_is_killed(tmp_path: Path) -> None:
-    source = f"serving._MARGIN = supervisor._NOTICE = 0.1\nsupervisor._MARGIN = 1\n{RUN}"
+    source = f"serving._MARGIN = foreground.NOTICE = 0.1\nsupervisor._MARGIN = 1\n{RUN}"
     with running(tmp_path, source) as program, one_client_each(program.url(), 2) as clients:
         stopped, stuck = clients
         clients[stuck].send("block")
@@ -439,7 +439,7 @@ def test_a_stuck_worker_ends_itself_and_one_that_does_not_run_any_more_is_killed
 
 
 def test_a_second_signal_kills_the_workers(tmp_path: Path) -> None:
-    source = f"supervisor._NOTICE = 0.1\n{RUN}"
+    source = f"foreground.NOTICE = 0.1\n{RUN}"
     with running(tmp_path, source) as program, client(f"{program.url()}/ws") as connection:
         receive(connection)
         connection.send("block")

@@ -1,9 +1,10 @@
 """permessage-deflate for the server side (RFC 7692), with a bound on what one frame may inflate to.
 
-Negotiation is the `websockets` library's. Inflating is done here, behind the library's `Extension` interface,
-for two reasons. A compressor may end a message with a final block (RFC 7692, section 7.2.3.4); the library's
-inflater then stays at its end, and every later message comes out empty. And a bound that counts the bytes of
-the output exactly lets a message of just the permitted size through.
+Negotiation is the `websockets` library's. Inflating is done here, for two reasons. A compressor may end a message with
+a final block (RFC 7692, section 7.2.3.4); the library's inflater then stays at its end, and every later message comes
+out empty. And a bound that counts the bytes of the output exactly lets a message of just the permitted size through.
+
+A frame is bounded in time as well: blocks without content inflate to nothing at a tenth of a microsecond a byte.
 
 zlib's objects are made when the first compressed message needs them: an idle connection that has agreed on
 compression holds neither of the two windows.
@@ -16,27 +17,28 @@ from collections.abc import Iterator
 from typing import Final, Protocol
 
 from websockets.exceptions import InvalidHeaderFormat, NegotiationError, PayloadTooBig, ProtocolError
-from websockets.extensions import Extension
 from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
-from websockets.frames import CTRL_OPCODES, Frame, Opcode
+from websockets.frames import Opcode
 from websockets.headers import build_extension, parse_extension
-from websockets.typing import ExtensionName
 
 from wsdeco.encoding import Encoded, frame_header
 
 __all__ = ["Deflate", "negotiate"]
 
+_NAME: Final = "permessage-deflate"
 _FIN: Final = 0x80
 _RSV1: Final = 0x40
-_TEXT: Final = _FIN | _RSV1 | Opcode.TEXT
-_BINARY: Final = _FIN | _RSV1 | Opcode.BINARY
+_COMPRESSED_TEXT: Final = _FIN | _RSV1 | Opcode.TEXT
+_COMPRESSED_BINARY: Final = _FIN | _RSV1 | Opcode.BINARY
 _EMPTY_BLOCK: Final = b"\x00\x00\xff\xff"
 _MEMORY_LEVEL: Final = 5
 _WINDOW_BITS: Final = 12
 _INPUT_PIECE: Final = 64 * 1024
 _OUTPUT_PIECE: Final = 256 * 1024
-_MAX_FINAL_BLOCKS: Final = 16
+_MAX_FINAL_BLOCKS: Final = 4
 """Final blocks in one frame: each makes a new inflater and copies what is left, so the number has to be bounded."""
+_MAX_WASTE: Final = 64 * 1024
+"""Bytes of one frame that may inflate to nothing, in about 10 ms."""
 
 
 class _Inflater(Protocol):
@@ -54,7 +56,7 @@ class _Compressor(Protocol):
     def flush(self, mode: int, /) -> bytes: ...
 
 
-class Deflate(Extension):
+class Deflate:
     """One connection's compression: both contexts, each kept between messages if that was agreed on.
 
     Args:
@@ -63,8 +65,6 @@ class Deflate(Extension):
         client_window_bits: Logarithm of the peer's window, 8 to 15.
         server_window_bits: Logarithm of the window for outgoing messages, 9 to 15.
     """
-
-    name = ExtensionName("permessage-deflate")
 
     def __init__(
         self,
@@ -80,26 +80,6 @@ class Deflate(Extension):
         self._server_window_bits = server_window_bits
         self._inflater: _Inflater | None = None
         self._compressor: _Compressor | None = None
-        self._inflating = False
-
-    def decode(self, frame: Frame, *, max_size: int | None = None) -> Frame:
-        """Inflate a data frame of a compressed message; return any other frame as it is.
-
-        Args:
-            frame: A frame with its payload unmasked.
-            max_size: Most bytes the frame may inflate to.
-
-        Raises:
-            PayloadTooBig: The frame inflates to more than `max_size`.
-            ProtocolError: The payload is not a deflate stream.
-        """
-        if frame.opcode in CTRL_OPCODES:
-            return frame
-        if frame.opcode is not Opcode.CONT:
-            self._inflating = frame.rsv1
-        if not self._inflating:
-            return frame
-        return Frame(frame.opcode, self.inflate(frame.data, max_size or 0, ends=frame.fin), frame.fin)
 
     def inflate(self, payload: bytes | bytearray | memoryview, limit: int, *, ends: bool) -> bytes:
         """Inflate the payload of a frame of a compressed message.
@@ -111,11 +91,12 @@ class Deflate(Extension):
 
         Raises:
             PayloadTooBig: It inflates to more than `limit`.
-            ProtocolError: It is not a deflate stream.
+            ProtocolError: It is not a deflate stream, or hardly anything but blocks without content.
         """
         output = bytearray()
-        final_blocks = 0
+        final_blocks = consumed = 0
         for data in _pieces(payload, ends=ends):
+            consumed += len(data)
             while data:
                 inflater = self._inflater
                 if inflater is None:
@@ -133,13 +114,12 @@ class Deflate(Extension):
                         raise ProtocolError("too many final blocks in one compressed frame")
                     data = inflater.unused_data  # noqa: PLW2901
                     self._inflater = None
+            # Data that cannot be compressed grows by an eighth at most.
+            if consumed - len(output) * 9 // 8 > _MAX_WASTE:
+                raise ProtocolError("compressed data that inflates to hardly anything")
         if ends and not self._client_context:
             self._inflater = None
         return bytes(output)
-
-    def encode(self, frame: Frame) -> Frame:
-        """Return a control frame as it is; the library sends no others, messages are encoded by `encode_message`."""
-        return frame
 
     def encode_message(self, message: str | bytes) -> bytes:
         """Return the whole frame of a message, compressed.
@@ -147,7 +127,9 @@ class Deflate(Extension):
         Raises:
             UnicodeEncodeError: A text holds a lone surrogate, which UTF-8 cannot carry.
         """
-        first, payload = (_TEXT, message.encode()) if isinstance(message, str) else (_BINARY, message)
+        first, payload = (
+            (_COMPRESSED_TEXT, message.encode()) if isinstance(message, str) else (_COMPRESSED_BINARY, message)
+        )
         compressor = self._compressor
         if compressor is None:
             compressor = zlib.compressobj(wbits=-self._server_window_bits, memLevel=_MEMORY_LEVEL)
@@ -205,7 +187,7 @@ def negotiate(offers: str) -> tuple[str, Deflate] | None:
     except InvalidHeaderFormat:
         return None
     for name, parameters in offered:
-        if name != Deflate.name:
+        if name != _NAME:
             continue
         try:
             answer, agreed = factory.process_request_params(parameters, [])

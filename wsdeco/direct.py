@@ -234,7 +234,7 @@ class DirectChannel(Channel):
             client = self.addr if self.addr.host else None
             packed = PackedRequest(self.request, parsed, self._connection.app_state, client)
             self._request = packed
-            packed.forget()
+            packed.drop_dead_reference()
 
     async def accept(self, subprotocol: str | None = None, headers: HeaderItems = ()) -> None:
         """Accept the upgrade; does nothing where that has been done."""

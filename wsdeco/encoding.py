@@ -9,7 +9,7 @@ from websockets.frames import Opcode
 
 from wsdeco.reasons import CloseCode, check_close_code, cut_close_reason
 
-__all__ = ["Encoded", "encode_close", "encode_message", "encode_ping", "frame_header"]
+__all__ = ["Encoded", "encode_close", "encode_message", "encode_ping", "encode_pong", "frame_header"]
 
 _FIN: Final = 0x80
 _TEXT: Final = _FIN | Opcode.TEXT
@@ -100,3 +100,12 @@ def encode_ping(payload: bytes = b"") -> bytes:
     if len(payload) > _MAX_CONTROL_PAYLOAD:
         raise ValueError(f"a ping carries {_MAX_CONTROL_PAYLOAD} bytes at most, not {len(payload)}")
     return _frame(_FIN | Opcode.PING, payload)
+
+
+def encode_pong(payload: bytes) -> bytes:
+    """Return the pong that answers a ping (RFC 6455, section 5.5.3).
+
+    Args:
+        payload: That of the ping, at most 125 bytes.
+    """
+    return _frame(_FIN | Opcode.PONG, payload)

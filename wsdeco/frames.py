@@ -1,21 +1,20 @@
 """WebSocket framing for the server side, without I/O: bytes in, messages out, and back (RFC 6455, section 5).
 
-Two lanes. The *slow lane* is the `websockets` library's Sans-I/O `Protocol`; it takes control frames, and it is the
-reference: with `fast_lane=False` it takes every frame. The *fast lane* takes text and binary messages: those in one
-uncompressed frame, which make up nearly all traffic, without a further call; fragments and compressed frames, which
-cost twice as much in the library, in `_take_data_frame`. What is true of both is done once, in `Framing`:
+A whole, uncompressed message of up to 64 KiB in one frame is what nearly all traffic is made of, so `receive` takes it
+*inline*, without a further call. Every other *data frame* (fragments, compressed and longer ones), and every *control
+frame*, has a method of its own. The `websockets` library's Sans-I/O `Protocol` did this once. It is the reference that
+the tests compare every stream with; it is not in the way any more, as it reads each header again, takes twice the
+time for a fragment and ten times for a ping, and leaves UTF-8 to its owner.
 
-- **Boundaries.** Nobody but `Framing` finds out where a frame starts and ends. It reads the header, refuses what
-  can be refused from it (reserved bits and opcodes, a missing mask, long or fragmented control frames,
-  lengths that are not minimal, a continuation out of place, a message over the limit), and waits until the
-  frame is whole. A lane gets exactly the bytes of one whole frame, so none is ever in the middle of a frame,
-  no private attribute of the library is needed to find that out, and the library's object exists only while it
-  has something to do: behind the fast lane, for the control frames of one call of `receive`.
+- **Boundaries.** `Framing` reads the header, refuses what can be refused from it (reserved bits and opcodes, a missing
+  mask, long or fragmented control frames, lengths that are not minimal, a continuation out of place, a message over
+  the limit), and waits until the frame is whole.
 - **Memory.** Bytes wait in one buffer, which grows as they arrive, never as a header announces. Fragments are
   appended to one `bytearray`: three million of them cost what their payload costs. With the limit checked from each
-  header against what has been reassembled, both together hold no more than `max_message_size` and a header.
-- **UTF-8.** The library does not check it. The fast lane decodes; fragments pass an incremental decoder as they
-  arrive, so that a message is refused (1007) at the first fragment that makes it invalid.
+  header against what has been reassembled, both together hold no more than `max_message_size` and a header; of a
+  compressed frame an eighth more may wait, as much as data that cannot be compressed may grow.
+- **UTF-8.** Fragments of a text pass an incremental decoder as they arrive, so that a message is refused (1007) at the
+  first fragment that makes it invalid.
 - **Time.** Tiny fragments, pings and compressed messages cost far more than their bytes. One call of `receive` does a
   bounded amount of such work; if it stops before the end of its input, `unread` says so, and the rest
   waits for the next call.
@@ -29,16 +28,15 @@ A pong is due for every ping, but a peer that does not read its pongs must not f
 from __future__ import annotations
 
 import codecs
-import logging
 from collections.abc import Callable
 from typing import Final, TypeAlias, cast
 
+from websockets import frames
 from websockets.exceptions import PayloadTooBig, ProtocolError
-from websockets.frames import Frame, Opcode
-from websockets.protocol import Protocol, Side
+from websockets.frames import Opcode
 
 from wsdeco.deflate import Deflate
-from wsdeco.encoding import Encoded, encode_close, encode_message, encode_ping
+from wsdeco.encoding import Encoded, encode_close, encode_message, encode_ping, encode_pong
 from wsdeco.reasons import Close, CloseCode
 
 try:
@@ -60,7 +58,6 @@ _TEXT: Final = _FIN | Opcode.TEXT
 _BINARY: Final = _FIN | Opcode.BINARY
 _CONTROL: Final = 0x08
 _OPCODES: Final = frozenset(Opcode)
-_CONTROLS: Final = frozenset({Opcode.CLOSE, Opcode.PING, Opcode.PONG})
 _MAX_CONTROL_PAYLOAD: Final = 125
 _LONG: Final = 126
 
@@ -68,17 +65,18 @@ _SHORT_HEADER: Final = 6
 """Bytes of a short frame in front of its payload, the masking key among them."""
 _LONG_HEADER: Final = 8
 """The same of a frame of 126 bytes and more, up to 64 KiB."""
-_LANE_SHUT: Final = -1
+_INLINE_SHUT: Final = -1
 
 _TURN_BUDGET: Final = 1000
-"""Frames of one call of `receive` that are no whole message; a compressed one counts for more. 3 to 10 ms."""
+"""Frames of one call of `receive` that are not taken inline; a compressed one counts for more. A few milliseconds."""
 _VIEW_FROM: Final = 4096
 """Payload size from which a view costs less than a copy."""
 _INFLATED_BYTES_PER_FRAME: Final = 256
 """Inflated bytes that take about the time of one small frame."""
+_DEFLATED_BYTES_PER_FRAME: Final = 32
+"""The same of deflated bytes, at worst: those that inflate to nothing."""
 
 _new_utf8_decoder = codecs.getincrementaldecoder("utf-8")
-_logger = logging.getLogger("wsdeco.frames")
 
 
 class _Fault(Exception):
@@ -96,7 +94,6 @@ class Framing:
     Args:
         max_message_size: Largest incoming message in bytes, over all its fragments and inflated.
         deflate: The compression agreed on in the handshake.
-        fast_lane: `False` sends every frame through the slow lane, to compare the two.
 
     Attributes:
         encode: Returns the frame of a message, compressed if that was agreed on: for this connection only. Raises a
@@ -113,15 +110,13 @@ class Framing:
     __slots__ = (
         "_active",
         "_deflate",
-        "_fast_lane",
-        "_fast_limit",
         "_fragments",
         "_held",
         "_held_pong",
+        "_inline_limit",
         "_max_message_size",
         "_message_is_compressed",
         "_pongs",
-        "_slow_lane",
         "_utf8",
         "_wanted",
         "close_sent",
@@ -133,15 +128,13 @@ class Framing:
         "unread",
     )
 
-    def __init__(self, max_message_size: int, *, deflate: Deflate | None = None, fast_lane: bool = True) -> None:
+    def __init__(self, max_message_size: int, *, deflate: Deflate | None = None) -> None:
         self._max_message_size = max_message_size
         self._deflate = deflate
         self.encode: Callable[[Message], bytes] = encode_message if deflate is None else deflate.encode_message
-        self._fast_lane = fast_lane
-        self._fast_limit = max_message_size if fast_lane else _LANE_SHUT
+        self._inline_limit = max_message_size
         self._held: bytearray | None = None
         self._wanted = 0
-        self._slow_lane: Protocol | None = None
         self._fragments: bytearray | None = None
         self._utf8: codecs.IncrementalDecoder | None = None
         self._message_is_compressed = False
@@ -162,7 +155,7 @@ class Framing:
         """
         size = len(data)
         length = size - _SHORT_HEADER
-        if 0 <= length <= self._fast_limit and self._held is None:
+        if 0 <= length <= self._inline_limit and self._held is None:
             # One frame and nothing else, as it comes from a peer that waits for answers.
             first = data[0]
             start = 0
@@ -194,14 +187,14 @@ class Framing:
         size = len(chunk)
         wanted = 2
         budget = _TURN_BUDGET
-        limit = self._fast_limit
+        limit = self._inline_limit
         short_limit = limit if limit < _LONG else _LONG - 1
         try:
             while size - position > 1:
                 first = chunk[position]
                 length = chunk[position + 1] - _MASKED
                 if 0 <= length <= short_limit and _TEXT <= first <= _BINARY:
-                    is_fast = True
+                    is_inline = True
                     start = position + 6
                     stop = start + length
                 elif (
@@ -210,33 +203,28 @@ class Framing:
                     and size - position > 8
                     and _LONG <= (length := chunk[position + 2] << 8 | chunk[position + 3]) <= limit
                 ):
-                    is_fast = True
+                    is_inline = True
                     start = position + 8
                     stop = start + length
                 else:
-                    is_fast, start, stop = self._read_header(chunk, position, size)
+                    is_inline = False
+                    start, stop = self._read_header(chunk, position, size)
                 if stop > size:
                     wanted = stop - position
                     break
-                if is_fast:
-                    payload = chunk[start:stop] if stop - start < _VIEW_FROM else memoryview(chunk)[start:stop]
-                    payload = apply_mask(payload, chunk[start - 4 : start])
-                    messages.append(payload.decode() if first == _TEXT else payload)
-                    position = stop
-                    continue
-                frame = bytes(memoryview(chunk)[position:stop])
-                payload_start = start - position
+                payload = chunk[start:stop] if stop - start < _VIEW_FROM else memoryview(chunk)[start:stop]
+                payload = apply_mask(payload, chunk[start - 4 : start])
                 position = stop
+                if is_inline:
+                    messages.append(payload.decode() if first == _TEXT else payload)
+                    continue
                 if stop == size:
                     # A large frame is not kept beside what becomes of it.
                     chunk, held = b"", None
-                if self._fast_lane and not first & _CONTROL:
-                    budget -= self._take_data_frame(frame, payload_start, messages)
-                else:
-                    budget -= self._take_slow(frame, messages)
+                budget -= self._take_frame(first, payload, messages)
                 if self.ended is not None:
                     return messages
-                limit = self._fast_limit
+                limit = self._inline_limit
                 short_limit = limit if limit < _LONG else _LONG - 1
                 if budget <= 0 and position < size:
                     wanted = 0
@@ -251,12 +239,10 @@ class Framing:
                 self._held = bytearray(memoryview(chunk)[position:])
                 self._wanted = wanted
             self.unread = wanted == 0
-            if self._slow_lane is not None and (self._fast_lane or (self._fragments is None and self._deflate is None)):
-                self._slow_lane = None
         return messages
 
-    def _read_header(self, chunk: bytes | bytearray, position: int, size: int) -> tuple[bool, int, int]:  # noqa: C901 - one check per line of the RFC
-        """Return whether the fast lane takes the frame, where its payload starts, and where it stops.
+    def _read_header(self, chunk: bytes | bytearray, position: int, size: int) -> tuple[int, int]:  # noqa: C901, PLR0912 - one check per line of the RFC
+        """Return where the payload of a frame starts, and where it stops.
 
         The header alone stops beyond the end of the input if it is not complete.
         """
@@ -283,90 +269,59 @@ class Framing:
             shortest, width = (_LONG, 2) if length == _LONG else (0x10000, 8)
             start += width
             if start > size:
-                return False, start, start
+                return start, start
             length = int.from_bytes(chunk[position + 2 : start], "big")
             if not shortest <= length < 1 << 63:
                 raise _Fault(CloseCode.PROTOCOL_ERROR, "frame length is not minimal, or has its top bit set")
         if not opcode & _CONTROL:
-            self._check_size(length, compressed=reserved != 0 or self._message_is_compressed)
+            most = self._max_message_size
+            if reserved != 0 or self._message_is_compressed:
+                # Data that cannot be compressed grows, by an eighth with deflate's fixed codes.
+                most += most // 8 + 64
+            if self._reassembled + length > most:
+                raise self._too_big()
         start += 4
-        return self._fast_lane and _TEXT <= first <= _BINARY, start, start + length
-
-    def _check_size(self, more: int, *, compressed: bool = False) -> None:
-        size = more if self._fragments is None else len(self._fragments) + more
-        if size > (self._max_wire_size if compressed else self._max_message_size):
-            raise _Fault(CloseCode.TOO_BIG, f"message is longer than {self._max_message_size} bytes")
+        return start, start + length
 
     @property
-    def _max_wire_size(self) -> int:
-        # Data that cannot be compressed grows, by an eighth with deflate's fixed codes. And the library counts a
-        # control frame between two fragments as if it were one of them.
-        return self._max_message_size + self._max_message_size // 8 + 128
+    def _reassembled(self) -> int:
+        return 0 if self._fragments is None else len(self._fragments)
 
-    def _take_slow(self, data: bytes, messages: list[Message]) -> int:
-        """Pass one whole frame through the library, and return what that cost, in small frames."""
-        slow_lane = self._slow_lane
-        if slow_lane is None:
-            slow_lane = Protocol(Side.SERVER, max_size=self._max_wire_size, logger=_logger)
-            slow_lane.extensions = [] if self._deflate is None else [self._deflate]
-            self._slow_lane = slow_lane
-        slow_lane.receive_data(data)
-        replies = slow_lane.data_to_send()
-        received = slow_lane.close_rcvd
-        if received is not None:
-            # The library refuses a close frame inside a fragmented message; RFC 6455, section 5.4, allows it.
-            self._end(Close(int(received.code), received.reason))
-            return 1
-        failed = slow_lane.close_sent
-        if failed is not None:
-            if failed.code == CloseCode.TOO_BIG:
-                self._check_size(self._max_wire_size + 1)
-            raise _Fault(int(failed.code), failed.reason)
-        frame = cast(Frame, slow_lane.events_received()[0])
-        if frame.opcode not in _CONTROLS:
-            self._take_data(int(frame.opcode), bytes(frame.data), messages, ends=frame.fin, rsv1=data[0] & _RSV1 != 0)
-            return 1 + len(frame.data) // _INFLATED_BYTES_PER_FRAME
-        self.noticed = True
-        if frame.opcode is Opcode.PONG and frame.data == self.ping_payload:
-            self.ping_payload = None
-            return 1
-        self._active = True
-        if self.hold_pongs:
-            self._held_pong = b"".join(replies) or self._held_pong
-        else:
-            if self._pongs is None:
-                self._pongs = []
-            self._pongs += replies
-        return 1
+    def _too_big(self) -> _Fault:
+        return _Fault(CloseCode.TOO_BIG, f"message is longer than {self._max_message_size} bytes")
 
-    def _take_data_frame(self, frame: bytes, start: int, messages: list[Message]) -> int:
-        """Take one whole fragment or compressed frame, and return what that cost, in small frames."""
-        first = frame[0]
+    def _take_frame(self, first: int, payload: bytes, messages: list[Message]) -> int:
+        """Take a whole frame, and return what that cost, in small frames."""
+        if first & _CONTROL:
+            self._take_control(first & _OPCODE, payload)
+            return 1
         ends = first >= _FIN
         rsv1 = first & _RSV1 != 0
-        payload: bytes = apply_mask(memoryview(frame)[start:], frame[start - 4 : start])
         cost = 1
         if rsv1 or self._message_is_compressed:
-            more = self._max_wire_size - (0 if self._fragments is None else len(self._fragments))
-            try:
-                payload = cast(Deflate, self._deflate).inflate(payload, more, ends=ends)
-            except PayloadTooBig:
-                self._check_size(more + 1)
-            except ProtocolError as error:
-                raise _Fault(CloseCode.PROTOCOL_ERROR, str(error)) from None
+            cost += len(payload) // _DEFLATED_BYTES_PER_FRAME
+            payload = self._inflate(payload, ends=ends)
             cost += len(payload) // _INFLATED_BYTES_PER_FRAME
         self._take_data(first & _OPCODE, payload, messages, ends=ends, rsv1=rsv1)
         return cost
 
+    def _inflate(self, payload: bytes, *, ends: bool) -> bytes:
+        room = self._max_message_size - self._reassembled
+        try:
+            return cast(Deflate, self._deflate).inflate(payload, room, ends=ends)
+        except PayloadTooBig:
+            raise self._too_big() from None
+        except ProtocolError as error:
+            raise _Fault(CloseCode.PROTOCOL_ERROR, str(error)) from None
+
     def _take_data(self, opcode: int, payload: bytes, messages: list[Message], *, ends: bool, rsv1: bool) -> None:
-        self._check_size(len(payload))
         fragments = self._fragments
         if fragments is None:
             if ends:
                 messages.append(payload.decode() if opcode == Opcode.TEXT else payload)
                 return
             fragments = self._fragments = bytearray()
-            self._fast_limit = _LANE_SHUT
+            self._inline_limit = _INLINE_SHUT
             self._message_is_compressed = rsv1
             self._utf8 = _new_utf8_decoder() if opcode == Opcode.TEXT else None
         fragments += payload
@@ -378,18 +333,37 @@ class Framing:
         else:
             self._active = self.noticed = True
 
+    def _take_control(self, opcode: int, payload: bytes) -> None:
+        if opcode == Opcode.CLOSE:
+            self._end(_parsed_close(payload))
+            return
+        self.noticed = True
+        if opcode == Opcode.PONG and payload == self.ping_payload:
+            self.ping_payload = None
+            return
+        self._active = True
+        if opcode == Opcode.PONG:
+            return
+        pong = encode_pong(payload)
+        if self.hold_pongs:
+            self._held_pong = pong
+        elif self._pongs is None:
+            self._pongs = [pong]
+        else:
+            self._pongs.append(pong)
+
     def _drop_fragments(self) -> None:
         self._fragments = self._utf8 = None
         self._message_is_compressed = False
-        self._fast_limit = self._max_message_size if self._fast_lane else _LANE_SHUT
+        self._inline_limit = self._max_message_size
 
     def _end(self, how: Close) -> None:
         self.ended = how
         self.noticed = True
         self.unread = False
-        self._held = self._slow_lane = None
+        self._held = None
         self._drop_fragments()
-        self._fast_limit = _LANE_SHUT
+        self._inline_limit = _INLINE_SHUT
 
     def notice(self) -> tuple[bytes, bool]:
         """Return the pongs to send, and whether frames arrived that count as activity and are no messages.
@@ -422,3 +396,13 @@ class Framing:
         frame = encode_close(code, reason)
         self.close_sent = True
         return frame
+
+
+def _parsed_close(payload: bytes) -> Close:
+    try:
+        close = frames.Close.parse(payload)
+    except ProtocolError as error:
+        raise _Fault(CloseCode.PROTOCOL_ERROR, str(error)) from None
+    except UnicodeDecodeError as error:
+        raise _Fault(CloseCode.INVALID_UTF8, f"{error.reason} at position {error.start}") from None
+    return Close(int(close.code), close.reason)

@@ -139,9 +139,15 @@ class Connection:
         self._hooks_task = self._start_hooks()
 
     def _start_hooks(self) -> asyncio.Task[None]:
+        loop = self._channel.loop
+        if loop.get_task_factory() is not None:
+            # It need not know of contexts.
+            task = loop.create_task(self._run_hooks(), name=self._name)
+            task.add_done_callback(self._hooks_done)
+            return task
         # One context for both, where each would copy one of its own.
         context = copy_context()
-        task = self._channel.loop.create_task(self._run_hooks(), name=self._name, context=context)
+        task = loop.create_task(self._run_hooks(), name=self._name, context=context)
         task.add_done_callback(self._hooks_done, context=context)
         return task
 

@@ -97,8 +97,8 @@ class PackedRequest:
         self._state = state
         self._seen: weakref.ref[HTTPConnection] | None = weakref.ref(request)
 
-    def forget(self) -> None:
-        """Let go of the request, if nobody else has it any more."""
+    def drop_dead_reference(self) -> None:
+        """Keep no reference to the request if nobody has it: to be called when this has taken its place."""
         if self._seen is not None and self._seen() is None:
             self._seen = None
 

@@ -13,7 +13,7 @@ from wsdeco.app import App
 from wsdeco.reasons import ServerError
 from wsdeco.server.banner import print_banner
 from wsdeco.server.options import make_server
-from wsdeco.server.serving import Server, join_workers
+from wsdeco.server.serving import Server, join_threads
 
 __all__ = ["BackgroundServer", "run_in_background"]
 
@@ -121,7 +121,7 @@ class BackgroundServer:
         atexit.register(self._stop_at_exit)
         try:
             self._server.run()
-            join_workers(self._server.worker_name)
+            join_threads(self._server.thread_prefix)
         except BaseException as exc:
             self._failure = exc
             if self._served.is_set():

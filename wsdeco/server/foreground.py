@@ -15,21 +15,24 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Final
 
-from wsdeco.server.serving import ANYIO_WORKER, Server, join_workers
+from wsdeco.server.serving import ANYIO_THREAD, Server, join_threads
 
 __all__ = [
+    "NOTICE",
+    "REPEAT",
     "SECOND_SIGNAL",
-    "end_on_signals",
+    "collect_garbage_rarely",
     "end_process",
     "ending_signals_call",
     "say",
     "serve_in_main_thread",
+    "waiting_for",
 ]
 
-_NOTICE: Final = 1.0
+NOTICE: Final = 1.0
 """Seconds after which an end that a signal has begun says why the process is still there."""
 
-_REPEAT: Final = 0.3
+REPEAT: Final = 0.3
 """Seconds in which a second signal is the same as the first."""
 
 _FLUSH: Final = 0.5
@@ -63,14 +66,14 @@ def serve_in_main_thread(server: Server, watch: Callable[[Callable[[], None]], N
     server.claim()
     with ExitStack() as stack:
         stack.callback(server.release)
-        end = stack.enter_context(end_on_signals(server))
+        end = stack.enter_context(_end_on_signals(server))
         stack.enter_context(collect_garbage_rarely())
         if watch is None:
             server.listen()
         else:
             watch(end)
         server.run()
-        left = join_workers(server.worker_name, ANYIO_WORKER)
+        left = join_threads(server.thread_prefix, ANYIO_THREAD)
     if left:
         # The interpreter would wait for them for ever, and nothing can interrupt them.
         end_process(f"the process ends though hooks have left threads that still run: {', '.join(left)}", 0)
@@ -94,7 +97,7 @@ def collect_garbage_rarely() -> Generator[None]:
 
 
 @contextmanager
-def end_on_signals(server: Server) -> Generator[Callable[[], None]]:
+def _end_on_signals(server: Server) -> Generator[Callable[[], None]]:
     """Let a first SIGINT or SIGTERM end `server`, and a second one, or an end that takes too long, the process.
 
     The context is what does the same as a first signal, for any thread. A server that has `on_end` is a worker process:
@@ -155,15 +158,12 @@ def _wait_for_end(server: Server, received: queue.SimpleQueue[bool], limit: floa
             pass
     else:
         # One Ctrl-C may come twice: from the terminal, and from a program around this one that passes it on.
-        repeated_until = time.monotonic() + _REPEAT
-        while (signalled := _receive(received, min(_NOTICE, limit))) is True and time.monotonic() < repeated_until:
+        repeated_until = time.monotonic() + REPEAT
+        while (signalled := _receive(received, min(NOTICE, limit))) is True and time.monotonic() < repeated_until:
             pass
         if signalled is None:
-            say(
-                f"waiting up to {limit:.0f} s for connections, hooks and requests; another Ctrl-C ends the process at "
-                "once"
-            )
-            signalled = _receive(received, max(0, limit - _NOTICE))
+            say(waiting_for(limit))
+            signalled = _receive(received, max(0, limit - NOTICE))
     return None if signalled is None else not signalled
 
 
@@ -172,6 +172,11 @@ def _receive(received: queue.SimpleQueue[bool], timeout: float) -> bool | None:
         return received.get(timeout=timeout)
     except queue.Empty:
         return None
+
+
+def waiting_for(limit: float) -> str:
+    """Return what is said of an end that takes up to `limit` seconds."""
+    return f"waiting up to {limit:.0f} s for connections, hooks and requests; another Ctrl-C ends the process at once"
 
 
 def end_process(line: str, status: int) -> None:

@@ -21,7 +21,7 @@ from wsdeco.config import DEFAULT_CONFIG
 from wsdeco.reasons import ServerError
 from wsdeco.server.listen import Listeners, listen
 
-__all__ = ["ANYIO_WORKER", "Server", "join_workers", "server_of"]
+__all__ = ["ANYIO_THREAD", "Server", "join_threads", "server_of"]
 
 logger = logging.getLogger("wsdeco")
 
@@ -37,7 +37,7 @@ _POLLING: Final = 0.5
 _ACCEPTED_AT_ONCE: Final = 64
 """Connections that asyncio accepts without a turn for those it has."""
 
-ANYIO_WORKER: Final = "AnyIO worker thread"
+ANYIO_THREAD: Final = "AnyIO worker thread"
 """Name of the threads in which Starlette runs endpoints that are plain functions."""
 
 _serving: Final[dict[App, Server]] = {}
@@ -81,7 +81,7 @@ class Server(uvicorn.Server):
         return f"{'s' if self.config.is_ssl else ''}://{self.listeners.host}:{self.listeners.port}"
 
     @property
-    def worker_name(self) -> str:
+    def thread_prefix(self) -> str:
         """How the names of the threads begin in which hooks run what blocks, as with `asyncio.to_thread`."""
         return f"wsdeco-{self.listeners.port}-worker"
 
@@ -117,12 +117,12 @@ class Server(uvicorn.Server):
             ServerError: The start-up part of the lifespan has failed.
         """
         loop = _new_event_loop(self.config.loop)
-        workers = ThreadPoolExecutor(thread_name_prefix=self.worker_name)
-        loop.set_default_executor(workers)
+        threads = ThreadPoolExecutor(thread_name_prefix=self.thread_prefix)
+        loop.set_default_executor(threads)
         try:
             self._serve_in(loop, self.listeners.sockets if sockets is None else sockets)
         finally:
-            workers.shutdown(wait=False, cancel_futures=True)
+            threads.shutdown(wait=False, cancel_futures=True)
             loop.close()
 
     def _serve_in(self, loop: asyncio.AbstractEventLoop, sockets: list[socket.socket]) -> None:
@@ -168,7 +168,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Leave signals alone: `end_on_signals` is there from before the start until after the end."""
+        """Leave signals alone: `foreground` handles those of the main thread, and other threads get none."""
         yield
 
     def claim(self) -> None:
@@ -256,10 +256,10 @@ async def _end_tasks() -> None:
     await asyncio.wait((closing,), timeout=_LEFTOVERS)
 
 
-def join_workers(*names: str) -> list[str]:
+def join_threads(*names: str) -> list[str]:
     """Wait a moment for the threads whose names begin with one of `names`; return which still run."""
     end = time.monotonic() + _LEFTOVERS
-    workers = [thread for thread in threading.enumerate() if thread.name.startswith(names)]
-    for thread in workers:
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith(names)]
+    for thread in threads:
         thread.join(max(0, end - time.monotonic()))
-    return [thread.name for thread in workers if thread.is_alive()]
+    return [thread.name for thread in threads if thread.is_alive()]

@@ -22,7 +22,8 @@ from types import FrameType
 from typing import Any, Final, Protocol
 
 from wsdeco.reasons import ServerError
-from wsdeco.server.foreground import SECOND_SIGNAL, ending_signals_call, say
+from wsdeco.server import foreground
+from wsdeco.server.foreground import SECOND_SIGNAL, ending_signals_call, say, waiting_for
 from wsdeco.server.orphans import WORKER_NAME, leave_to_link
 
 __all__ = ["Link", "Supervised", "Supervisor"]
@@ -40,9 +41,6 @@ _LONGEST_DELAY: Final = 30.0
 
 _MARGIN: Final = 2.0
 """Seconds that a worker gets beyond the bound of its own end before it is killed."""
-
-_NOTICE: Final = 1.0
-"""Seconds after which an end says why the process is still there."""
 
 _END: Final = "end"
 
@@ -197,7 +195,7 @@ class Supervisor:
         self._beside = beside
         self._on_death = on_death
         self._slots = [_Slot(number) for number in range(1, count + 1)]
-        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._signals: queue.SimpleQueue[float] = queue.SimpleQueue()
         self._serves_one = False
         self._serving = False
         self._reported: set[str] = set()
@@ -229,8 +227,8 @@ class Supervisor:
     def _listening_to_signals(self) -> Generator[Connection]:
         wake, waker = multiprocessing.Pipe(duplex=False)
 
-        def on_signal(number: int, _frame: FrameType | None) -> None:
-            self._signals.put(number)
+        def on_signal(_number: int, _frame: FrameType | None) -> None:
+            self._signals.put(time.monotonic())
             with suppress(OSError):
                 waker.send_bytes(b"signal")
 
@@ -356,24 +354,22 @@ class Supervisor:
                 say(f"the worker processes {self._pids()} have not ended within {limit:g} s: they are killed")
                 self._status = 1
                 return
-            if not noticed:
-                # A program that passes a signal on to the whole process group means the first one.
-                self._forget_signals()
-                if passed > _NOTICE:
-                    noticed = True
-                    say(
-                        f"waiting up to {limit:.0f} s for connections, hooks and requests; another Ctrl-C ends the "
-                        "process at once"
-                    )
-            elif not self._signals.empty():
+            # A program that passes a signal on to the whole process group means the first one.
+            if self._signal_after(begun if noticed else begun + foreground.REPEAT):
                 say(SECOND_SIGNAL)
                 self._status = 1
                 return
+            if passed > foreground.NOTICE and not noticed:
+                noticed = True
+                say(waiting_for(limit))
 
-    def _forget_signals(self) -> None:
+    def _signal_after(self, when: float) -> bool:
+        """Forget the signals so far, and return whether one came after `when`."""
         with suppress(queue.Empty):
-            while True:
-                self._signals.get_nowait()
+            while self._signals.get_nowait() <= when:
+                pass
+            return True
+        return False
 
     def _gather(self, slot: _Slot) -> None:
         worker = self._reap(slot)
