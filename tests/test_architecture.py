@@ -53,6 +53,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "backplanes/__init__": set(),
     "backplanes/interface": set(),
     "backplanes/checks": {"backplanes/interface"},
+    "backplanes/memory": {"backplanes/interface"},
     "backplanes/envelope": set(),
     "backplanes/broker": {"reasons", "clock", "backplanes/interface", "backplanes/envelope"},
     "backplanes/nats": {"backplanes/broker"},
@@ -88,7 +89,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "__main__": {"cli"},
     "testing": {
         *("reasons", "clock", "config", "channel", "asgi", "handler", "factory", "lifecycle", "connections"),
-        *("upgrade", "app", "backplanes/checks"),
+        *("upgrade", "app", "backplanes/checks", "backplanes/memory"),
     },
     "__init__": {
         *("reasons", "config", "channel", "handler", "upgrade", "app", "rooms", "backplanes/interface"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import weakref
 from contextlib import suppress
 from typing import Any
 
@@ -521,3 +522,28 @@ async def test_a_connection_takes_one_task(reset: bool) -> None:
                 numbers.append(number)
     # Where each is to have a context of its own, one more task calls the app.
     assert len(set(numbers)) == 1
+
+
+class Text(str):
+    """A text that can be referred to weakly."""
+
+    __slots__ = ("__weakref__",)
+
+
+async def test_an_idle_connection_keeps_no_message() -> None:
+    replies: list[weakref.ref[Text]] = []
+
+    class Copies:
+        async def on_message(self, text: str) -> str:
+            reply = Text(text)
+            replies.append(weakref.ref(reply))
+            return reply
+
+    app = App()
+    app.add("/ws", Copies)
+    async with DIRECT.serve(app) as server, raw.upgraded(server, "/ws") as peer:
+        await peer.write(raw.text("a"))
+        assert await peer.frame() == raw.Frame(raw.Opcode.TEXT, b"a")
+        await peer.write(raw.frame(raw.Opcode.PING))
+        assert await peer.frame() == raw.Frame(raw.Opcode.PONG, b"")
+        assert [reply() for reply in replies] == [None]

@@ -376,6 +376,8 @@ class Connection:
                             reply = checked_data(reply)
                         if not channel.try_send(reply):
                             await channel.send(reply)
+                        # Or it would be kept as long as the connection is idle.
+                        reply = None
             except (ConnectionClosed, BaseExceptionGroup) as exc:
                 if not self._is_departure(exc):
                     raise

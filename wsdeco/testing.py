@@ -24,7 +24,8 @@ from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Message, Scope
 
-from wsdeco.backplanes.checks import MakeBackplane, MemoryBroker, check_backplane
+from wsdeco.backplanes.checks import MakeBackplane, check_backplane
+from wsdeco.backplanes.memory import MemoryBroker
 from wsdeco.channel import Channel, HeaderItems, header_pairs
 from wsdeco.config import ConnectionConfig
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, Unknown

@@ -1,4 +1,4 @@
-"""`App.run`: serve in the foreground until a signal, or in a thread where an event loop runs already."""
+"""`App.run` and `wsdeco run`: in a thread where an event loop runs already, or else in one process or several."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def run_in_foreground(
         if workers > 1:
             run_workers(app, reference or reference_to(app), host, port, workers, options)
         else:
-            _run_in_foreground(app, host, port, options)
+            _run_alone(app, host, port, options)
     except ServerError as exc:
         if hasattr(sys, "ps1"):
             # It would end the interpreter that somebody is typing into.
@@ -91,7 +91,7 @@ def _check_foreground(app: App) -> None:
         )
 
 
-def _run_in_foreground(app: App, host: str, port: int, options: dict[str, Any]) -> None:
+def _run_alone(app: App, host: str, port: int, options: dict[str, Any]) -> None:
     server = make_server(app, host, port, options)
     server.on_start = lambda: print_banner(server, "Press Ctrl-C to stop.")
     serve_in_main_thread(server)
