@@ -5,6 +5,7 @@ import contextlib
 import contextvars
 import logging
 import random
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, ClassVar, Final
@@ -2121,3 +2122,29 @@ async def test_a_background_task_of_a_hook_may_outlive_the_connection(caplog: py
     Handler.gate.set()
     assert await background[0] == "closed by the client with 4001 (bye)"
     await served.over(wire)
+
+
+@pytest.mark.parametrize("kind", ["plain", "eager"])
+async def test_task_factories(kind: str) -> None:
+    def plain(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        # One that is as old as asyncio knows of no context.
+        assert "context" not in options
+        return asyncio.Task(coro, loop=loop, **options)
+
+    if kind == "eager" and sys.version_info < (3, 12):
+        pytest.skip("this Python has no eager tasks")
+
+    class Handler(Journal):
+        async def on_message(self, text: str) -> str:
+            return text
+
+    loop = asyncio.get_running_loop()
+    factory: Any = plain if kind == "plain" else vars(asyncio)["eager_task_factory"]
+    loop.set_task_factory(factory)
+    try:
+        served = Served(Handler)
+        wire = await served.connected("a", "b")
+        assert wire.seen == ["accepted", "a", "b"]
+        await served.lose(wire)
+    finally:
+        loop.set_task_factory(None)

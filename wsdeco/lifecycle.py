@@ -306,6 +306,8 @@ class Connection:
     async def _run_hooks(self) -> None:
         # An idle connection waits in every coroutine from here to the event, and each message passes through them.
         channel = self._channel
+        # An eager task runs before whoever makes it has it.
+        self._hooks_task = asyncio.current_task()
         if channel.accepted or not channel.closed:
             # Otherwise the peer has gone before anything was built for it.
             if channel.accepted:
