@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import struct
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, Final, Protocol, TypeVar
 import httpx
 import hypercorn.asyncio
 import hypercorn.config
+import pytest
 import uvicorn
 from granian.constants import Interfaces
 from granian.log import LogLevels
@@ -98,6 +100,7 @@ class Stack:
         accept_headers: Sends the app's header fields with the 101.
         tells_early_loss: Tells the app of a client that leaves before the upgrade.
         aborts: Lets the app drop a peer that does not read.
+        ends_with_connections: It ends while connections are open.
         shuts_down_1012: Its own shutdown reaches clients as 1012, and hooks as `Close(1012, by="server")`.
     """
 
@@ -108,6 +111,7 @@ class Stack:
     accept_headers: bool = True
     tells_early_loss: bool = True
     aborts: bool = True
+    ends_with_connections: bool = True
     shuts_down_1012: bool = True
     on_network: bool = True
 
@@ -116,6 +120,12 @@ class Stack:
         if not self.shows_close:
             return Unknown()
         return Close(code, text if self.shows_close_text else "", by="client")
+
+
+def skip_unless_it_ends(stack: Stack) -> None:
+    """Skip a test of the end of a server where that waits for its connections."""
+    if not stack.ends_with_connections:
+        pytest.skip(f"on this Python {stack.name} waits for its connections to end by themselves")
 
 
 class SocketPeer:
@@ -424,7 +434,15 @@ async def memory_serve(app: ASGIApp) -> AsyncGenerator[Server]:
 MEMORY: Final = Stack("memory", memory_serve, on_network=False)
 SANSIO: Final = Stack("uvicorn-websockets", uvicorn_serve("websockets-sansio"))
 WSPROTO: Final = Stack("uvicorn-wsproto", uvicorn_serve("wsproto"))
-HYPERCORN: Final = Stack("hypercorn", hypercorn_serve, shows_close=False, shows_close_text=False, aborts=False)
+HYPERCORN: Final = Stack(
+    "hypercorn",
+    hypercorn_serve,
+    shows_close=False,
+    shows_close_text=False,
+    aborts=False,
+    # asyncio's Server.wait_closed(), which hypercorn awaits before anything else, waits for the connections since 3.12.
+    ends_with_connections=sys.version_info < (3, 12),
+)
 GRANIAN: Final = Stack(
     "granian",
     granian_serve,

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from tests.recording import Journal, Recorder, admitted, closing, refusal, refusal_with_a_slot, take_errors
-from tests.stacks import Peer, Server, Stack, soon, until
+from tests.stacks import Peer, Server, Stack, skip_unless_it_ends, soon, until
 from wsdeco import (
     Address,
     App,
@@ -782,6 +782,7 @@ async def test_messages_before_the_peers_close_are_delivered(stack: Stack) -> No
 
 
 async def test_shutdown_runs_every_on_disconnect(stack: Stack) -> None:
+    skip_unless_it_ends(stack)
     app = App()
     journal = Journal()
 
@@ -830,6 +831,7 @@ async def test_the_app_can_be_shut_down_by_itself(stack: Stack) -> None:
 
 
 async def test_the_lifespan_gives_state_and_ends_after_the_last_on_disconnect(stack: Stack) -> None:
+    skip_unless_it_ends(stack)
     app = App()
     journal = Journal()
 
@@ -993,6 +995,7 @@ async def test_an_upgrade_that_is_left_unanswered_is_a_500(stack: Stack, caplog:
 
 @pytest.mark.parametrize("framework", ["starlette", "fastapi"])
 async def test_mounted(stack: Stack, framework: str) -> None:
+    skip_unless_it_ends(stack)
     app = App()
     journal = Journal()
 
