@@ -64,9 +64,9 @@ class ReferenceFraming(Framing):
             # The library refuses a close frame inside a fragmented message; RFC 6455, section 5.4, allows it.
             self._end(Close(int(received.code), received.reason))
         elif failed is not None:
-            is_too_big = isinstance(self.library.parser_exc, PayloadTooBig)
-            reason = f"message is longer than {self._max_message_size} bytes" if is_too_big else failed.reason
-            self._end(Close(int(failed.code), reason, by="server"))
+            if isinstance(self.library.parser_exc, PayloadTooBig):
+                raise self._too_big()
+            self._end(Close(int(failed.code), failed.reason, by="server"))
         else:
             frame = cast(Frame, self.library.events_received()[0])
             if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):

@@ -140,15 +140,10 @@ class Connection:
 
     def _start_hooks(self) -> asyncio.Task[None]:
         loop = self._channel.loop
-        if loop.get_task_factory() is not None:
-            # It need not know of contexts.
-            task = loop.create_task(self._run_hooks(), name=self._name)
-            task.add_done_callback(self._hooks_done)
-            return task
-        # One context for both, where each would copy one of its own.
-        context = copy_context()
-        task = loop.create_task(self._run_hooks(), name=self._name, context=context)
-        task.add_done_callback(self._hooks_done, context=context)
+        # One context for both, where each would copy one of its own. A task factory need not know of contexts.
+        options: dict[str, Any] = {"context": copy_context()} if loop.get_task_factory() is None else {}
+        task = loop.create_task(self._run_hooks(), name=self._name, **options)
+        task.add_done_callback(self._hooks_done, **options)
         return task
 
     def transport_lost(self) -> None:
@@ -307,7 +302,7 @@ class Connection:
         # An idle connection waits in every coroutine from here to the event, and each message passes through them.
         channel = self._channel
         # An eager task runs before whoever makes it has it.
-        self._hooks_task = asyncio.current_task()
+        self._hooks_task = self._hooks_task or asyncio.current_task()
         if channel.accepted or not channel.closed:
             # Otherwise the peer has gone before anything was built for it.
             if channel.accepted:
