@@ -12,7 +12,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from wsdeco.clock import Clock
-from wsdeco.protocol import WebSocketProtocol
+from wsdeco.transport.protocol import WebSocketProtocol
 
 REQUEST = (
     b"GET /chat?x=1 HTTP/1.1\r\nhost: example.com\r\nupgrade: websocket\r\nconnection: Upgrade\r\n"

@@ -14,9 +14,9 @@ from websockets.protocol import Protocol, Side
 from websockets.typing import ExtensionName
 
 from tests.client_frames import client_frame
-from wsdeco.deflate import Deflate
-from wsdeco.frames import Framing, Message
 from wsdeco.reasons import Close
+from wsdeco.wire.deflate import Deflate
+from wsdeco.wire.incoming import Framing, Message
 
 NEVER = -1
 """The largest message that is taken inline."""

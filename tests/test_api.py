@@ -213,8 +213,10 @@ def test_attributes_are_those_of_the_class(public: Documented) -> None:
         assert listed is None
         return
     for name in listed or []:
-        known = hasattr(cls, name) or name in inspect.get_annotations(cls)
-        assert known or f"self.{name}" in inspect.getsource(cls), f"{public.name} has no attribute {name}"
+        own = [base for base in cls.__mro__ if base.__module__.partition(".")[0] == "wsdeco"]
+        known = hasattr(cls, name) or any(name in inspect.get_annotations(base) for base in own)
+        is_set = any(f"self.{name}" in inspect.getsource(base) for base in own)
+        assert known or is_set, f"{public.name} has no attribute {name}"
     if dataclasses.is_dataclass(cls):
         assert [field.name for field in dataclasses.fields(cls)] == (listed or [])
 

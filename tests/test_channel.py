@@ -13,8 +13,8 @@ from starlette.websockets import WebSocketDisconnect
 from tests.stacks import MEMORY, Peer, Stack, soon
 from tests.wire import Logged, Wire, assert_at_rest, websocket_scope
 from wsdeco import Address, App, Close, ConnectionClosed, ConnectionConfig, DisconnectReason, Error, Sink, Unknown
-from wsdeco.asgi import AsgiChannel, disconnect_reason
-from wsdeco.channel import Channel
+from wsdeco.channels.asgi import AsgiChannel, disconnect_reason
+from wsdeco.channels.base import Channel
 from wsdeco.testing import ChannelPeer, MakePair, ManualClock, check_channel
 
 

@@ -13,8 +13,8 @@ import pytest
 
 import wsdeco
 from tests.programs import Program, client, receive, taken_port, workers_of
-from wsdeco import App, cli
-from wsdeco.server import launch, loading
+from wsdeco import App, cli, launch
+from wsdeco.server import loading
 from wsdeco.server.loading import Reference
 
 APP: Final = """
@@ -37,7 +37,8 @@ def main():
 main()
 app.run()
 
-from wsdeco.server import foreground, supervisor
+from wsdeco.server import foreground
+from wsdeco.workers import supervisor
 
 foreground.NOTICE = 60
 """
@@ -51,7 +52,6 @@ def fresh_imports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
     monkeypatch.setattr(sys, "path", sys.path.copy())
     modules, default = set(sys.modules), App()
     monkeypatch.setattr("wsdeco.ws", default)
-    monkeypatch.setattr(loading, "ws", default)
     yield
     for name in set(sys.modules) - modules:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
@@ -313,7 +313,7 @@ IN_WORKERS: Final = f"""{APP}
 import multiprocessing
 from pathlib import Path
 
-from wsdeco.server import supervisor
+from wsdeco.workers import supervisor
 
 supervisor._LONGEST_DELAY = 0.1
 if multiprocessing.parent_process() and Path("broken").exists():

@@ -122,7 +122,7 @@ def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     """Every app that echoes, one after the other."""
     found: str = request.param
     if found == "library":
-        monkeypatch.setattr("wsdeco.protocol.Framing", ReferenceFraming)
+        monkeypatch.setattr("wsdeco.transport.protocol.Framing", ReferenceFraming)
     return found
 
 

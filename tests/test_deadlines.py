@@ -12,9 +12,9 @@ from starlette.datastructures import Headers
 
 from tests.wire import Logged, Wire, assert_at_rest, slots_taken, websocket_scope
 from wsdeco import Address, App, Close, ConnectionClosed, DisconnectReason, Sink, Timeout, Unknown
-from wsdeco.asgi import AsgiChannel
+from wsdeco.channels.asgi import AsgiChannel
 from wsdeco.config import ConnectionConfig
-from wsdeco.lifecycle import Connection
+from wsdeco.connection.lifecycle import Connection
 from wsdeco.testing import ManualClock, connect
 
 HOUR: Final = 3600.0
@@ -663,7 +663,7 @@ async def test_shutdown_gives_up_a_hook_that_never_gives_in(
 ) -> None:
     logged = Logged(caplog)
     # The bound of the whole shutdown is in real time: whatever the clock says, the process has to end.
-    monkeypatch.setattr("wsdeco.lifecycle._CANCEL_AGAIN", 0.005)
+    monkeypatch.setattr("wsdeco.connection.lifecycle._CANCEL_AGAIN", 0.005)
 
     class Immortal(Recorder):
         async def on_message(self, text: str) -> None:

@@ -17,14 +17,14 @@ from tests import raw
 from tests.recording import Journal, Recorder, refusal
 from tests.stacks import DIRECT, WAIT, soon, until, uvicorn_serve
 from wsdeco import App, Close, ConnectionClosed, DisconnectReason, Error, Sink, Unknown
-from wsdeco.channel import Address
+from wsdeco.channels.data import Address
+from wsdeco.channels.direct import DirectChannel
 from wsdeco.config import ConnectionConfig
-from wsdeco.direct import DirectChannel
-from wsdeco.encoding import Encoded
-from wsdeco.handshake import Request
-from wsdeco.lifecycle import Connection
-from wsdeco.rooms import Rooms
+from wsdeco.connection.lifecycle import Connection
+from wsdeco.rooms.rooms import Rooms
 from wsdeco.testing import ManualClock
+from wsdeco.wire.handshake import Request
+from wsdeco.wire.outgoing import Encoded
 
 
 class Slow(Recorder):

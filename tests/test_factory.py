@@ -17,10 +17,11 @@ from starlette.convertors import CONVERTOR_TYPES, Convertor
 from starlette.datastructures import Headers, QueryParams
 from starlette.requests import HTTPConnection, Request
 
-from wsdeco.channel import Address, Sink
-from wsdeco.factory import build_factory, class_factory, headers_factory
-from wsdeco.handler import Factory, HandlerMeta, Hooks, WebSocketHandler, bound_hook, hooks_of
-from wsdeco.hooks import HOOK_NAMES
+from wsdeco.channels.data import Address
+from wsdeco.channels.sink import Sink
+from wsdeco.definition.base import Factory, HandlerMeta, Hooks, WebSocketHandler, bound_hook, hooks_of
+from wsdeco.definition.checks import HOOK_NAMES
+from wsdeco.definition.factory import build_factory, class_factory, headers_factory
 from wsdeco.reasons import HandlerError, HandlerWarning, Unknown
 
 T = TypeVar("T")

@@ -22,13 +22,13 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-import wsdeco.frames
+import wsdeco.wire.incoming
 from tests import client_frames as wire
 from tests.client_frames import BINARY, CLOSE, CONT, PING, PONG, TEXT, client_frame
 from tests.reference_framing import ReferenceFraming
-from wsdeco.deflate import Deflate, negotiate
-from wsdeco.frames import Framing, Message, encode_close, encode_message, encode_ping
 from wsdeco.reasons import Close
+from wsdeco.wire.deflate import Deflate, negotiate
+from wsdeco.wire.incoming import Framing, Message, encode_close, encode_message, encode_ping
 
 LIMIT = 300
 LANES = pytest.mark.parametrize("kind", [Framing, ReferenceFraming])
@@ -632,10 +632,10 @@ class TestBounds:
 def test_masking_without_the_c_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "websockets.speedups", None)
-        pure = importlib.reload(wsdeco.frames)
+        pure = importlib.reload(wsdeco.wire.incoming)
         assert pure.apply_mask.__module__ == "websockets.utils"
         assert pure.Framing(100_000).receive(wire.text("héllo" * 1000)) == ["héllo" * 1000]
-    importlib.reload(wsdeco.frames)
+    importlib.reload(wsdeco.wire.incoming)
 
 
 def reference(stream: bytes, limit: int = LIMIT) -> Outcome:

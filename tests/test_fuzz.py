@@ -26,12 +26,12 @@ from uvicorn.server import ServerState
 from tests.client_frames import BINARY, CLOSE, CONT, PING, PONG, TEXT, client_frame, deflated
 from tests.in_memory import REQUEST, FakeClock, FakeTransport, make_config, request, settle
 from wsdeco import App, ConnectionConfig
+from wsdeco.channels.direct import DirectChannel
 from wsdeco.clock import Clock
-from wsdeco.conversation import Conversation
-from wsdeco.direct import DirectChannel
-from wsdeco.frames import Framing
-from wsdeco.protocol import WebSocketProtocol
 from wsdeco.reasons import CloseCode
+from wsdeco.transport.asgi import Conversation
+from wsdeco.transport.protocol import WebSocketProtocol
+from wsdeco.wire.incoming import Framing
 
 pytestmark = pytest.mark.usefixtures("no_errors_logged")
 

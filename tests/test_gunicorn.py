@@ -23,8 +23,8 @@ APP: Final = """
 import asyncio
 
 from wsdeco import ws
-from wsdeco.channel import channel_of
-from wsdeco.direct import DirectChannel
+from wsdeco.channels.sink import channel_of
+from wsdeco.channels.direct import DirectChannel
 
 @ws.lifespan
 async def lifespan(app):

@@ -19,9 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsdeco import reasons
-from wsdeco.channel import Address, Sink
-from wsdeco.handler import HandlerMeta, Hooks, WebSocketHandler, bound_hook, hooks_of, inspect_handler
-from wsdeco.hooks import HOOK_NAMES
+from wsdeco.channels.data import Address
+from wsdeco.channels.sink import Sink
+from wsdeco.definition.base import HandlerMeta, Hooks, WebSocketHandler, bound_hook, hooks_of, inspect_handler
+from wsdeco.definition.checks import HOOK_NAMES
 from wsdeco.reasons import Close, DisconnectReason, HandlerError, HandlerWarning, Unknown
 
 T = TypeVar("T")

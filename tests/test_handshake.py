@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.in_memory import ACCEPTED, REQUEST, request
-from wsdeco.handshake import (
+from wsdeco.wire.handshake import (
     MAX_HEAD_SIZE,
     Refusal,
     accept_response,

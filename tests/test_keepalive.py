@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.in_memory import FakeClock
-from wsdeco.keepalive import Keepalive
+from wsdeco.transport.keepalive import Keepalive
 
 
 class Peer:

@@ -29,7 +29,8 @@ from wsdeco import (
     Unknown,
     WebSocketHandler,
 )
-from wsdeco.connections import Connections, Slots
+from wsdeco.connection.admission import Slots
+from wsdeco.connection.live import Connections
 from wsdeco.testing import ManualClock
 
 BYE: Final = Close(4001, "bye", by="client")
@@ -2023,7 +2024,7 @@ async def test_rule_10_nothing_is_checked_per_connection(monkeypatch: pytest.Mon
     def refuse(*_args: object) -> None:
         raise NotImplementedError
 
-    for name in ("wsdeco.handler.inspect_handler", "wsdeco.handler.hook_faults", "inspect.signature"):
+    for name in ("wsdeco.definition.base.inspect_handler", "wsdeco.definition.base.hook_faults", "inspect.signature"):
         monkeypatch.setattr(name, refuse)
     wire = await served.connected("x")
     assert wire.seen == ["accepted", "x"]

@@ -15,8 +15,8 @@ import pytest
 
 from tests.programs import wait_until
 from wsdeco import ServerError
-from wsdeco.server import nats_server
-from wsdeco.server.nats_server import NatsServer, find_program
+from wsdeco.workers import nats_server
+from wsdeco.workers.nats_server import NatsServer, find_program
 
 LISTENS: Final = """
 folder=$(dirname "$2")

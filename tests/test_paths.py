@@ -9,7 +9,7 @@ import pytest
 from starlette.convertors import CONVERTOR_TYPES, Convertor
 
 from wsdeco import RouteError
-from wsdeco.paths import check_path, parameter_kinds, path_shape
+from wsdeco.definition.paths import check_path, parameter_kinds, path_shape
 
 
 class DateConvertor(Convertor[date]):

@@ -13,7 +13,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from tests.brokers import BrokerProcess
 from tests.stacks import WAIT, soon
-from wsdeco.encoding import encode_message
+from wsdeco.wire.outgoing import encode_message
 
 FRAME: Final = len(encode_message("a00000"))
 

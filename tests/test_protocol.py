@@ -17,9 +17,9 @@ from uvicorn.server import ServerState
 from tests import client_frames as wire
 from tests.client_frames import BINARY, CONT, PING, PONG, TEXT, client_frame
 from tests.in_memory import ACCEPTED, REQUEST, Session, request, settle
-from wsdeco.frames import encode_close, encode_message, encode_ping
-from wsdeco.protocol import WebSocketProtocol
 from wsdeco.reasons import Close, Unknown
+from wsdeco.transport.protocol import WebSocketProtocol
+from wsdeco.wire.incoming import encode_close, encode_message, encode_ping
 
 Event = dict[str, Any]
 Receive = Callable[[], Awaitable[Event]]

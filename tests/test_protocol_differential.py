@@ -24,8 +24,8 @@ from websockets.streams import StreamReader
 from tests import client_frames as wire
 from tests.client_frames import BINARY, CONT, PING, PONG, TEXT, client_frame
 from tests.in_memory import Session, request, settle
-from wsdeco.frames import encode_close, encode_message
-from wsdeco.protocol import WebSocketProtocol
+from wsdeco.transport.protocol import WebSocketProtocol
+from wsdeco.wire.incoming import encode_close, encode_message
 
 REQUEST = request("sec-websocket-protocol: a, b", "x-name: caf\xe9", "x-name: two")
 Step = tuple[Any, ...]

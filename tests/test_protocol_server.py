@@ -33,8 +33,8 @@ from websockets.typing import Subprotocol
 from tests import client_frames as wire
 from tests.client_frames import client_frame
 from tests.in_memory import REQUEST
-from wsdeco.frames import encode_close, encode_message
-from wsdeco.protocol import WebSocketProtocol
+from wsdeco.transport.protocol import WebSocketProtocol
+from wsdeco.wire.incoming import encode_close, encode_message
 
 WAIT = 10.0
 

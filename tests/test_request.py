@@ -11,8 +11,9 @@ from starlette.types import Scope
 
 from tests.stacks import DIRECT, soon
 from wsdeco import Address, App, Sink
-from wsdeco.handshake import parse_request
-from wsdeco.request import PackedRequest, build_scope
+from wsdeco.channels.packed_request import PackedRequest
+from wsdeco.wire.handshake import parse_request
+from wsdeco.wire.scope import build_scope
 
 ID = "6e8bc430-9c3a-11d9-9669-0800200c9a66"
 

@@ -39,9 +39,11 @@ from wsdeco import (
     websocket_route,
 )
 from wsdeco.backplanes.interface import BackplaneState
-from wsdeco.channel import Channel, HeaderItems, channel_of
+from wsdeco.channels.base import Channel
+from wsdeco.channels.data import HeaderItems
+from wsdeco.channels.sink import channel_of
 from wsdeco.config import DEFAULT_CONFIG
-from wsdeco.rooms import Rooms
+from wsdeco.rooms.rooms import Rooms
 from wsdeco.testing import HandshakeRefused, ManualClock, connect
 
 
@@ -882,7 +884,7 @@ async def member_elsewhere(room: Room) -> tuple[asyncio.AbstractEventLoop, ListC
 async def test_a_loop_that_closes_with_a_broadcast_handed_over_holds_nobody_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("wsdeco.rooms._LOOK_AGAIN", 0.001)
+    monkeypatch.setattr("wsdeco.rooms.rooms._LOOK_AGAIN", 0.001)
     room = Room("lobby", Rooms())
     loop, channel = await member_elsewhere(room)
     handed_over = asyncio.create_task(room.broadcast("x"))

@@ -45,7 +45,7 @@ HAS_IPV6: Final = socket.has_ipv6 and any(
 
 @pytest.fixture(autouse=True)
 def short_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsdeco.lifecycle._CANCEL_AGAIN", SHORT)
+    monkeypatch.setattr("wsdeco.connection.lifecycle._CANCEL_AGAIN", SHORT)
 
 
 def in_background(app: App, **options: Any) -> BackgroundServer:
@@ -1100,7 +1100,8 @@ PREAMBLE: Final = """
 import asyncio
 import time
 
-from wsdeco import lifecycle, ws
+from wsdeco import ws
+from wsdeco.connection import lifecycle
 from wsdeco.server import foreground, serving
 
 lifecycle._CANCEL_AGAIN = serving._LEFTOVERS = 0.1

@@ -14,10 +14,10 @@ from websockets.protocol import Protocol, Side, State
 
 from tests.stacks import DIRECT, until
 from wsdeco import Address, App, Sink
-from wsdeco.deflate import Deflate
-from wsdeco.encoding import Encoded, encode_message
-from wsdeco.frames import Framing
-from wsdeco.turn import _MOST_AT_ONCE, Turn  # pyright: ignore[reportPrivateUsage]
+from wsdeco.transport.shared import _MOST_AT_ONCE, Turn  # pyright: ignore[reportPrivateUsage]
+from wsdeco.wire.deflate import Deflate
+from wsdeco.wire.incoming import Framing
+from wsdeco.wire.outgoing import Encoded, encode_message
 
 LONG: Final = "the same words again and again, " * 20
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Final, Literal, NewType, Protocol, TypeVar, c
 import pytest
 from typing_extensions import TypeAliasType
 
-from wsdeco.channel import Address
-from wsdeco.signatures import (
+from wsdeco.channels.data import Address
+from wsdeco.definition.signatures import (
     UNKNOWN,
     accepts,
     alternatives,
@@ -108,7 +108,7 @@ def test_annotations_are_resolved_as_far_as_they_can_be(annotation: object, expe
 
 def test_annotations_are_shown_as_they_are_written() -> None:
     assert [shown_type(each) for each in (str, "Hidden", list[int], Address)] == [
-        *("str", "Hidden", "list[int]", "wsdeco.channel.Address"),
+        *("str", "Hidden", "list[int]", "wsdeco.channels.data.Address"),
     ]
 
 

@@ -9,8 +9,9 @@ import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wsdeco import App, Close, ConnectionClosed, ConnectionConfig, DisconnectReason, Sink, Unknown, testing
-from wsdeco.asgi import AsgiChannel
-from wsdeco.channel import Channel, Data
+from wsdeco.channels.asgi import AsgiChannel
+from wsdeco.channels.base import Channel
+from wsdeco.channels.data import Data
 from wsdeco.testing import ChannelPeer, Client, HandshakeRefused, MakePair, ManualClock, check_channel, connect
 
 Script: TypeAlias = Callable[[Receive, Send], Awaitable[None]]

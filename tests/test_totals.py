@@ -12,10 +12,11 @@ from typing import Any, Final
 import pytest
 
 from tests.programs import PATIENCE, echo_app
-from wsdeco import ServerError, totals
-from wsdeco.connections import Slots
-from wsdeco.server import workers
-from wsdeco.totals import NoShare, Totals
+from wsdeco import ServerError
+from wsdeco.connection.admission import Slots
+from wsdeco.workers import run as workers
+from wsdeco.workers import totals
+from wsdeco.workers.totals import NoShare, Totals
 
 LOCK: Final = (0, 0)
 """What lets another process hold the lock for ever."""

@@ -33,8 +33,8 @@ from wsdeco import (
     handle_upgrade,
     websocket_route,
 )
+from wsdeco.routing.endpoints import HandlerEndpoint
 from wsdeco.testing import HandshakeRefused, connect
-from wsdeco.upgrade import HandlerEndpoint
 
 
 class Echo:

@@ -28,7 +28,7 @@ from tests.brokers import nats_server
 from tests.programs import PATIENCE, Ended, Program, client, close_code, echo_app, receive, wait_until, workers_of
 from tests.stacks import soon
 from wsdeco import ServerError
-from wsdeco.server.cluster import use_backplane
+from wsdeco.workers.cluster import use_backplane
 
 PREAMBLE: Final = """
 import asyncio
@@ -42,7 +42,8 @@ if "BROKER" not in os.environ:
     sys.modules["nats"] = None
 
 from wsdeco import App, ws
-from wsdeco.server import foreground, serving, supervisor
+from wsdeco.server import foreground, serving
+from wsdeco.workers import supervisor
 
 serving._LEFTOVERS = serving._POLLING = 0.1
 supervisor._LONGEST_DELAY = 0.2
@@ -265,7 +266,7 @@ def test_a_system_without_room_for_processes_is_tried_again(shared: Shared) -> N
     [
         pytest.param(
             "import signal\ndel signal.pthread_sigmask\n"
-            "from wsdeco.server import workers\nworkers.has_locks = lambda: False\n"
+            "from wsdeco.workers import run\nrun.has_locks = lambda: False\n"
             f'if __name__ == "__main__":\n    {RUN}',
             signal.SIGINT,
             id="guarded, as on Windows",

@@ -11,8 +11,8 @@ from starlette.routing import WebSocketRoute
 from starlette.types import ASGIApp, Message, Scope
 
 from wsdeco import App
+from wsdeco.routing.endpoints import HandlerEndpoint
 from wsdeco.testing import ManualClock
-from wsdeco.upgrade import HandlerEndpoint
 
 Seen: TypeAlias = str | bytes | tuple[object, ...]
 """What the client sees: "accepted", a message, ("close", code, text) or ("http", status)."""

@@ -2,9 +2,10 @@
 
 from wsdeco.app import App, RouteInfo, ws
 from wsdeco.backplanes.interface import Backplane, BackplaneCounters, BackplaneState, PublishErrors
-from wsdeco.channel import Address, Sink
+from wsdeco.channels.data import Address
+from wsdeco.channels.sink import Sink
 from wsdeco.config import ConnectionConfig
-from wsdeco.handler import WebSocketHandler
+from wsdeco.definition.base import WebSocketHandler
 from wsdeco.reasons import (
     BackplaneError,
     Close,
@@ -19,9 +20,9 @@ from wsdeco.reasons import (
     Unknown,
     WsdecoError,
 )
-from wsdeco.rooms import Room
+from wsdeco.rooms.rooms import Room
+from wsdeco.routing.endpoints import WebSocketUpgrade, handle_socket, handle_upgrade, websocket_route
 from wsdeco.server.orphans import end_with_parent as _end_with_parent
-from wsdeco.upgrade import WebSocketUpgrade, handle_socket, handle_upgrade, websocket_route
 
 __all__ = [
     "Address",

@@ -52,7 +52,7 @@ def _run(parser: argparse.ArgumentParser, target: str, host: str, port: int, wor
     except Exception as exc:
         raise SystemExit(describe_failure(exc, target)) from None
     # Loads uvicorn, which a command line that is refused does not need.
-    from wsdeco.server.launch import run_in_foreground  # noqa: PLC0415
+    from wsdeco.launch import run_in_foreground  # noqa: PLC0415
     from wsdeco.server.options import check_options  # noqa: PLC0415
 
     try:

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
-from wsdeco.app import App
 from wsdeco.reasons import ServerError
+from wsdeco.routing.application import Application
 from wsdeco.server.banner import print_banner
 from wsdeco.server.options import make_server
 from wsdeco.server.serving import Server, join_threads
@@ -20,7 +20,7 @@ __all__ = ["BackgroundServer", "run_in_background"]
 logger = logging.getLogger("wsdeco")
 
 
-def run_in_background(app: App, host: str, port: int, options: dict[str, Any]) -> BackgroundServer:
+def run_in_background(app: Application, host: str, port: int, options: dict[str, Any]) -> BackgroundServer:
     """Serve `app` in a thread; return as soon as it serves.
 
     Raises:

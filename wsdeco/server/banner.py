@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Final, cast
 
-from wsdeco.app import RouteInfo
 from wsdeco.config import DEFAULT_CONFIG, ConnectionConfig
+from wsdeco.routing.registry import RouteInfo
 from wsdeco.server.serving import Server
 
 __all__ = ["print_banner"]

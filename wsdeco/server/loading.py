@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from wsdeco.app import App, ws
 from wsdeco.reasons import ServerError
+from wsdeco.routing.application import Application
 from wsdeco.server.orphans import is_worker
 
 __all__ = ["Reference", "describe_failure", "find", "is_loading", "loading", "reference_to"]
@@ -37,7 +37,7 @@ class Reference:
     module: str
     name: str | None
 
-    def load(self) -> App:
+    def load(self) -> Application:
         """Import the module, and return the app.
 
         Raises:
@@ -45,7 +45,7 @@ class Reference:
         """
         with loading():
             module = importlib.import_module(self.module)
-        return ws if self.name is None else _named(module, self.name, self.module)
+        return _default_app() if self.name is None else _named(module, self.name, self.module)
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def is_loading() -> bool:
     return _loads > 0 or (not _loaded and is_worker())
 
 
-def find(target: str) -> tuple[App, Reference]:
+def find(target: str) -> tuple[Application, Reference]:
     """Return the app that `target` means, and where other processes find it.
 
     Args:
@@ -84,7 +84,7 @@ def find(target: str) -> tuple[App, Reference]:
     return reference.load(), reference
 
 
-def reference_to(app: App) -> Reference:
+def reference_to(app: Application) -> Reference:
     """Return where another process finds `app`, which a script of this one serves.
 
     Raises:
@@ -100,7 +100,7 @@ def reference_to(app: App) -> Reference:
     main_name = (
         main.__spec__.name if main.__spec__ is not None and main.__spec__.name.endswith("__main__") else "__main__"
     )
-    if app is ws:
+    if app is _default_app():
         return Reference(main_name, None)
     others = [module for name, module in sys.modules.copy().items() if name.partition(".")[0] != "wsdeco"]
     for module in (main, *others):
@@ -175,12 +175,13 @@ def _add_to_path(folder: Path) -> None:
 
 
 def _only_app(module: ModuleType, place: str) -> Reference:
-    apps = {id(value): name for name, value in _globals(module) if isinstance(value, App) and value.app.routes}
+    apps = {id(value): name for name, value in _globals(module) if isinstance(value, Application) and value.app.routes}
     names = sorted(apps.values())
     if len(names) > 1:
         raise ServerError(f"{place} has more than one app, {', '.join(names)}: write {place}:{names[0]}, for instance")
     if names:
         return Reference(module.__name__, names[0])
+    ws = _default_app()
     if ws.app.routes:
         return Reference(module.__name__, None)
     raise ServerError(
@@ -189,13 +190,18 @@ def _only_app(module: ModuleType, place: str) -> Reference:
     )
 
 
-def _named(module: ModuleType, name: str, place: str) -> App:
+def _default_app() -> Application:
+    # It is made above, where the decorators are, and it is there as soon as anything of wsdeco is imported.
+    return cast(Application, sys.modules["wsdeco"].ws)
+
+
+def _named(module: ModuleType, name: str, place: str) -> Application:
     value: Any = module
     for part in name.split("."):
         value = getattr(value, part, None)
-    if isinstance(value, App):
+    if isinstance(value, Application):
         return value
-    names = sorted({each for each, found in _globals(module) if isinstance(found, App)})
+    names = sorted({each for each, found in _globals(module) if isinstance(found, Application)})
     found = "is not there" if value is None else f"is a {type(value).__name__} and no App of wsdeco"
     hint = f"it has {', '.join(names)}" if names else "it has no App at its top level"
     if place == "__main__":

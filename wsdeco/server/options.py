@@ -10,8 +10,8 @@ from typing import Any, Final
 import uvicorn
 from uvicorn.config import LOG_LEVELS
 
-from wsdeco.app import App
 from wsdeco.reasons import BackplaneError, ServerError
+from wsdeco.routing.application import Application, find_backplane
 from wsdeco.server.listen import check_address
 from wsdeco.server.serving import Server
 
@@ -91,7 +91,7 @@ def _check_options(options: dict[str, Any]) -> None:
         raise ValueError(f"timeout_graceful_shutdown must be 0 or more seconds and finite, not {grace!r}")
 
 
-def make_server(app: App, host: str, port: int, options: dict[str, Any]) -> Server:
+def make_server(app: Application, host: str, port: int, options: dict[str, Any]) -> Server:
     """Return a server that is ready to listen, made of arguments that `check_options` has let pass.
 
     Raises:
@@ -100,7 +100,7 @@ def make_server(app: App, host: str, port: int, options: dict[str, Any]) -> Serv
     if not app.app.routes:
         raise ServerError("no handler is registered: decorate a class with @ws.handler('/ws') first")
     try:
-        app.find_backplane()
+        find_backplane(app)
     except BackplaneError as exc:
         raise ServerError(str(exc)) from exc
     defaults: dict[str, Any] = {"log_level": "warning", "ws_per_message_deflate": False}
@@ -126,7 +126,7 @@ def make_server(app: App, host: str, port: int, options: dict[str, Any]) -> Serv
     return Server(app, config)
 
 
-def _largest_message(app: App, options: dict[str, Any]) -> int:
+def _largest_message(app: Application, options: dict[str, Any]) -> int:
     configs = [info.config for info in app.route_infos if info.config is not None]
     sizes = [config.max_message_size for config in configs]
     if len(app.app.routes) > len(configs):

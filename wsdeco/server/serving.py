@@ -16,9 +16,9 @@ from typing import Final
 
 import uvicorn
 
-from wsdeco.app import App
 from wsdeco.config import DEFAULT_CONFIG
 from wsdeco.reasons import ServerError
+from wsdeco.routing.application import Application, cap_message_size
 from wsdeco.server.listen import Listeners, listen
 
 __all__ = ["ANYIO_THREAD", "Server", "join_threads", "server_of"]
@@ -40,7 +40,7 @@ _ACCEPTED_AT_ONCE: Final = 64
 ANYIO_THREAD: Final = "AnyIO worker thread"
 """Name of the threads in which Starlette runs endpoints that are plain functions."""
 
-_serving: Final[dict[App, Server]] = {}
+_serving: Final[dict[Application, Server]] = {}
 _serving_lock: Final = threading.Lock()
 
 
@@ -56,7 +56,7 @@ class Server(uvicorn.Server):
         ended: Set when it has ended, or could not start.
     """
 
-    def __init__(self, app: App, config: uvicorn.Config) -> None:
+    def __init__(self, app: Application, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.app = app
         self.listeners = Listeners(config.host, config.port, [])
@@ -181,7 +181,7 @@ class Server(uvicorn.Server):
             with _serving_lock:
                 current = _serving.setdefault(self.app, self)
                 if current is self:
-                    self.app.cap_message_size(self.config.ws_max_size)
+                    cap_message_size(self.app, self.config.ws_max_size)
                     return
             current.check_replaceable()
             current.end()
@@ -192,7 +192,7 @@ class Server(uvicorn.Server):
         with _serving_lock:
             if _serving.get(self.app) is self:
                 del _serving[self.app]
-                self.app.cap_message_size(None)
+                cap_message_size(self.app, None)
         self.ended.set()
 
     def check_replaceable(self) -> None:
@@ -226,7 +226,7 @@ class Server(uvicorn.Server):
             )
 
 
-def server_of(app: App) -> Server | None:
+def server_of(app: Application) -> Server | None:
     """Return the server of `app` in this process, if there is one."""
     return _serving.get(app)
 

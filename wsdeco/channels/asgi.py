@@ -1,0 +1,401 @@
+"""The channel that works on any ASGI server, from nothing but `receive` and `send`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, NamedTuple, cast
+
+from starlette.requests import HTTPConnection
+from starlette.types import Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
+
+from wsdeco.channels.base import Channel
+from wsdeco.channels.data import Data, HeaderItems, checked_headers, wire_size
+from wsdeco.clock import Clock, Timer
+from wsdeco.config import ConnectionConfig
+from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, Error, Unknown
+
+__all__ = ["AsgiChannel", "disconnect_reason", "refusal_done"]
+
+logger = logging.getLogger("wsdeco")
+
+_GONE: Final = (OSError, RuntimeError, WebSocketDisconnect)
+"""What servers raise from `send` once the peer has gone: OSError by ASGI 2.4, the others in practice."""
+
+_TURNS_TO_CLOSE: Final = 3
+"""Turns of the event loop in which a transport that has been told to close is closed."""
+
+_SERVER_CODES: Final = frozenset({CloseCode.PROTOCOL_ERROR, CloseCode.INVALID_UTF8, CloseCode.TOO_BIG})
+"""Codes that a server uses on its own account; ASGI does not say which side sent them."""
+
+
+class _Queued(NamedTuple):
+    message: Message
+    size: int
+    written: asyncio.Future[None] | None
+
+
+class _ReadingPause(NamedTuple):
+    begun: asyncio.Future[None]
+    over: asyncio.Future[None]
+
+
+def disconnect_reason(message: Message) -> DisconnectReason:
+    """Return the reason that a `websocket.disconnect` event stands for.
+
+    Servers report a lost transport as 1006, or (uvicorn) as 1005 without the key `reason`; their own shutdown as
+    1012 without that key.
+    """
+    # Where wsproto is underneath, the code is of an enumeration of its own.
+    code = int(message.get("code", CloseCode.NO_STATUS))
+    text: str | None = message.get("reason")
+    if code == CloseCode.ABNORMAL or (code == CloseCode.NO_STATUS and text is None):
+        return Unknown()
+    by_server = code in _SERVER_CODES or (code == CloseCode.SERVICE_RESTART and text is None)
+    by: Literal["client", "server"] = "server" if by_server else "client"
+    return Close(code, text or "", by)
+
+
+async def refusal_done() -> None:
+    """Wait until the transport of a refused handshake is closed.
+
+    An application that returns sooner is blamed by uvicorn, at ERROR, for an incomplete handshake.
+    """
+    for _ in range(_TURNS_TO_CLOSE):
+        await asyncio.sleep(0)
+
+
+class AsgiChannel(Channel):
+    """A channel over ASGI's `receive` and `send` (specification 2.0 and later).
+
+    One write at a time reaches the server. A `send` that finds no other one in progress writes by itself; the rest
+    waits in the outbox, which a task empties that lives only as long as there is something in it.
+    """
+
+    __slots__ = (
+        "_abort_transport",
+        "_broken",
+        "_close_frame",
+        "_flusher",
+        "_given_up",
+        "_lost_timer",
+        "_outbox",
+        "_outbox_size",
+        "_pause",
+        "_reader",
+        "_receive",
+        "_receiving",
+        "_send",
+        "_send_timer",
+        "_write_began",
+        "_writer",
+        "_writing",
+    )
+
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        config: ConnectionConfig,
+        clock: Clock | None = None,
+        *,
+        accepted: bool = False,
+    ) -> None:
+        super().__init__(HTTPConnection(scope), config, clock)
+        self._receive = receive
+        self._send = send
+        self.accepted = accepted
+        self._outbox: deque[_Queued] = deque()
+        self._outbox_size = 0
+        self._writing = False
+        self._writer: asyncio.Task[Any] | None = None
+        self._given_up = False
+        self._write_began = 0.0
+        self._send_timer: Timer | None = None
+        self._flusher: asyncio.Task[None] | None = None
+        self._close_frame: tuple[int, str] | None = None
+        self._broken = False
+        self._reader: asyncio.Task[Any] | None = None
+        self._receiving = False
+        self._pause: _ReadingPause | None = None
+        self._abort_transport = _abort_of(receive)
+        self._lost_timer: Timer | None = None
+
+    async def connect(self) -> bool:
+        """Take `websocket.connect` from the server, unless the upgrade was accepted before."""
+        if self.accepted:
+            return True
+        message = await self._receive()
+        return bool(message["type"] == "websocket.connect")
+
+    async def read(self) -> None:
+        """Read until `websocket.disconnect`."""
+        self._reader = asyncio.current_task()
+        while True:
+            message = await self._next_event()
+            if message["type"] != "websocket.receive":
+                self.end(disconnect_reason(message))
+                return
+            text: str | None = message.get("text")
+            self.deliver(text if text is not None else message["bytes"])
+            if self.inbox_full:
+                await self.inbox_drained()
+
+    async def _next_event(self) -> Message:
+        while True:
+            self._receiving = True
+            try:
+                return await self._receive()
+            except asyncio.CancelledError:
+                if self._pause is None or self._pause.begun.done():
+                    raise
+                self._pause.begun.set_result(None)
+                if cast("asyncio.Task[Any]", self._reader).uncancel():
+                    raise
+                await self._pause.over
+            finally:
+                self._receiving = False
+
+    async def accept(self, subprotocol: str | None = None, headers: HeaderItems = ()) -> None:
+        """Accept the upgrade; does nothing where that has been done."""
+        if not self.accepted:
+            await self._write(self._accept_message(subprotocol, headers))
+
+    def _accept_message(self, subprotocol: str | None = None, headers: HeaderItems = ()) -> Message:
+        if self.closed:
+            raise self.closed_error()
+        chosen = self.choose_subprotocol(subprotocol)
+        items = checked_headers(headers)
+        self.mark_accepted(chosen)
+        return {"type": "websocket.accept", "subprotocol": chosen, "headers": items}
+
+    async def refuse(self, status: int, body: str, headers: Mapping[str, str] | None = None) -> None:
+        """Send an HTTP response; a server without the denial extension of ASGI turns it into a bare 403."""
+        payload = body.encode()
+        fields = {"content-type": "text/plain; charset=utf-8"}
+        fields |= {name.lower(): value for name, value in (headers or {}).items()}
+        fields.pop("content-length", None)
+        items = [*checked_headers(fields), (b"content-length", str(len(payload)).encode())]
+        self.end(Error(f"the handshake was refused with HTTP {status}"))
+        self._discard_outbox()
+        if "websocket.http.response" not in (self.request.scope.get("extensions") or {}):
+            await self._write({"type": "websocket.close", "code": CloseCode.POLICY})
+            return
+        await self._write({"type": "websocket.http.response.start", "status": status, "headers": items})
+        await self._write({"type": "websocket.http.response.body", "body": payload})
+        await refusal_done()
+
+    async def send(self, data: Data) -> None:
+        """Write at once, or behind what waits already."""
+        if self.closed:
+            raise self.closed_error()
+        message = _send_message(data)
+        if self._writing or self._outbox:
+            await self._write_in_turn(message)
+        elif self.accepted:
+            await self._write(message)
+        else:
+            await self._write(self._accept_message(), message)
+
+    async def _write_in_turn(self, message: Message) -> None:
+        if not self.accepted:
+            self._outbox.appendleft(_Queued(self._accept_message(), 0, None))
+        written = self.loop.create_future()
+        self._outbox.append(_Queued(message, 0, written))
+        self._flush_soon()
+        await written
+
+    def send_nowait(self, data: Data) -> bool:
+        """Leave the message to the task that empties the outbox."""
+        if self.closed:
+            return False
+        size = wire_size(data)
+        if self._outbox_size + size > self.config.max_outbox:
+            if self.config.slow_consumer == "drop":
+                self.dropped += 1
+            else:
+                self._drop_slow_consumer()
+            return False
+        self._outbox.append(_Queued(_send_message(data), size, None))
+        self._outbox_size += size
+        if self.accepted:
+            self._flush_soon()
+        return True
+
+    def close(self, code: int, text: str, reason: DisconnectReason) -> None:
+        """End the channel and have the close frame written behind what waits."""
+        if self.reason is not None:
+            return
+        self._close_frame = (code, text)
+        if not self.accepted:
+            self._discard_outbox()
+        self.discard_inbox()
+        self._flush_soon()
+        self.end(reason)
+
+    async def flushed(self) -> None:
+        """Wait for the task that empties the outbox."""
+        if self._flusher is not None:
+            await asyncio.wait((self._flusher,))
+
+    def abort(self) -> None:
+        """Drop the transport where the server lets it be reached (uvicorn), and give up what waits."""
+        self._break()
+        if self._flusher is not None:
+            self._flusher.cancel()
+        if self._abort_transport is not None:
+            self._abort_transport()
+        elif self._writer is not None and self._writer is not self._flusher:
+            # The server goes on with this write as long as the peer lives; whoever waits for it does not.
+            self._given_up = True
+            self._writer.cancel()
+
+    def release(self) -> None:
+        """Cancel the timers."""
+        for timer in (self._send_timer, self._lost_timer):
+            if timer is not None:
+                timer.cancel()
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be sent any more: ended, or the server has said that the peer is gone."""
+        return self._broken or self.reason is not None
+
+    @property
+    def inbox_full(self) -> bool:
+        """As for every channel; a peer that has gone is read to its end, to learn why it went."""
+        return not self._broken and super().inbox_full
+
+    async def _write(self, *messages: Message) -> None:
+        self._writing = True
+        self._writer = asyncio.current_task()
+        self._write_began = self.clock.time()
+        if self._send_timer is None and self.config.send_timeout is not None:
+            self._send_timer = self.clock.call_at(self._write_began + self.config.send_timeout, self._check_send)
+        try:
+            for message in messages:
+                await self._send(message)
+        except asyncio.CancelledError as exc:
+            if not self._given_up or cast("asyncio.Task[Any]", self._writer).uncancel():
+                raise
+            raise self.closed_error() from exc
+        except Exception as exc:
+            if not isinstance(exc, _GONE):
+                logger.exception("the server's send() failed for %s", self.addr)
+            self._writer = None
+            self._break()
+            # The event that says why may be waiting to be read.
+            await asyncio.sleep(0)
+            raise self.closed_error() from exc
+        finally:
+            self._writing = False
+            self._writer = None
+            if self._outbox or self._close_frame is not None:
+                self._flush_soon()
+
+    def _check_send(self) -> None:
+        self._send_timer = None
+        timeout = self.config.send_timeout
+        if not self._writing or timeout is None:
+            return
+        due = self._write_began + timeout
+        if self.clock.time() < due:
+            self._send_timer = self.clock.call_at(due, self._check_send)
+        else:
+            self._drop_slow_consumer()
+            self.abort()
+
+    def _drop_slow_consumer(self) -> None:
+        self._discard_outbox()
+        text = "slow consumer"
+        self.close(CloseCode.TRY_AGAIN_LATER, text, Close(CloseCode.TRY_AGAIN_LATER, text, by="server"))
+
+    def _flush_soon(self) -> None:
+        if self._flusher is None and not self._writing and not self._broken:
+            self._flusher = self.loop.create_task(self._flush())
+
+    async def _flush(self) -> None:
+        try:
+            while self._outbox:
+                message, size, written = self._outbox.popleft()
+                if written is not None and written.done():
+                    continue
+                try:
+                    await self._write(message)
+                finally:
+                    self._outbox_size -= size
+                    if written is not None and not written.done():
+                        self._settle(written)
+            await self._write_close()
+        except ConnectionClosed:
+            pass
+        finally:
+            self._flusher = None
+
+    def _settle(self, written: asyncio.Future[None]) -> None:
+        if self._broken:
+            written.set_exception(self.closed_error())
+        else:
+            written.set_result(None)
+
+    async def _write_close(self) -> None:
+        if self._close_frame is None:
+            return
+        (code, text), self._close_frame = self._close_frame, None
+        if self.accepted:
+            await self._write_close_frame(code, text)
+        elif isinstance(self.reason, Error):
+            await self.refuse(500, "Internal Server Error")
+        else:
+            await self.refuse(503, "Service Unavailable", {"Retry-After": "1"})
+
+    async def _write_close_frame(self, code: int, text: str) -> None:
+        # granian holds a close back as long as a receive() is under way, which is until the peer speaks.
+        pause = self._pause = _ReadingPause(self.loop.create_future(), self.loop.create_future())
+        if self._receiving:
+            cast("asyncio.Task[Any]", self._reader).cancel()
+            await pause.begun
+        try:
+            await self._write({"type": "websocket.close", "code": code, "reason": text})
+        finally:
+            if not pause.over.done():
+                pause.over.set_result(None)
+
+    def _break(self) -> None:
+        self._broken = True
+        self._close_frame = None
+        self._discard_outbox()
+        self.wake_reader()
+        if self.reason is None and self._lost_timer is None:
+            # Servers that have failed a connection on their own account may never say so.
+            due = self.clock.time() + self.config.close_timeout
+            self._lost_timer = self.clock.call_at(due, self._end_lost)
+
+    def _end_lost(self) -> None:
+        self.end(Unknown())
+
+    def _discard_outbox(self) -> None:
+        for queued in self._outbox:
+            if queued.written is not None and not queued.written.done():
+                queued.written.set_exception(self.closed_error())
+        self._outbox.clear()
+        self._outbox_size = 0
+
+
+def _send_message(data: Data) -> Message:
+    if isinstance(data, str):
+        return {"type": "websocket.send", "text": data}
+    return {"type": "websocket.send", "bytes": data}
+
+
+def _abort_of(receive: Receive) -> Callable[[], None] | None:
+    # uvicorn passes bound methods of its asyncio protocol. ASGI itself has no way to drop a peer that does not
+    # read: after the application's end such a server waits for the peer to read, however long that takes.
+    protocol: Any = getattr(receive, "__self__", None)
+    transport: Any = getattr(protocol, "transport", None)
+    abort: Any = getattr(transport, "abort", None)
+    return cast("Callable[[], None]", abort) if callable(abort) else None

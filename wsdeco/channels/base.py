@@ -1,0 +1,330 @@
+"""The duplex pipe of one connection: what every channel shares.
+
+A channel is CONNECTING until the upgrade is accepted, then OPEN, and ended as soon as it has a `reason`. The
+first event that ends it sets the reason; whatever comes later changes nothing. Reading goes on beside the hooks:
+messages wait in the inbox, whose size in bytes is bounded by not reading further.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from starlette.requests import HTTPConnection
+
+from wsdeco.channels.data import Address, Data, HeaderItems, wire_size
+from wsdeco.channels.packed_request import PackedRequest
+from wsdeco.clock import Clock
+from wsdeco.config import ConnectionConfig
+from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, Unknown
+from wsdeco.wire.outgoing import Encoded
+
+__all__ = ["Channel", "Membership", "Owner"]
+
+
+class Owner(Protocol):
+    """Who is told what happens to a channel."""
+
+    def channel_accepted(self) -> None:
+        """Take notice that the upgrade is accepted; called once at most."""
+
+    def channel_ended(self) -> None:
+        """Take notice that `reason` is set; called once."""
+
+    def transport_lost(self) -> None:
+        """Take notice that the transport is gone, where a channel can tell; called once."""
+
+
+class Membership(Protocol):
+    """What a channel may be a member of."""
+
+    def add(self, channel: Channel) -> None:
+        """Take the channel in."""
+
+    def discard(self, channel: Channel) -> None:
+        """Let go of the channel, if it is a member."""
+
+
+class Channel(ABC):
+    """One connection as the lifecycle sees it.
+
+    Attributes:
+        request: The handshake request.
+        config: The limits of the connection.
+        clock: The clock of its deadlines.
+        loop: The event loop it belongs to.
+        reason: Why it ended; `None` until then.
+        accepted: Whether the upgrade has been accepted.
+        subprotocol: The subprotocol agreed on.
+        dropped: Outgoing messages dropped because the outbox was full (`slow_consumer="drop"`).
+        undelivered: Incoming messages that no hook took: of a kind it does not take, or too late.
+        owner: Who is told when the upgrade is accepted and when the channel ends.
+        route_room: The room of its route, whose member it is from the upgrade to its end.
+        rooms: What else it is a member of; it leaves all of them as soon as `reason` is set.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_addr",
+        "_drained",
+        "_inbox",
+        "_inbox_size",
+        "_last_frame_at",
+        "_message_waiter",
+        "_request",
+        "accepted",
+        "clock",
+        "config",
+        "dropped",
+        "loop",
+        "owner",
+        "reason",
+        "rooms",
+        "route_room",
+        "subprotocol",
+        "undelivered",
+    )
+
+    def __init__(self, request: HTTPConnection, config: ConnectionConfig, clock: Clock | None = None) -> None:
+        self._request: HTTPConnection | PackedRequest = request
+        self.config = config
+        self.loop = asyncio.get_running_loop()
+        self.clock: Clock = clock if clock is not None else self.loop
+        self.reason: DisconnectReason | None = None
+        self.accepted = False
+        self.subprotocol: str | None = None
+        self.dropped = 0
+        self.undelivered = 0
+        self.route_room: Membership | None = None
+        self.rooms: tuple[Membership, ...] = ()
+        self._last_frame_at = self.clock.time()
+        self.owner: Owner | None = None
+        self._addr: Address | None = None
+        self._inbox: list[Any] | None = None
+        self._inbox_size: int = 0
+        self._message_waiter: asyncio.Future[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
+
+    # What a server's channel supplies.
+
+    @abstractmethod
+    async def connect(self) -> bool:
+        """Take the handshake request from the server; return whether the peer is still there."""
+
+    @abstractmethod
+    async def read(self) -> None:
+        """Read from the peer until it has gone; then `reason` is set."""
+
+    @abstractmethod
+    async def accept(self, subprotocol: str | None = None, headers: HeaderItems = ()) -> None:
+        """Accept the upgrade."""
+
+    @abstractmethod
+    async def refuse(self, status: int, body: str, headers: Mapping[str, str] | None = None) -> None:
+        """Answer the handshake with an HTTP response instead of the upgrade."""
+
+    @abstractmethod
+    async def send(self, data: Data) -> None:
+        """Send one message; wait while the peer does not read."""
+
+    def try_send(self, data: Data) -> bool:
+        """Send one message if that needs no waiting, and return whether it was sent."""
+        return False
+
+    @abstractmethod
+    def send_nowait(self, data: Data) -> bool:
+        """Put one message into the outbox; return whether it went in."""
+
+    def send_encoded(self, message: Encoded) -> bool:
+        """Do what `send_nowait` does, with a message that goes to many channels."""
+        return self.send_nowait(message.data)
+
+    @abstractmethod
+    def close(self, code: int, text: str, reason: DisconnectReason) -> None:
+        """End the channel for `reason`: send what waits, then a close frame (or an HTTP refusal)."""
+
+    @abstractmethod
+    async def flushed(self) -> None:
+        """Wait until nothing is left to be written, the close frame included."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Drop the transport without waiting for anything."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Let go of timers and the like, when everything about the connection has ended."""
+
+    # What all of them share.
+
+    @property
+    def request(self) -> HTTPConnection:
+        """The handshake request."""
+        request = self._request
+        if isinstance(request, PackedRequest):
+            request = self._request = request.unpack()
+        return request
+
+    @property
+    def addr(self) -> Address:
+        """The peer's address."""
+        if self._addr is None:
+            client = self.request.scope.get("client")
+            self._addr = Address(str(client[0]), int(client[1])) if client else Address("", 0)
+        return self._addr
+
+    def take(self) -> Data | None:
+        """Return the next message in order; `None` while none waits, and when the channel has ended."""
+        inbox = self._inbox
+        if inbox is None:
+            return None
+        data: Data | None = inbox.pop()
+        if not inbox:
+            self._inbox = None
+        if data is None:
+            self.undelivered += 1
+            text = f"message is longer than {self.config.max_message_size} bytes"
+            self.close(CloseCode.TOO_BIG, text, Close(CloseCode.TOO_BIG, text, by="server"))
+            return None
+        self._inbox_size -= sys.getsizeof(data)
+        if self._drained is not None and self._inbox_size <= self.config.max_inbox // 2:
+            _wake(self._drained)
+        return data
+
+    def event(self) -> asyncio.Future[None]:
+        """Return what is done as soon as a message waits or the channel has ended, for the one who takes messages."""
+        self._message_waiter = self.loop.create_future()
+        return self._message_waiter
+
+    async def receive(self) -> Data | None:
+        """Return the next message in order; `None` when the channel has ended and none is left."""
+        while (data := self.take()) is None and self.reason is None:
+            await self.event()
+        return data
+
+    @property
+    def last_frame_at(self) -> float:
+        """The clock's time of the last incoming frame, as far as the server shows frames."""
+        return self._last_frame_at
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return self.reason is not None
+
+    async def ended(self) -> DisconnectReason:
+        """Wait until the channel has ended; return why."""
+        while self.reason is None:
+            await self.event()
+        return self.reason
+
+    def discard_inbox(self) -> None:
+        """Give up the messages that wait for a hook, and count them."""
+        if self._inbox is not None:
+            self.undelivered += len(self._inbox)
+            self._inbox = None
+            self._inbox_size = 0
+        self.wake_reader()
+
+    def wake_reader(self) -> None:
+        """Let the reading side look again whether the inbox is full."""
+        _wake(self._drained)
+
+    def deliver(self, data: Data) -> None:
+        """Put a message that has arrived into the inbox (called by the reading side)."""
+        self._last_frame_at = self.clock.time()
+        # The newest message is the first of the list.
+        if self.reason is not None or (self._inbox is not None and self._inbox[0] is None):
+            self.undelivered += 1
+            return
+        if len(data) * (4 if isinstance(data, str) else 1) > self.config.max_message_size and (
+            wire_size(data) > self.config.max_message_size
+        ):
+            # It ends the connection when the messages before it have been handled and answered.
+            self._put([None], 0)
+        else:
+            self._put([data], sys.getsizeof(data))
+
+    def _put(self, messages: list[Any], size: int) -> None:
+        # In reverse, so that taking the oldest is a pop().
+        if self._inbox is None:
+            if len(messages) > 1:
+                messages.reverse()
+            self._inbox = messages
+        else:
+            self._inbox[:0] = reversed(messages)
+        self._inbox_size += size
+        _wake(self._message_waiter)
+
+    @property
+    def inbox_full(self) -> bool:
+        """Whether reading has to stop until hooks have taken messages out."""
+        return self._inbox_size > self.config.max_inbox
+
+    async def inbox_drained(self) -> None:
+        """Wait until there is room in the inbox again, or the channel has ended."""
+        while self.inbox_full and self.reason is None:
+            self._drained = self.loop.create_future()
+            try:
+                await self._drained
+            finally:
+                self._drained = None
+
+    def end(self, reason: DisconnectReason) -> bool:
+        """Set the reason, unless an earlier event has ended the channel; return whether it was set."""
+        if self.reason is not None:
+            return False
+        self.reason = reason
+        self._leave_rooms()
+        _wake(self._message_waiter)
+        _wake(self._drained)
+        if self.owner is not None:
+            self.owner.channel_ended()
+        return True
+
+    def _leave_rooms(self) -> None:
+        rooms, self.rooms = self.rooms, ()
+        for room in rooms:
+            room.discard(self)
+        if self.route_room is not None:
+            self.route_room.discard(self)
+
+    def mark_accepted(self, subprotocol: str | None) -> None:
+        """Note that the upgrade is being accepted."""
+        self.subprotocol = subprotocol
+        self.accepted = True
+        # A peer may have ended its side in the segment of its handshake already.
+        if self.route_room is not None and self.reason is None:
+            self.route_room.add(self)
+        if self.owner is not None:
+            self.owner.channel_accepted()
+
+    def closed_error(self) -> ConnectionClosed:
+        """Return the exception for a use of the channel after its end."""
+        return ConnectionClosed(self.reason if self.reason is not None else Unknown())
+
+    def choose_subprotocol(self, wanted: str | None) -> str | None:
+        """Return the subprotocol to agree on (RFC 6455, section 4.2.2).
+
+        Raises:
+            ValueError: `wanted` is not among those the client offered.
+        """
+        if wanted is None and not self.config.subprotocols:
+            return None
+        offered: list[str] = list(self.request.scope.get("subprotocols") or ())
+        if wanted is None:
+            return next((name for name in self.config.subprotocols if name in offered), None)
+        if wanted not in offered:
+            raise ValueError(
+                f"subprotocol {wanted!r} was not offered by the client, which offers {offered!r}: "
+                "agree on one of these, or on none"
+            )
+        return wanted
+
+
+def _wake(waiter: asyncio.Future[None] | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)

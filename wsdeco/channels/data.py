@@ -1,0 +1,95 @@
+"""What travels over a channel, and what it is checked for: messages, header fields, the address of the peer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, cast
+
+from wsdeco.reasons import printable
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["Address", "Data", "HeaderItems", "checked_data", "checked_headers", "header_pairs", "wire_size"]
+
+Data: TypeAlias = str | bytes
+"""A message: `str` travels as a text frame, `bytes` as a binary one."""
+
+HeaderItems: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
+"""Header fields of a response, as a mapping or, where a name repeats, as pairs."""
+
+_TOKEN: Final = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+_HANDSHAKE_HEADERS: Final = frozenset({"connection", "upgrade", "content-length", "transfer-encoding"})
+
+
+class Address(NamedTuple):
+    """The peer's address; `str()` gives `host:port`.
+
+    Attributes:
+        host: The IP address, or an empty string where there is none (a Unix socket).
+        port: The TCP port, or 0.
+    """
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        if not self.host:
+            return "unknown address"
+        host = printable(self.host)
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+
+def wire_size(data: Data) -> int:
+    """Return the bytes of payload that `data` takes in its frame."""
+    return len(data) if isinstance(data, bytes) or data.isascii() else len(data.encode())
+
+
+def checked_data(data: object) -> Data:
+    """Return `data` as something a frame can carry.
+
+    Raises:
+        TypeError: `data` is neither text nor bytes.
+        ValueError: `data` is text that UTF-8 cannot carry.
+    """
+    if isinstance(data, str):
+        if not data.isascii():
+            try:
+                data.encode()
+            except UnicodeEncodeError as exc:
+                raise ValueError(f"text cannot be sent, UTF-8 has no form for it: {exc}") from None
+        return data
+    if isinstance(data, bytes | bytearray | memoryview):
+        return bytes(cast("Buffer", data))
+    raise TypeError(
+        f"a message must be str or bytes, not {type(data).__name__}: "
+        "for anything else that JSON can carry write sink.send_json(...), or json.dumps(...) first"
+    )
+
+
+def header_pairs(headers: HeaderItems) -> Iterable[tuple[str, str]]:
+    """Return `headers` as pairs of name and value."""
+    return cast("Mapping[str, str]", headers).items() if isinstance(headers, Mapping) else headers
+
+
+def checked_headers(headers: HeaderItems) -> list[tuple[bytes, bytes]]:
+    """Return `headers` as ASGI wants them.
+
+    Raises:
+        TypeError: A name or value is not a `str`.
+        ValueError: A name is not a token, a value holds CR, LF, NUL or a character outside ISO-8859-1, or the
+            name belongs to the handshake itself.
+    """
+    checked: list[tuple[bytes, bytes]] = []
+    pairs: Iterable[tuple[object, object]] = header_pairs(headers)
+    for name, value in pairs:
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"headers must be pairs of str, not {name!r}: {value!r}")
+        if not name or not _TOKEN.issuperset(name):
+            raise ValueError(f"header name {name!r} is not a token (RFC 9110, section 5.1)")
+        if name.lower() in _HANDSHAKE_HEADERS or name.lower().startswith("sec-websocket-"):
+            raise ValueError(f"header {name!r} belongs to the handshake: for a subprotocol write subprotocol=...")
+        if any(c in "\r\n\0" for c in value) or any(ord(c) > 0xFF for c in value):
+            raise ValueError(f"header {name!r} has a value that no header can carry: {value!r}")
+        checked.append((name.lower().encode("ascii"), value.strip(" \t").encode("latin-1")))
+    return checked

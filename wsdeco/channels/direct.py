@@ -1,0 +1,369 @@
+"""The channel over wsdeco's own protocol: messages come in lists, frames go into the protocol's outbox.
+
+No event dictionaries, no second queue, no task that reads: the protocol calls the channel from `data_received`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final, Protocol, cast
+
+from starlette.requests import HTTPConnection
+from starlette.types import Receive, Scope, Send
+
+from wsdeco.channels.base import Channel
+from wsdeco.channels.data import Data, HeaderItems, checked_headers, wire_size
+from wsdeco.channels.packed_request import PackedRequest
+from wsdeco.clock import Clock
+from wsdeco.config import ConnectionConfig
+from wsdeco.reasons import Close, CloseCode, DisconnectReason, Error, Unknown
+from wsdeco.wire.handshake import Request
+from wsdeco.wire.outgoing import Encoded
+
+__all__ = ["DirectChannel", "DirectConnection", "direct_connection", "is_direct"]
+
+EXTENSION: Final = "wsdeco"
+"""The key of `scope["extensions"]` under which the protocol offers its connection."""
+
+
+class DirectConnection(Protocol):
+    """What the channel asks of the protocol: see `wsdeco.transport.protocol.WebSocketProtocol`."""
+
+    app_state: dict[str, Any]
+    closed: bool
+    close_timeout: float
+    consumer: Any
+    end: Close | Unknown | None
+    last_activity: float
+    reading_paused: bool
+    request: Request | None
+    write_paused: bool
+
+    @property
+    def handshake_pending(self) -> bool:
+        """Whether the handshake waits to be accepted or refused."""
+        ...
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the peer has yet to make room for."""
+        ...
+
+    def accept(
+        self,
+        subprotocol: str | None = None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        *,
+        max_message_size: int | None = None,
+        compression: bool | None = None,
+        keepalive: tuple[float | None, float | None] | None = None,
+    ) -> None:
+        """Accept the handshake."""
+
+    def refuse(self, status: int, headers: Sequence[tuple[bytes, bytes]] = (), body: bytes = b"") -> None:
+        """Refuse the handshake."""
+
+    def send_message(self, message: Data) -> None:
+        """Write a message by the end of the loop's turn."""
+
+    def write_message(self, message: Data) -> None:
+        """Write a message at once, behind what waits."""
+
+    def send_encoded(self, message: Encoded, most_unsent: int) -> bool:
+        """Write a message that goes to many connections by the end of the loop's turn, within a bound."""
+        ...
+
+    async def drain(self) -> None:
+        """Wait until the peer reads, or nothing more can be sent."""
+
+    def pause_reading(self) -> None:
+        """Give the channel no more messages."""
+
+    def resume_reading(self) -> None:
+        """Give the channel messages again."""
+
+    def close(self, code: int = ..., reason: str = ...) -> None:
+        """Start the closing handshake."""
+
+    def finish(self) -> None:
+        """Answer the end of the input."""
+
+    def abort(self) -> None:
+        """Drop the transport."""
+
+
+def is_direct(scope: Scope) -> bool:
+    """Return whether the server speaks wsdeco's own protocol."""
+    return _conversation(scope) is not None
+
+
+def _conversation(scope: Scope) -> Any:
+    extensions: dict[str, Any] | None = scope.get("extensions")
+    return None if extensions is None else extensions.get(EXTENSION)
+
+
+def direct_connection(scope: Scope, receive: Receive, send: Send) -> DirectConnection | None:
+    """Return the protocol's connection, if the server is ours and nothing on the way wants to see the messages."""
+    conversation = _conversation(scope)
+    if conversation is None:
+        return None
+    connection: DirectConnection | None = conversation.yield_connection(receive, send)
+    return connection
+
+
+class DirectChannel(Channel):
+    """A channel that is the protocol's consumer.
+
+    Attributes:
+        lost: The transport is gone.
+    """
+
+    __slots__ = ("_connection", "_early", "_early_size", "_parsed", "_reader", "lost")
+
+    def __init__(
+        self, scope: Scope, connection: DirectConnection, config: ConnectionConfig, clock: Clock | None = None
+    ) -> None:
+        super().__init__(HTTPConnection(scope), config, clock)
+        self._connection = connection
+        self._early: list[Data] | None = None
+        self._early_size = 0
+        self._parsed = connection.request
+        self._reader: asyncio.Future[None] | None = None
+        self.lost = False
+        connection.close_timeout = config.close_timeout
+
+    # What the protocol calls.
+
+    def messages_received(self, messages: list[Data]) -> None:
+        """Take messages, in order."""
+        if self.reason is not None:
+            self.undelivered += len(messages)
+            return
+        if self._inbox is None and len(messages) == 1:
+            # The common case.
+            self._inbox = messages
+            self._inbox_size = sys.getsizeof(messages[0])
+            waiter = self._message_waiter
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+        else:
+            self._put(messages, sum(map(sys.getsizeof, messages)))
+        if self._inbox_size > self.config.max_inbox:
+            self._connection.pause_reading()
+
+    def input_ended(self, reason: Close | Unknown) -> None:
+        """Take notice that nothing more comes."""
+        self.end(reason)
+
+    def connection_lost(self) -> None:
+        """Take notice that the transport is gone."""
+        self.lost = True
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+        if self.owner is not None:
+            self.owner.transport_lost()
+
+    # What the lifecycle calls.
+
+    async def connect(self) -> bool:
+        """Take the place of the ASGI conversation."""
+        if self._connection.end is not None:
+            return False
+        self._connection.consumer = self
+        return True
+
+    async def read(self) -> None:
+        """Wait until the transport is gone: the protocol reads."""
+        if self._connection.consumer is self:
+            self._reader = self.loop.create_future()
+            await self._reader
+
+    def take(self) -> Data | None:
+        """As for every channel; the peer is read again, or answered, when its messages have been taken."""
+        inbox = self._inbox
+        if inbox is None:
+            if self.reason is not None:
+                self._connection.finish()
+            return None
+        # Without what the base does for messages that are too big: the protocol has refused these.
+        data: Data = inbox.pop()
+        if inbox:
+            self._inbox_size -= sys.getsizeof(data)
+        else:
+            self._inbox = None
+            self._inbox_size = 0
+        if self._connection.reading_paused:
+            self._resume_reading()
+        return data
+
+    async def ended(self) -> DisconnectReason:
+        """As for every channel; then the peer is answered."""
+        reason = await super().ended()
+        self._connection.finish()
+        return reason
+
+    def discard_inbox(self) -> None:
+        """As for every channel."""
+        super().discard_inbox()
+        self._resume_reading()
+
+    def _resume_reading(self) -> None:
+        if self._connection.reading_paused and self._inbox_size <= self.config.max_inbox // 2:
+            self._connection.resume_reading()
+
+    @property
+    def last_frame_at(self) -> float:
+        """The time of the last frame of any kind that is not the answer to a ping of ours."""
+        return self._connection.last_activity
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be sent any more.
+
+        Where the peer has ended its side, what it sent before is still answered: the protocol waits with its part of
+        the closing handshake.
+        """
+        return self._connection.closed or (self.reason is not None and not self.accepted)
+
+    def pack_request(self) -> None:
+        """As for every channel; the app's middleware has been left behind with the end of the call that began it."""
+        parsed, self._parsed = cast(Request, self._parsed), None
+        with suppress(ValueError):
+            client = self.addr if self.addr.host else None
+            packed = PackedRequest(self.request, parsed, self._connection.app_state, client)
+            self._request = packed
+            packed.drop_dead_reference()
+
+    async def accept(self, subprotocol: str | None = None, headers: HeaderItems = ()) -> None:
+        """Accept the upgrade; does nothing where that has been done."""
+        if self.accepted:
+            return
+        if self.closed:
+            raise self.closed_error()
+        chosen = self.choose_subprotocol(subprotocol)
+        config = self.config
+        self._connection.accept(
+            chosen,
+            checked_headers(headers),
+            max_message_size=config.max_message_size,
+            compression=config.compression,
+            keepalive=(config.ping_interval, config.ping_timeout),
+        )
+        self.mark_accepted(chosen)
+        early, self._early = self._early, None
+        for data in early or ():
+            self._connection.send_message(data)
+
+    async def refuse(self, status: int, body: str, headers: Mapping[str, str] | None = None) -> None:
+        """Send an HTTP response."""
+        self._early = None
+        if self._connection.handshake_pending:
+            self._connection.refuse(status, checked_headers(headers or {}), body.encode())
+
+    async def send(self, data: Data) -> None:
+        """Write by the end of the loop's turn; wait while the peer does not read."""
+        connection = self._connection
+        if self.closed:
+            raise self.closed_error()
+        if not self.accepted:
+            await self.accept()
+        connection.send_message(data)
+        if connection.write_paused:
+            await self._drain()
+
+    def try_send(self, data: Data) -> bool:
+        """Send, where the peer reads: at once if no other message waits for a reply, which could share the write."""
+        connection = self._connection
+        if connection.write_paused or connection.closed or not self.accepted:
+            return False
+        if self._inbox is None:
+            connection.write_message(data)
+        else:
+            connection.send_message(data)
+        return True
+
+    async def _drain(self) -> None:
+        timer = None
+        if self.config.send_timeout is not None:
+            due = self.clock.time() + self.config.send_timeout
+            timer = self.clock.call_at(due, self._drop_slow_consumer)
+        try:
+            await self._connection.drain()
+        finally:
+            if timer is not None:
+                timer.cancel()
+        if self.closed:
+            raise self.closed_error()
+
+    def _drop_slow_consumer(self) -> None:
+        self._close_slow_consumer()
+        self._connection.abort()
+
+    def _close_slow_consumer(self) -> None:
+        text = "slow consumer"
+        self.close(CloseCode.TRY_AGAIN_LATER, text, Close(CloseCode.TRY_AGAIN_LATER, text, by="server"))
+
+    def send_nowait(self, data: Data) -> bool:
+        """Write by the end of the loop's turn, within the bound of the outbox."""
+        if self.closed:
+            return False
+        size = wire_size(data)
+        if self._connection.unsent + self._early_size + size > self.config.max_outbox:
+            self._refuse_more()
+            return False
+        if self.accepted:
+            self._connection.send_message(data)
+            return True
+        if self._early is None:
+            self._early = []
+        self._early.append(data)
+        self._early_size += size
+        return True
+
+    def send_encoded(self, message: Encoded) -> bool:
+        """As for every channel; the frame is shared."""
+        connection = self._connection
+        if connection.closed or not self.accepted:
+            return self.send_nowait(message.data)
+        if connection.send_encoded(message, self.config.max_outbox):
+            return True
+        self._refuse_more()
+        return False
+
+    def _refuse_more(self) -> None:
+        if self.config.slow_consumer == "drop":
+            self.dropped += 1
+        else:
+            self._close_slow_consumer()
+
+    def mark_accepted(self, subprotocol: str | None) -> None:
+        """As for every channel."""
+        self._early_size = 0
+        super().mark_accepted(subprotocol)
+
+    def close(self, code: int, text: str, reason: DisconnectReason) -> None:
+        """End the channel: a close frame behind what was sent, or an HTTP refusal."""
+        if self.reason is not None:
+            return
+        self.discard_inbox()
+        self.end(reason)
+        if self.accepted:
+            self._connection.close(code, text)
+        elif self._connection.handshake_pending:
+            if isinstance(reason, Error):
+                self._connection.refuse(500, (), b"Internal Server Error")
+            else:
+                self._connection.refuse(503, ((b"retry-after", b"1"),), b"Service Unavailable")
+
+    async def flushed(self) -> None:
+        """Return at once: the protocol writes by the end of the loop's turn, and bounds what comes after."""
+
+    def abort(self) -> None:
+        """Drop the transport."""
+        self._connection.abort()
+
+    def release(self) -> None:
+        """Do nothing: no timer outlives the call that set it."""

@@ -1,0 +1,185 @@
+"""What a handler sees of its connection: the sending side, and the facts of the handshake."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from typing import Any, Final
+
+from starlette.datastructures import Headers, QueryParams
+from starlette.requests import HTTPConnection
+
+from wsdeco.channels.base import Channel
+from wsdeco.channels.data import Address, HeaderItems, checked_data, wire_size
+from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, check_close_code, cut_close_reason
+
+__all__ = ["Sink", "channel_of"]
+
+
+class Sink:
+    """The sending side of one connection, handed to `on_connect`.
+
+    It may be used from any task of the connection's event loop, and kept in sets and dictionaries.
+    """
+
+    __slots__ = ("__weakref__", "_channel")
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    @property
+    def addr(self) -> Address:
+        """The peer's address (behind a trusted proxy, the client's)."""
+        return self._channel.addr
+
+    @property
+    def request(self) -> HTTPConnection:
+        """The handshake request: URL, headers, cookies, path and query parameters, state."""
+        return self._channel.request
+
+    @property
+    def headers(self) -> Headers:
+        """The headers of the handshake request."""
+        return self._channel.request.headers
+
+    @property
+    def query_params(self) -> QueryParams:
+        """The query parameters of the handshake request."""
+        return self._channel.request.query_params
+
+    @property
+    def path_params(self) -> Mapping[str, Any]:
+        """The path parameters of the route, converted."""
+        return self._channel.request.path_params
+
+    @property
+    def subprotocol(self) -> str | None:
+        """The subprotocol agreed on; `None` before the upgrade or where there is none."""
+        return self._channel.subprotocol
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection has ended, so that `send` would raise `ConnectionClosed`."""
+        return self._channel.closed
+
+    @property
+    def reason(self) -> DisconnectReason | None:
+        """Why the connection ended; `None` while it lives."""
+        return self._channel.reason
+
+    @property
+    def dropped(self) -> int:
+        """Outgoing messages dropped because the peer reads too slowly (`slow_consumer="drop"`)."""
+        return self._channel.dropped
+
+    async def accept(self, subprotocol: str | None = None, headers: HeaderItems = ()) -> None:
+        """Accept the upgrade now. Without this call it is accepted by the first `send`, or when `on_connect` returns.
+
+        Args:
+            subprotocol: One of those the client offers; by default the first of `ConnectionConfig.subprotocols`
+                that it offers.
+            headers: Further fields of the 101 response.
+
+        Raises:
+            ConnectionClosed: The connection has ended.
+            RuntimeError: The upgrade has been accepted before, or the call comes from another event loop.
+            TypeError: A header is not a pair of `str`.
+            ValueError: The subprotocol was not offered, or a header cannot be sent.
+        """
+        self._check_loop()
+        if self._channel.accepted:
+            raise RuntimeError("the upgrade has been accepted already: call accept() in on_connect, before any send()")
+        await self._channel.accept(subprotocol, headers)
+
+    async def send(self, data: str | bytes) -> None:
+        """Send one message, `str` as text and `bytes` as binary; wait while the peer's buffer is full.
+
+        Raises:
+            ConnectionClosed: The connection has ended.
+            RuntimeError: The call comes from another event loop.
+            TypeError: `data` is neither text nor bytes.
+            ValueError: `data` is text with a lone surrogate.
+        """
+        self._check_loop()
+        await self._channel.send(checked_data(data))
+
+    async def send_json(self, data: Any) -> None:
+        """Send `data` as JSON in a text message.
+
+        Raises:
+            ConnectionClosed: The connection has ended.
+            RuntimeError: The call comes from another event loop.
+            TypeError: JSON has no form for `data`.
+            ValueError: `data` refers to itself, or holds NaN or an infinity.
+        """
+        await self.send(json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
+
+    def send_nowait(self, data: str | bytes) -> bool:
+        """Put one message into the outbox without waiting for the peer, as a broadcast must.
+
+        Messages wait there until the upgrade is accepted and the peer reads. Where `max_outbox` would be
+        exceeded, `slow_consumer` decides: the peer is closed with 1013, or the message dropped and counted.
+
+        Returns:
+            Whether the message went in; `False` also when the connection has ended.
+
+        Raises:
+            RuntimeError: The call comes from another event loop.
+            TypeError: `data` is neither text nor bytes.
+            ValueError: `data` is larger than `max_outbox`, or text with a lone surrogate.
+        """
+        self._check_loop()
+        data = checked_data(data)
+        if wire_size(data) > self._channel.config.max_outbox:
+            raise ValueError(
+                f"a message of {wire_size(data)} bytes never fits max_outbox={self._channel.config.max_outbox}: "
+                "set a larger max_outbox, or use `await sink.send(...)`"
+            )
+        return self._channel.send_nowait(data)
+
+    async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
+        """Close the connection behind everything sent before; calling it again does nothing.
+
+        Called before the upgrade, it accepts first, so that the peer receives the code; to refuse the handshake
+        raise Starlette's `HTTPException` instead.
+
+        Args:
+            code: 1000 for a normal end, or a code of your own from 3000 to 4999 (RFC 6455, section 7.4).
+            reason: Text for the peer, cut to 123 bytes of UTF-8.
+
+        Raises:
+            RuntimeError: The call comes from another event loop.
+            TypeError: `code` is not an `int`, or `reason` not a `str`.
+            ValueError: `code` is one that no endpoint may send.
+        """
+        code, reason = check_close_code(code), cut_close_reason(reason)
+        self._check_loop()
+        channel = self._channel
+        if not channel.accepted and not channel.closed:
+            try:
+                await channel.accept()
+            except ConnectionClosed:
+                return
+        if not channel.closed:
+            channel.close(code, reason, Close(code, reason, by="server"))
+        await channel.flushed()
+
+    def _check_loop(self) -> None:
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is not self._channel.loop:
+            raise RuntimeError(
+                "this connection belongs to another event loop: "
+                "use asyncio.run_coroutine_threadsafe(sink.send(...), loop) with the loop of its hooks"
+            ) from None
+
+    def __repr__(self) -> str:
+        return f"<Sink {self.addr} {'closed' if self.closed else 'open'}>"
+
+
+channel_of: Final[Callable[[Sink], Channel]] = attrgetter("_channel")
+"""Returns what a sink sends through, which is no business of those who use the sink."""

@@ -1,0 +1,489 @@
+"""One connection from its handshake to exactly one `on_disconnect`.
+
+A connection is run by two tasks. The server's own task reads, so that a peer's close, a timeout or a shutdown is
+seen while a hook runs. A second task calls the hooks, one after the other, and is the only place that does; a hook
+is interrupted by cancelling that task.
+
+    state        event                               next
+    CONNECTING   on_connect sends or returns         OPEN
+    CONNECTING   HTTPException                       REFUSED   (no on_disconnect)
+    CONNECTING   failure, deadline, peer gone, ...   ENDED
+    OPEN         message                             OPEN      (on_message)
+    OPEN         peer gone, own close, deadline,     ENDED
+                 failure, shutdown
+    ENDED        last hook has ended                 on_disconnect, once
+
+The channel holds the state: CONNECTING until `accepted`, ENDED as soon as it has a `reason`, which the first event
+sets. `Connection.channel_ended` is called at that moment and decides how long a hook that still runs may go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
+from contextvars import copy_context
+from typing import Any, Final, cast
+
+from starlette.exceptions import HTTPException
+
+from wsdeco.channels.base import Channel
+from wsdeco.channels.data import Address, Data, checked_data
+from wsdeco.channels.direct import DirectChannel
+from wsdeco.channels.sink import Sink
+from wsdeco.clock import Timer
+from wsdeco.config import ConnectionConfig
+from wsdeco.definition.base import Factory, bound_hook, hooks_of
+from wsdeco.definition.checks import Hooks
+from wsdeco.reasons import (
+    Close,
+    CloseCode,
+    ConnectionClosed,
+    DisconnectReason,
+    Error,
+    LimitName,
+    Timeout,
+    Unknown,
+    printable,
+)
+
+__all__ = ["Connection"]
+
+logger = logging.getLogger("wsdeco")
+
+_CANCEL_AGAIN: Final = 1.0
+"""Seconds after which a hook that has swallowed its cancellation is cancelled again."""
+
+INTERNAL_ERROR: Final = "internal error"
+"""All that a peer learns of a failure (close code 1011)."""
+
+
+class Connection:
+    """Runs the hooks of one handler instance on one channel."""
+
+    __slots__ = (
+        "_cancellation",
+        "_channel",
+        "_config",
+        "_done",
+        "_factory",
+        "_hook",
+        "_hook_ended_at",
+        "_hook_timer",
+        "_hooks_task",
+        "_interrupted",
+        "_limit_timers",
+        "_name",
+        "_reading",
+        "_server_task",
+        "_shutting_down",
+        "_stop_timer",
+        "_stopped_reading",
+    )
+
+    def __init__(self, channel: Channel, factory: Factory, name: str) -> None:
+        """Prepare to serve `channel` with what `factory` builds; `name` stands for the handler in the log."""
+        self._cancellation: asyncio.CancelledError | None = None
+        self._channel = channel
+        self._config: ConnectionConfig = channel.config
+        self._factory = factory
+        self._name = name
+        self._done: Callable[[Connection], None] | None = None
+        self._hook: str | None = None
+        self._hook_ended_at = channel.last_frame_at
+        self._hook_timer: Timer | None = None
+        self._hooks_task: asyncio.Task[None] | None = None
+        self._interrupted = False
+        self._limit_timers: dict[LimitName, Timer] | None = None
+        self._reading = False
+        self._server_task: asyncio.Task[Any] | None = None
+        self._shutting_down = False
+        self._stop_timer: Timer | None = None
+        self._stopped_reading = False
+        channel.owner = self
+
+    # The server's task.
+
+    async def run(self) -> None:
+        """Serve the connection; return when everything about it has ended.
+
+        Raises:
+            asyncio.CancelledError: The server has cancelled the task; `on_disconnect` has run all the same.
+        """
+        try:
+            if await self._channel.connect():
+                await self._run()
+        finally:
+            self._release()
+
+    async def _run(self) -> None:
+        channel = self._channel
+        self._server_task = asyncio.current_task()
+        self._hooks_task = self._start_hooks()
+        await self._read()
+        while not self._hooks_task.done():
+            await self._interrupted_in(asyncio.wait((self._hooks_task,)))
+        flushing = True
+        while flushing:
+            flushing = await self._interrupted_in(channel.flushed())
+        cancellation, self._cancellation = self._cancellation, None
+        if cancellation is not None:
+            # The one that arrived: anyio knows its own cancellations by their text.
+            raise cancellation
+
+    def start(self, done: Callable[[Connection], None]) -> None:
+        """Serve a connection whose channel reads by itself; call `done` when everything about it has ended.
+
+        The channel has been connected.
+        """
+        self._done = done
+        self._hooks_task = self._start_hooks()
+
+    def _start_hooks(self) -> asyncio.Task[None]:
+        loop = self._channel.loop
+        # One context for both, where each would copy one of its own. A task factory need not know of contexts.
+        options: dict[str, Any] = {"context": copy_context()} if loop.get_task_factory() is None else {}
+        task = loop.create_task(self._run_hooks(), name=self._name, **options)
+        task.add_done_callback(self._hooks_done, **options)
+        return task
+
+    def transport_lost(self) -> None:
+        """Take notice that the channel's transport is gone."""
+        self._end_if_over()
+
+    def _end_if_over(self) -> None:
+        done = self._done
+        if (
+            done is not None
+            and cast(DirectChannel, self._channel).lost
+            and cast("asyncio.Task[None]", self._hooks_task).done()
+        ):
+            # The transport may be lost between the end of the task and its callback.
+            self._done = None
+            self._release()
+            done(self)
+
+    def _release(self) -> None:
+        channel = self._channel
+        _cancel(self._stop_timer)
+        _cancel(self._hook_timer)
+        self._cancel_limits()
+        channel.release()
+        channel.owner = None
+
+    @property
+    def shutdown_time(self) -> float:
+        """Seconds after `shut_down` in which all is over, unless a hook goes on ignoring its cancellation."""
+        return 2 * (self._config.close_timeout + _CANCEL_AGAIN)
+
+    def shut_down(self) -> None:
+        """Close with 1012; a hook that still runs, and then `on_disconnect`, get `close_timeout` each."""
+        if self._shutting_down:
+            return
+        self._shutting_down = True
+        text = "service restart"
+        self._channel.close(CloseCode.SERVICE_RESTART, text, Close(CloseCode.SERVICE_RESTART, text, by="server"))
+        self._limit_hook(self._config.close_timeout)
+
+    async def _read(self) -> None:
+        self._reading = True
+        await self._interrupted_in(self._channel.read())
+        self._reading = False
+
+    async def _interrupted_in(self, awaitable: Awaitable[object]) -> bool:
+        try:
+            await awaitable
+        except asyncio.CancelledError as exc:
+            stopped, self._stopped_reading = self._stopped_reading, False
+            if stopped and cast("asyncio.Task[Any]", self._server_task).uncancel() == 0:
+                return False
+            self._cancellation = exc
+            self.shut_down()
+            return True
+        except Exception as exc:
+            # The server broke its side of ASGI: nothing more will come.
+            logger.debug("%s: receive() failed", self._name, exc_info=exc)
+            self._channel.abort()
+            self._channel.end(Unknown())
+        return False
+
+    def _hooks_done(self, task: asyncio.Task[None]) -> None:
+        if self._channel.reason is None:
+            message = f"{self._name}: the task of the connection was cancelled from outside"
+            self._channel.close(CloseCode.INTERNAL_ERROR, INTERNAL_ERROR, Error(message))
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("%s: the connection failed", self._name, exc_info=task.exception())
+        self._end_if_over()
+
+    def _stop(self) -> None:
+        # The closing handshake has had its time.
+        self._channel.abort()
+        self._stop_reading()
+
+    def _stop_reading(self) -> None:
+        if self._reading and not self._stopped_reading:
+            self._stopped_reading = True
+            cast("asyncio.Task[Any]", self._server_task).cancel()
+
+    # Deadlines.
+
+    def channel_accepted(self) -> None:
+        """Start the deadlines of an open connection."""
+        self._cancel_limits()
+        config = self._config
+        if config.max_connection_duration is not None:
+            self._limit("max_connection_duration", config.max_connection_duration, self._duration_over)
+        if config.idle_timeout is not None:
+            self._limit("idle_timeout", config.idle_timeout, self._check_idle)
+
+    def _limit(self, name: LimitName, seconds: float, callback: Callable[[], object]) -> None:
+        if self._limit_timers is None:
+            self._limit_timers = {}
+        self._limit_timers[name] = self._after(seconds, callback)
+
+    def _cancel_limits(self) -> None:
+        timers, self._limit_timers = self._limit_timers, None
+        for timer in (timers or {}).values():
+            timer.cancel()
+
+    def channel_ended(self) -> None:
+        """Decide how long a hook that still runs may go on."""
+        self._cancel_limits()
+        self._stop_timer = self._after(self._config.close_timeout, self._stop)
+        reason = self._channel.reason
+        if isinstance(reason, Close) and reason.code == CloseCode.SERVICE_RESTART and reason.by == "server":
+            self._shutting_down = True
+        if isinstance(reason, Timeout):
+            self._limit_hook(0)
+        elif self._shutting_down:
+            self._limit_hook(self._config.close_timeout)
+        elif self._config.disconnect_grace is not None:
+            self._limit_hook(self._config.disconnect_grace)
+
+    def _connect_over(self) -> None:
+        self._time_out("connect_timeout", self._config.connect_timeout)
+
+    def _duration_over(self) -> None:
+        self._time_out("max_connection_duration", cast(float, self._config.max_connection_duration))
+
+    def _check_idle(self) -> None:
+        seconds = cast(float, self._config.idle_timeout)
+        clock = self._channel.clock
+        now = clock.time()
+        quiet_since = now if self._hook is not None else max(self._channel.last_frame_at, self._hook_ended_at)
+        if quiet_since + seconds > now:
+            self._limit("idle_timeout", quiet_since + seconds - now, self._check_idle)
+        else:
+            self._time_out("idle_timeout", seconds)
+
+    def _time_out(self, limit: LimitName, seconds: float) -> None:
+        message = f"{limit} of {seconds:g} s is over"
+        self._channel.close(CloseCode.GOING_AWAY, message, Timeout(message, limit))
+
+    def _limit_hook(self, seconds: float) -> None:
+        _cancel(self._hook_timer)
+        self._hook_timer = self._after(seconds, self._interrupt)
+
+    def _interrupt(self) -> None:
+        # Called by a timer, never from inside a hook: the task is suspended, so its cancellation arrives in the hook.
+        self._hook_timer = None
+        self._channel.discard_inbox()
+        if self._hook is not None:
+            self._interrupted = True
+            cast("asyncio.Task[None]", self._hooks_task).cancel()
+            self._limit_hook(_CANCEL_AGAIN)
+
+    def _after(self, seconds: float, callback: Callable[[], object]) -> Timer:
+        clock = self._channel.clock
+        return clock.call_at(clock.time() + seconds, callback)
+
+    # The hooks' task.
+
+    async def _run_hooks(self) -> None:
+        # An idle connection waits in every coroutine from here to the event, and each message passes through them.
+        channel = self._channel
+        # An eager task runs before whoever makes it has it.
+        self._hooks_task = self._hooks_task or asyncio.current_task()
+        if channel.accepted or not channel.closed:
+            # Otherwise the peer has gone before anything was built for it.
+            if channel.accepted:
+                self.channel_accepted()
+            else:
+                self._limit("connect_timeout", self._config.connect_timeout, self._connect_over)
+            connected: object = None
+            try:
+                handler = self._factory(channel.request)
+                hooks = hooks_of(type(handler))
+                on_connect = bound_hook(handler, "on_connect")
+                connected = handler
+                await self._call_on_connect(on_connect)
+                del on_connect
+                if self._done is not None:
+                    cast(DirectChannel, channel).pack_request()
+                await self._call_on_message(hooks, bound_hook(handler, "on_message"))
+            except BaseException as exc:
+                if self._is_thrown_away():
+                    raise
+                if isinstance(exc, HTTPException) and not channel.accepted and channel.reason is None:
+                    connected = None
+                    await self._refuse(exc)
+                else:
+                    self._fail(exc)
+            self._hook_over()
+            if connected is not None:
+                await self._call_on_disconnect(connected)
+            _cancel(self._hook_timer)
+        if not channel.accepted:
+            # Where the handshake was refused no closing handshake follows, so no event need come.
+            await channel.flushed()
+            self._stop_reading()
+
+    async def _call_on_connect(self, on_connect: Callable[[Address, Sink], Awaitable[None]]) -> None:
+        channel = self._channel
+        self._hook = "on_connect"
+        await on_connect(channel.addr, Sink(channel))
+        if not channel.closed:
+            # Part of the hook, so that a deadline reaches it where the peer does not read.
+            await channel.accept()
+        self._hook_over()
+
+    async def _call_on_message(  # noqa: C901, PLR0912 - the fast path: a call costs
+        self, hooks: Hooks, on_message: Callable[[Data], Any]
+    ) -> None:
+        channel = self._channel
+        task = cast("asyncio.Task[None]", self._hooks_task)
+        has_idle_timeout = self._config.idle_timeout is not None
+        while True:
+            data = channel.take()
+            if data is None:
+                if channel.reason is not None:
+                    return
+                await channel.event()
+                continue
+            if not (hooks.takes_text if isinstance(data, str) else hooks.takes_binary):
+                channel.undelivered += 1
+                continue
+            self._hook = "on_message"
+            try:
+                if hooks.streams:
+                    await self._stream(on_message(data))
+                else:
+                    reply = await on_message(data)
+                    if reply is not None:
+                        if type(reply) is not str or not reply.isascii():
+                            reply = checked_data(reply)
+                        if not channel.try_send(reply):
+                            await channel.send(reply)
+                        # Or it would be kept as long as the connection is idle.
+                        reply = None
+            except (ConnectionClosed, BaseExceptionGroup) as exc:
+                if not self._is_departure(exc):
+                    raise
+            if has_idle_timeout or self._interrupted or task.cancelling():
+                self._hook_over()
+            else:
+                self._hook = None
+
+    async def _stream(self, replies: AsyncIterable[Data]) -> None:
+        try:
+            async for reply in replies:
+                await self._channel.send(checked_data(reply))
+        finally:
+            if isinstance(replies, AsyncGenerator):
+                await replies.aclose()
+
+    async def _call_on_disconnect(self, handler: object) -> None:
+        reason = await self._reason()
+        undelivered = self._channel.undelivered
+        if undelivered:
+            logger.info("%s: %d messages of %s reached no hook", self._name, undelivered, self._channel.addr)
+        _cancel(self._hook_timer)
+        grace, close_timeout = self._config.disconnect_grace, self._config.close_timeout
+        if self._shutting_down:
+            self._limit_hook(close_timeout)
+        elif grace is not None:
+            self._limit_hook(max(grace, close_timeout))
+        self._hook = "on_disconnect"
+        try:
+            await bound_hook(handler, "on_disconnect")(reason)
+        except BaseException as exc:
+            if self._is_thrown_away():
+                raise
+            self._fail(exc)
+        self._hook_over()
+
+    async def _reason(self) -> DisconnectReason:
+        try:
+            reason = await self._channel.ended()
+        except asyncio.CancelledError:
+            self._channel.end(Unknown())
+            reason = await self._channel.ended()
+        self._channel.discard_inbox()
+        return reason
+
+    def _hook_over(self) -> None:
+        self._hook = None
+        if self._config.idle_timeout is not None:
+            self._hook_ended_at = self._channel.clock.time()
+        if self._interrupted:
+            self._interrupted = False
+            _cancel(self._hook_timer)
+        task = self._hooks_task
+        while task is not None and task.cancelling():
+            task.uncancel()
+
+    async def _refuse(self, exc: HTTPException) -> None:
+        # Also where __init__ refuses: a deadline reaches only what counts as a hook.
+        self._hook = "on_connect"
+        detail: object = exc.detail
+        try:
+            body = detail if isinstance(detail, str) else json.dumps(detail)
+            await self._channel.refuse(exc.status_code, body, exc.headers)
+        except BaseException as failure:
+            if self._is_thrown_away():
+                raise
+            self._fail(failure)
+
+    def _fail(self, exc: BaseException) -> None:
+        if self._is_departure(exc):
+            return
+        where = f"{self._name}.{self._hook}" if self._hook is not None else self._name
+        if isinstance(exc, asyncio.CancelledError) and self._is_expected_cancellation():
+            logger.warning("%s for %s was cancelled: %s", where, self._channel.addr, self._channel.reason)
+            return
+        logger.error("%s failed for %s", where, self._channel.addr, exc_info=exc)
+        message = f"{where} raised {_described(exc)}"
+        self._channel.close(CloseCode.INTERNAL_ERROR, INTERNAL_ERROR, Error(message, exc))
+
+    def _is_thrown_away(self) -> bool:
+        # With its event loop, from outside of its task: GeneratorExit arrives, and nothing may be awaited any more.
+        return asyncio.current_task(self._channel.loop) is not self._hooks_task
+
+    def _is_expected_cancellation(self) -> bool:
+        server_task = self._server_task
+        return self._interrupted or self._shutting_down or (server_task is not None and server_task.cancelling() > 0)
+
+    def _is_departure(self, exc: BaseException) -> bool:
+        # ConnectionClosed from the sink of another connection is an error of the hook as long as this one lives.
+        if not self._channel.closed and self._channel.reason is None:
+            return False
+        if isinstance(exc, BaseExceptionGroup):
+            return cast("BaseExceptionGroup[BaseException]", exc).split(ConnectionClosed)[1] is None
+        # A handshake that is over cannot be refused any more, and need not be.
+        is_late_refusal = isinstance(exc, HTTPException) and self._hook == "on_connect" and not self._channel.accepted
+        return is_late_refusal or isinstance(exc, ConnectionClosed)
+
+
+def _described(exc: BaseException) -> str:
+    kind = type(exc).__name__
+    try:
+        return printable(f"{kind}: {exc}")
+    except Exception:
+        # Its own __str__ fails, which must not cost the connection its on_disconnect.
+        return kind
+
+
+def _cancel(timer: Timer | None) -> None:
+    if timer is not None:
+        timer.cancel()

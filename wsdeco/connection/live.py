@@ -1,0 +1,72 @@
+"""All connections of an app that live, to be closed at shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+
+from wsdeco.connection.lifecycle import Connection
+
+__all__ = ["Connections"]
+
+logger = logging.getLogger("wsdeco")
+
+
+class Connections:
+    """The live connections of an app.
+
+    Attributes:
+        closing: Whether the app shuts down, so that no connection may be added.
+    """
+
+    def __init__(self) -> None:
+        self._live: set[Connection] = set()
+        self._waiters: set[asyncio.Event] = set()
+        self.closing = False
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._live)
+
+    def add(self, connection: Connection) -> None:
+        """Take in a connection that begins."""
+        self._live.add(connection)
+
+    def discard(self, connection: Connection) -> None:
+        """Let go of a connection that has ended."""
+        self._live.discard(connection)
+        if not self._live:
+            for gone in self._waiters:
+                gone.set()
+
+    def open(self) -> None:
+        """Let connections in (again)."""
+        self.closing = False
+
+    @property
+    def shutdown_time(self) -> float:
+        """Seconds that `shut_down` takes at most, as of now; any thread may ask."""
+        return max((connection.shutdown_time for connection in tuple(self._live)), default=0.0)
+
+    async def shut_down(self) -> None:
+        """Close every connection with 1012, let no new one in, and wait until all have ended.
+
+        Each of them is bounded by its `close_timeout`; one whose hook ignores its cancellation is given up.
+        """
+        self.closing = True
+        for connection in tuple(self._live):
+            connection.shut_down()
+        gone = asyncio.Event()
+        self._waiters.add(gone)
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.shutdown_time):
+                    while self._live:
+                        gone.clear()
+                        await gone.wait()
+        finally:
+            self._waiters.discard(gone)
+        if self._live:
+            logger.error("shutdown goes on without %d connections: their hooks ignore cancellation", len(self._live))
+            self._live.clear()

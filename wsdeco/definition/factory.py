@@ -1,0 +1,327 @@
+"""The generated factory: makes the handler instance of each connection, with everything computed beforehand.
+
+Instances are made from a generated subclass, so the class itself stays as it was written. The subclass has
+`HandlerMeta` for its metaclass and the default hooks in place of missing ones.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from operator import attrgetter
+from types import new_class
+from typing import Any, Final, Protocol, TypeAlias, cast
+
+from starlette.datastructures import Headers, QueryParams
+from starlette.requests import HTTPConnection
+
+from wsdeco.definition.base import DEFAULT_HOOKS, Factory, HandlerMeta, hooks_of, remember_hooks
+from wsdeco.definition.checks import (
+    HOOK_NAMES,
+    abstract_faults,
+    class_name,
+    described,
+    handler_faults,
+    raise_class_faults,
+    raise_faults,
+    require_class,
+    user_bases,
+)
+from wsdeco.definition.paths import parameter_kinds
+from wsdeco.definition.signatures import (
+    accepts,
+    bindable,
+    namespace_of,
+    outcome_of,
+    passes_on,
+    resolve,
+    shown_type,
+    signature_of,
+)
+from wsdeco.reasons import HandlerError
+
+__all__ = ["HandlerFactory", "SupportsCreate", "build_factory", "class_factory", "headers_factory"]
+
+
+class SupportsCreate(Protocol):
+    """A factory that is an object."""
+
+    def create(self, headers: Headers, /) -> object:
+        """Return the handler of a connection whose handshake request has these headers."""
+        ...
+
+
+HandlerFactory: TypeAlias = Callable[[Headers], object] | SupportsCreate | type[SupportsCreate]
+"""What users may write to make handlers by themselves."""
+
+_Getter: TypeAlias = Callable[[HTTPConnection], object]
+
+
+@dataclass(frozen=True, slots=True)
+class _Supply:
+    """What a constructor parameter can be given: its class, `None` where that is not known, and its source."""
+
+    kind: type | None
+    get: _Getter
+
+
+@dataclass(frozen=True, slots=True)
+class _Constructor:
+    """How a class is called, and the globals of the annotations in it."""
+
+    signature: inspect.Signature
+    namespace: Mapping[str, object]
+
+
+_SUPPLIES: Final = {
+    "headers": _Supply(Headers, attrgetter("headers")),
+    "query_params": _Supply(QueryParams, attrgetter("query_params")),
+    "request": _Supply(HTTPConnection, lambda connection: connection),
+}
+
+
+_KEPT: Final = ("addr", "sink")
+"""The attributes that the default `on_connect` sets."""
+
+
+class _Unannounced:
+    """Comes first in the bases of a generated subclass, and keeps it from the `__init_subclass__` of the others."""
+
+    __slots__ = ()
+
+    def __init_subclass__(cls, **keywords: object) -> None:
+        pass
+
+
+def build_factory(cls: type, path: str, factory: object | None = None) -> Factory:
+    """Return what makes the handler instance of a connection on `path`.
+
+    Args:
+        cls: The handler class. Parameters of its `__init__` are filled by name, with `headers`, `query_params`,
+            `request` and the parameters of `path`.
+        path: The path of the route, as Starlette writes it.
+        factory: Makes the instances instead, used as they are: a callable of the request's headers, or an object
+            or a class with `create(headers)`.
+
+    Raises:
+        HandlerError: `cls` cannot handle connections, or nothing can make its instances; the error lists every fault.
+
+    Warns:
+        HandlerWarning: A mutable class attribute of `cls` is shared by all connections.
+    """
+    if factory is None:
+        return class_factory(cls, parameter_kinds(path))
+    require_class(cls)
+    raise_class_faults(cls, chain(handler_faults(cls), _factory_faults(factory)))
+    # An abstract class only says what the factory's handlers look like.
+    if not inspect.isabstract(cls):
+        hooks_of(cls)
+    return _from_headers(factory)
+
+
+def headers_factory(factory: object) -> Factory:
+    """Return what makes the handler instance of a connection by `factory` alone.
+
+    Args:
+        factory: A callable of the request's headers, or an object or a class with `create(headers)`.
+
+    Raises:
+        HandlerError: `factory` cannot be called with the headers; the error lists every fault.
+    """
+    raise_faults("this factory cannot make handlers", _factory_faults(factory))
+    return _from_headers(factory)
+
+
+def class_factory(cls: type, path_params: Mapping[str, type | None]) -> Factory:
+    """Return what makes instances of the handler class `cls`, as `build_factory` does without `factory`.
+
+    Args:
+        cls: The handler class.
+        path_params: The path parameters, each with the class of its values or `None` where that is not known.
+
+    Raises:
+        HandlerError: `cls` cannot handle connections, or nothing can make its instances; the error lists every fault.
+    """
+    require_class(cls)
+    supplies = _SUPPLIES | {name: _Supply(kind, _path_parameter(name)) for name, kind in path_params.items()}
+    constructor = _constructor_of(cls)
+    own_faults = handler_faults(cls), abstract_faults(cls), _attribute_faults(cls)
+    raise_class_faults(cls, chain(*own_faults, _constructor_faults(cls, constructor, supplies)))
+    hooks = hooks_of(cls)
+    generated = _generate(cls)
+    remember_hooks(generated, hooks)
+    return _from_supplies(generated, constructor.signature, supplies)
+
+
+def _path_parameter(name: str) -> _Getter:
+    return lambda connection: connection.path_params[name]
+
+
+def _constructor_of(cls: type) -> _Constructor:
+    """Return how `cls` is called.
+
+    A metaclass, `__new__` or `__init__` that passes everything on leaves the word to the next of the three.
+    """
+    signature = signature_of(cls)
+    namespace: dict[str, object] = {}
+    for name in ("__new__", "__init__"):
+        maker: object = getattr(cls, name)
+        namespace |= namespace_of(maker)
+        if signature is not None and passes_on(signature):
+            signature = signature_of(maker, bound=True)
+    parameters = () if signature is None else tuple(signature.parameters.values())
+    return _Constructor(inspect.Signature(parameters), namespace)
+
+
+def _constructor_faults(cls: type, constructor: _Constructor, supplies: Mapping[str, _Supply]) -> Iterator[str]:
+    label = f"{class_name(cls)}{constructor.signature}"
+    for name, parameter in constructor.signature.parameters.items():
+        supply = supplies.get(name)
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if supply is None:
+            if parameter.default is parameter.empty:
+                yield f"{label} needs `{name}`, which nothing supplies: {_advice(name, supplies)}"
+        elif supply.kind is not None and not accepts(resolve(parameter.annotation, constructor.namespace), supply.kind):
+            yield (
+                f"{label} annotates `{name}: {shown_type(parameter.annotation)}`, and gets "
+                f"{_full_name(supply.kind)}: write `{name}: {supply.kind.__name__}`"
+            )
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+
+
+def _advice(name: str, supplies: Mapping[str, _Supply]) -> str:
+    if name in _KEPT:
+        return (
+            f"it comes with the connection, so write `async def on_connect(self, addr, sink)` and keep `{name}` there"
+        )
+    choice = ", ".join(f"`{each}`" for each in supplies)
+    close = difflib.get_close_matches(name, supplies, 1)
+    guess = f"did you mean `{close[0]}`? " if close else ""
+    return f"{guess}It can be one of {choice}, or a parameter of the path; give it a default, or pass `factory=`"
+
+
+def _attribute_faults(cls: type) -> Iterator[str]:
+    if any("on_connect" in vars(base) for base in user_bases(cls)):
+        return
+    for name in _KEPT:
+        raw: object = inspect.getattr_static(cls, name, None)
+        if isinstance(raw, property) and raw.fset is None:
+            yield (
+                f"its property `{name}` has no setter, and the default on_connect sets `self.{name}`: "
+                f"rename the property, or write `async def on_connect(self, addr, sink)`"
+            )
+
+
+def _generate(cls: type) -> type:
+    namespace: dict[str, object] = {
+        "__doc__": cls.__doc__,
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+    }
+    namespace |= {
+        name: DEFAULT_HOOKS[name] for name in HOOK_NAMES if not any(name in vars(base) for base in cls.__mro__)
+    }
+    if not cls.__dictoffset__ and not cls.__itemsize__:
+        namespace["__slots__"] = [name for name in _KEPT if not _has_setter(cls, name)]
+    try:
+        metaclass = _handler_metaclass(type(cls))
+        return new_class(
+            cls.__name__, (_Unannounced, cls), {"metaclass": metaclass}, lambda body: body.update(namespace)
+        )
+    except Exception as exc:
+        raise HandlerError(
+            f"the metaclass {type(cls).__name__} of class {class_name(cls)} does not let a subclass be made, which "
+            f"wsdeco does to make instances ({type(exc).__name__}: {exc}): pass `factory=` to make them yourself"
+        ) from exc
+
+
+def _has_setter(cls: type, name: str) -> bool:
+    raw: object = inspect.getattr_static(cls, name, None)
+    return hasattr(type(raw), "__set__")
+
+
+@lru_cache(maxsize=64)
+def _handler_metaclass(kind: type[type]) -> type[type]:
+    if issubclass(HandlerMeta, kind):
+        return HandlerMeta
+    if issubclass(kind, HandlerMeta):
+        return kind
+    return new_class(f"Handler{kind.__name__}", (HandlerMeta, kind))
+
+
+def _from_supplies(cls: type, signature: inspect.Signature, supplies: Mapping[str, _Supply]) -> Factory:
+    positional: list[_Getter] = []
+    named: dict[str, _Getter] = {}
+    for name, parameter in signature.parameters.items():
+        supply = supplies.get(name)
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            positional.append(_constant(parameter.default) if supply is None else supply.get)
+        elif supply is not None and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            named[name] = supply.get
+    if not positional and not named:
+        return lambda connection: cls()
+
+    def make(connection: HTTPConnection) -> object:
+        keywords = {name: get(connection) for name, get in named.items()}
+        return cls(*[get(connection) for get in positional], **keywords)
+
+    return make
+
+
+def _constant(value: object) -> _Getter:
+    return lambda connection: value
+
+
+def _create_of(factory: object) -> tuple[object, bool]:
+    """Return what is called with the headers, and whether it is a method of a class yet to be instantiated."""
+    if isinstance(factory, type):
+        raw: object = inspect.getattr_static(factory, "create", None)
+        if raw is not None and not isinstance(raw, staticmethod | classmethod):
+            return raw, True
+    return getattr(factory, "create", factory), False
+
+
+def _factory_faults(factory: object) -> Iterator[str]:
+    create, is_method = _create_of(factory)
+    if not callable(create):
+        kind = class_name(type(factory))
+        yield f"factory of type {kind} cannot be called: pass a callable of the headers, or what has `create(headers)`"
+        return
+    label = f"factory {described(_callable_name(create), create)}"
+    signature = signature_of(create, bound=is_method)
+    if outcome_of(create, None).running != "plain":
+        yield f"{label} is asynchronous: write it with a plain `def`, and await what must be awaited in on_connect"
+    if signature is not None and not bindable(signature, 1):
+        yield f"{label} cannot be called with the headers alone: give it one parameter, `headers`"
+    made = signature_of(factory) if is_method else None
+    if made is not None and not bindable(made, 0):
+        yield f"factory {_callable_name(factory)}{made} cannot be made without arguments: pass an instance of it"
+
+
+def _callable_name(function: object) -> str:
+    return str(getattr(function, "__qualname__", type(function).__qualname__)).rpartition("<locals>.")[2]
+
+
+def _from_headers(factory: object) -> Factory:
+    create, is_method = _create_of(factory)
+    if is_method:
+        create = _instance(cast("Callable[[], Any]", factory)).create
+    called = cast("Callable[[Headers], object]", create)
+    return lambda connection: called(connection.headers)
+
+
+def _instance(kind: Callable[[], Any]) -> Any:
+    try:
+        return kind()
+    except Exception as exc:
+        raise HandlerError(
+            f"factory {_callable_name(kind)} cannot be made ({type(exc).__name__}: {exc}): pass an instance of it"
+        ) from exc

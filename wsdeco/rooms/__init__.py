@@ -1,0 +1,4 @@
+"""Groups of connections that get the same messages.
+
+Entered by `routing`; its members are channels.
+"""

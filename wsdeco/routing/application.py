@@ -1,0 +1,241 @@
+"""The ASGI app below `App`: its routes, its rooms, its connections, its lifespan and its shutdown."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from typing import Any, Final
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.routing import BaseRoute, Match, WebSocketRoute
+from starlette.types import ExceptionHandler, Receive, Scope, Send
+
+from wsdeco.backplanes.choice import backplane_of_environment, checked_backplane, checked_errors
+from wsdeco.backplanes.interface import Backplane, PublishErrors
+from wsdeco.channels.direct import DirectConnection, is_direct
+from wsdeco.clock import Clock
+from wsdeco.reasons import ServerError
+from wsdeco.rooms.rooms import Rooms
+from wsdeco.routing.announcements import announce_idle, announce_limits, announce_missing_lifespan
+from wsdeco.routing.endpoints import Context, HandlerEndpoint
+from wsdeco.routing.functions import answer_not_found
+from wsdeco.routing.lifespan import LifespanFunction, checked_lifespan
+from wsdeco.routing.registry import Registered, Registry, RouteInfo
+
+__all__ = ["Application", "cap_message_size", "carry_rooms", "find_backplane"]
+
+logger = logging.getLogger("wsdeco")
+
+_PROTOCOL_MODULE: Final = "wsdeco.protocol"
+"""Loaded before start-up by a server that uses wsdeco's own WebSocket implementation."""
+
+
+class Application:
+    """The ASGI app that a server calls, and that `App` fills.
+
+    Attributes:
+        app: The Starlette app.
+    """
+
+    def __init__(
+        self,
+        *,
+        lifespan: LifespanFunction | None = None,
+        middleware: Sequence[Middleware] = (),
+        exception_handlers: Mapping[Any, ExceptionHandler] | None = None,
+        debug: bool = False,
+        clock: Clock | None = None,
+        backplane: str | Backplane | None = None,
+        publish_errors: PublishErrors = "count",
+    ) -> None:
+        """Make an app without routes.
+
+        Args:
+            lifespan: Start-up and shutdown, as the decorator `lifespan` takes it.
+            middleware: Starlette middleware, the outermost first.
+            exception_handlers: Starlette's exception handlers, for HTTP routes.
+            debug: Show tracebacks of HTTP routes to the client.
+            clock: What every deadline reads; by default the event loop. Tests pass one they advance.
+            backplane: Carries broadcasts to the same rooms in other processes: the URL of a NATS or Redis server, such
+                as `nats://127.0.0.1:4222` or `redis://127.0.0.1:6379`, or an object with the methods of `Backplane`.
+                By default, the URL in the environment variable `WSDECO_BACKPLANE`, which is read as soon as an event
+                loop serves the app; where there is none, rooms live in this process alone.
+            publish_errors: Whether a broadcast that cannot be published to other processes raises `BackplaneError`
+                (`"raise"`), or is only counted (`"count"`). Members in this process get it in either case.
+
+        Raises:
+            BackplaneError: The client library of the backplane is not installed.
+            HandlerError: `lifespan` cannot work as it is written.
+            TypeError: `backplane` is neither a URL nor a backplane.
+            ValueError: The URL of the backplane cannot be used, or `publish_errors` is neither.
+        """
+        self._context = Context(clock=clock)
+        self._lifespan = None if lifespan is None else checked_lifespan(lifespan)
+        self._rooms = Rooms(checked_backplane(backplane), checked_errors(publish_errors), backplane_of_environment)
+        self._known_routes: list[BaseRoute] = []
+        self._endpoints: dict[str, HandlerEndpoint] = {}
+        self._message_size_cap: int | None = None
+        self._limits_announced = False
+        self._idle_announced = False
+        self.app = Starlette(
+            debug=debug, middleware=middleware, exception_handlers=exception_handlers, lifespan=self._run_lifespan
+        )
+        self.app.router.default = answer_not_found
+        self._registry = Registry(self.app.router)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if not self._limits_announced and scope["type"] != "lifespan":
+            self._announce_limits()
+            if self._lifespan is not None:
+                announce_missing_lifespan()
+        endpoint = None
+        if scope["type"] == "websocket":
+            if not self._idle_announced and not is_direct(scope):
+                self._announce_idle()
+            endpoint = self._handler_endpoint(scope)
+        if endpoint is None:
+            await self.app(scope, receive, send)
+        else:
+            await endpoint(scope, receive, send)
+
+    def start_connection(self, scope: Scope, connection: DirectConnection) -> bool:
+        """Begin with a connection of wsdeco's own protocol; return whether that could be done without being called.
+
+        The protocol asks before it calls the app, where nothing that wants to see the messages is around it.
+        """
+        if not self._limits_announced:
+            return False
+        try:
+            endpoint = self._handler_endpoint(scope)
+        except Exception as exc:
+            # From a route of somebody else. It comes again, and is answered, when the app is called.
+            logger.debug("a route failed to match", exc_info=exc)
+            return False
+        return endpoint is not None and endpoint.start_connection(scope, connection)
+
+    def _handler_endpoint(self, scope: Scope) -> HandlerEndpoint | None:
+        # Between here and the endpoint of a handler Starlette's own layers have nothing to do, and cost most of a
+        # handshake and of the memory of a connection.
+        if self.app.user_middleware:
+            return None
+        router = self.app.router
+        if router.routes != self._known_routes:
+            self._known_routes = router.routes.copy()
+            self._endpoints = {}
+        path: str = scope["path"]
+        endpoint = self._endpoints.get(path)
+        if endpoint is not None and not scope.get("root_path") and not scope.get("path_params"):
+            scope["endpoint"] = endpoint
+            scope["path_params"] = {}
+        else:
+            route, child_scope = _first_match(router.routes, scope)
+            if not isinstance(route, WebSocketRoute) or not isinstance(route.app, HandlerEndpoint):
+                return None
+            endpoint = route.app
+            scope.update(child_scope)
+            if route.path == path and not child_scope["path_params"]:
+                # Whoever asks for it is answered the same; and no peer chooses what is kept.
+                self._endpoints[path] = endpoint
+        scope["app"] = self.app
+        scope["router"] = router
+        return endpoint
+
+    def _register(self, new: Registered) -> None:
+        config, cap = new.info.config, self._message_size_cap
+        if config is not None and cap is not None and config.max_message_size > cap:
+            raise ServerError(
+                f"max_message_size={config.max_message_size} on {new.info.path!r} cannot take effect: the server that "
+                f"runs was started for messages of up to {cap} bytes; stop it, register the handler, then call run()"
+            )
+        self._registry.register(new)
+
+    @property
+    def routes(self) -> list[BaseRoute]:
+        """The routes of the Starlette app, which finds the URLs of a mounted app by them."""
+        return self.app.routes
+
+    @property
+    def route_infos(self) -> list[RouteInfo]:
+        """What is registered, in the order in which it is matched."""
+        return self._registry.infos()
+
+    @property
+    def backplane(self) -> Backplane | None:
+        """What carries broadcasts to other processes, with its `state` and its `counters`; `None` without one.
+
+        That of the environment variable is there as soon as an event loop serves the app. In worker processes without a
+        broker it is one that reaches nobody, and counts what the others do not get.
+        """
+        return self._rooms.backplane
+
+    @property
+    def shutdown_time(self) -> float:
+        """Seconds that `shut_down` would take at most, with the connections of this moment."""
+        return self._context.connections.shutdown_time
+
+    async def shut_down(self) -> None:
+        """Close every connection with 1012, refuse new ones, and return when the last `on_disconnect` has run.
+
+        Rooms are let go of as well. Servers do this at their end; call it where one does not. Bounded by the
+        `close_timeout` of each route.
+        """
+        await self._context.connections.shut_down()
+        await self._rooms.close()
+
+    @asynccontextmanager
+    async def _run_lifespan(self, app: Starlette) -> AsyncGenerator[Any]:
+        self._context.connections.open()
+        self._rooms.start()
+        if not self._limits_announced:
+            self._announce_limits()
+            if _PROTOCOL_MODULE not in sys.modules:
+                self._announce_idle()
+        try:
+            async with nullcontext() if self._lifespan is None else self._lifespan(app) as state:
+                yield state
+                await self._context.connections.shut_down()
+        finally:
+            await self._rooms.close()
+
+    def _announce_limits(self) -> None:
+        self._limits_announced = True
+        if self._message_size_cap is None:
+            announce_limits(self.route_infos)
+
+    def _announce_idle(self) -> None:
+        self._idle_announced = True
+        announce_idle(self.route_infos)
+
+
+# What a server asks of an application, and a user need not see.
+
+
+def cap_message_size(application: Application, size: int | None) -> None:
+    """Note the largest message that the server takes, in bytes; `None` where none of `run` serves."""
+    application._message_size_cap = size  # noqa: SLF001
+
+
+def carry_rooms(application: Application, backplane: Backplane) -> None:
+    """Use `backplane`, before any event loop serves the application."""
+    application._rooms.backplane = backplane  # noqa: SLF001
+
+
+def find_backplane(application: Application) -> None:
+    """Look for the backplane of the environment now, and not when an event loop serves the application.
+
+    Raises:
+        BackplaneError: It names none that can be used.
+    """
+    application._rooms.find_backplane()  # noqa: SLF001
+
+
+def _first_match(routes: Iterable[BaseRoute], scope: Scope) -> tuple[BaseRoute | None, Scope]:
+    for route in routes:
+        match, child_scope = route.matches(scope)
+        if match is Match.FULL:
+            return route, child_scope
+    return None, {}

@@ -1,0 +1,4 @@
+"""The classes that uvicorn loads: asyncio protocols that own the socket.
+
+Entered by their dotted names alone, `wsdeco.protocol` and `wsdeco.http`.
+"""

@@ -1,0 +1,427 @@
+"""The ASGI side of a connection: one conversation of `receive` and `send` with any application (ASGI 2.4).
+
+Where uvicorn's own classes leave a choice, the peer and the application get the clearer answer:
+
+- An exception after the handshake closes with 1011, a return without `websocket.close` with 1000.
+- `websocket.disconnect` comes exactly once; asking again raises, instead of waiting for ever.
+- A lost transport is 1006; 1005 means a close frame without a code.
+- Sending after the end raises `ClientDisconnected`, an `OSError`; a `websocket.close` that comes after the
+  peer's is no fault, and is ignored.
+- What the application must not put on the wire (a close code, a header, a subprotocol nobody offered) raises where
+  it is sent, and the connection lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import copy
+import enum
+import inspect
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Final, Protocol, TypeAlias, cast
+
+from starlette.types import Receive, Send
+from starlette.websockets import WebSocketDisconnect
+from uvicorn.config import Config
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from uvicorn.protocols.utils import ClientDisconnected, is_ssl
+
+from wsdeco.reasons import Close, CloseCode, Unknown
+from wsdeco.wire.handshake import Headers, Request, check_refusal
+from wsdeco.wire.incoming import Message
+from wsdeco.wire.scope import build_scope
+
+__all__ = ["Connection", "Conversation", "Event", "PeerName", "Scope", "TaskFreeStart", "scope_of", "task_free_start"]
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Event: TypeAlias = MutableMapping[str, Any]
+App: TypeAlias = Callable[[Scope, Callable[[], Awaitable[Event]], Callable[[Event], Awaitable[None]]], Awaitable[Any]]
+
+_FORWARDED: Final = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
+"""What uvicorn's middleware for proxies looks at."""
+PeerName: TypeAlias = tuple[Any, ...] | str | None
+"""What asyncio calls one side of a connection: host and port, the path of a Unix socket, or nothing."""
+
+_STARLETTE_WRAPPER: Final = "starlette._exception_handler"
+
+_MAX_INBOX_BYTES: Final = 64 * 1024
+"""Size of the messages that wait for `receive`; past it the peer is not read."""
+_MESSAGE_OVERHEAD: Final = 64
+"""What an empty message counts for, in bytes."""
+
+_logger = logging.getLogger("uvicorn.error")
+
+
+class Connection(Protocol):
+    """What a conversation, or a direct channel in its place, asks of the connection."""
+
+    config: Config
+    closed: bool
+    end: Close | Unknown | None
+    transport: asyncio.Transport
+    write_paused: bool
+    reading_paused: bool
+
+    @property
+    def handshake_pending(self) -> bool:
+        """Whether the handshake waits to be accepted or refused."""
+        ...
+
+    def accept(self, subprotocol: str | None = None, headers: Headers = ()) -> None:
+        """Accept the handshake."""
+
+    def refuse(self, status: int, headers: Headers = (), body: bytes = b"") -> None:
+        """Refuse the handshake with an HTTP response."""
+
+    def send_message(self, message: Message) -> None:
+        """Write a message by the end of the turn of the loop."""
+
+    async def drain(self) -> None:
+        """Wait until the peer reads, or nothing more can be sent."""
+
+    def pause_reading(self) -> None:
+        """Give the consumer no more messages."""
+
+    def resume_reading(self) -> None:
+        """Give the consumer messages again."""
+
+    def close(self, code: int = ..., reason: str = ...) -> None:
+        """Start the closing handshake."""
+
+    def finish(self) -> None:
+        """Answer the end of the input."""
+
+    def abort(self) -> None:
+        """Drop the transport."""
+
+
+def scope_of(
+    request: Request, transport: asyncio.Transport, peer_name: PeerName, config: Config, app_state: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the scope of a connection, whose transport calls the peer `peer_name`."""
+    return build_scope(
+        request,
+        scheme="wss" if is_ssl(transport) else "ws",
+        server=_server_of(transport),
+        client=None if isinstance(peer_name, str) else _address(peer_name),
+        root_path=config.root_path,
+        asgi={"version": config.asgi_version, "spec_version": "2.4"},
+        state=app_state,
+    )
+
+
+def _server_of(transport: asyncio.Transport) -> tuple[str, int | None] | None:
+    # uvicorn asks the socket, which uvloop has to make first.
+    name: PeerName = transport.get_extra_info("sockname")
+    return _server_named(name if isinstance(name, str) or name is None else (name[0], name[1]))
+
+
+@lru_cache(maxsize=64)
+def _server_named(name: PeerName) -> tuple[str, int | None] | None:
+    # One object for all connections to it, not one for each.
+    return (name, None) if isinstance(name, str) else _address(name)
+
+
+def _address(name: tuple[Any, ...] | None) -> tuple[str, int] | None:
+    # That of IPv6 has two more parts.
+    return None if name is None else (str(name[0]), int(name[1]))
+
+
+class _State(enum.Enum):
+    CONNECTING = enum.auto()
+    OPEN = enum.auto()
+    DENYING = enum.auto()
+    CLOSED = enum.auto()
+    YIELDED = enum.auto()
+
+
+_OPEN: Final = _State.OPEN
+
+
+@dataclass(slots=True)
+class _Denial:
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytearray = field(default_factory=bytearray)
+
+
+class Conversation:
+    """One application's `receive` and `send`.
+
+    Args:
+        connection: The connection underneath.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_denial",
+        "_end",
+        "_inbox",
+        "_inbox_size",
+        "_receivers",
+        "_state",
+        "_told_connect",
+        "_told_disconnect",
+    )
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._state = _State.CONNECTING
+        self._denial: _Denial | None = None
+        self._inbox: deque[Message] | None = None
+        self._inbox_size = 0
+        self._receivers: list[asyncio.Future[None]] | None = None
+        self._end: Close | Unknown | None = None
+        self._told_connect = False
+        self._told_disconnect = False
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """The transport, found here through `receive` as with uvicorn's own classes."""
+        return self._connection.transport
+
+    def start(self, scope: Scope, tasks: set[asyncio.Task[None]]) -> None:
+        """Run the application in a task of its own, which is in `tasks` while it runs."""
+        context = contextvars.Context() if self._connection.config.reset_contextvars else None
+        task = asyncio.get_running_loop().create_task(self._run(scope), context=context)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    async def _run(self, scope: Scope) -> None:
+        connection = self._connection
+        failed = True
+        try:
+            result = await self._app(scope, self.receive, self.send)
+            failed = False
+            if connection.handshake_pending and self._state is not _State.YIELDED:
+                _logger.error("ASGI callable returned without completing handshake.")
+            elif result is not None:
+                _logger.error("ASGI callable should return None, but returned '%s'.", result)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as exc:
+            if not self._is_only_the_end(exc):
+                _logger.exception("Exception in ASGI application\n")
+        finally:
+            if self._state is _State.YIELDED:
+                if failed:
+                    connection.abort()
+            elif connection.handshake_pending:
+                connection.refuse(500, (), b"Internal Server Error")
+            else:
+                connection.close(CloseCode.INTERNAL_ERROR if failed else CloseCode.NORMAL)
+
+    @property
+    def _app(self) -> App:
+        return cast(App, cast(Any, self._connection.config).loaded_app)
+
+    def _is_only_the_end(self, exc: BaseException) -> bool:
+        """Tell whether `exc` says nothing but that the connection has ended, which is nobody's fault here."""
+        if isinstance(exc, BaseExceptionGroup):
+            return all(map(self._is_only_the_end, cast("BaseExceptionGroup[BaseException]", exc).exceptions))
+        return self._connection.end is not None and isinstance(exc, (ClientDisconnected, WebSocketDisconnect))
+
+    # What the connection calls.
+
+    def messages_received(self, messages: list[Message]) -> None:
+        """Put messages into the inbox; past its bound the peer is not read."""
+        inbox = self._inbox
+        if inbox is None:
+            self._inbox = deque(messages)
+        else:
+            inbox.extend(messages)
+        self._inbox_size += sum(map(len, messages)) + _MESSAGE_OVERHEAD * len(messages)
+        if self._inbox_size > _MAX_INBOX_BYTES:
+            self._connection.pause_reading()
+        self._wake_receivers()
+
+    def input_ended(self, reason: Close | Unknown) -> None:
+        """Take notice that nothing more comes."""
+        self._end = reason
+        self._wake_receivers()
+
+    def connection_lost(self) -> None:
+        """Do nothing: `input_ended` has told all that ASGI has an event for."""
+
+    def yield_connection(self, receive: Receive, send: Send) -> Connection | None:
+        """Return the connection, for a consumer that takes the place of this conversation.
+
+        `receive` and `send` are what the endpoint was called with. Where a middleware has wrapped one of them in order
+        to see the messages, the conversation goes on, and the answer is `None`.
+        """
+        if receive != self.receive or _unwrapped(send) != self.send:
+            return None
+        self._told_connect = True
+        self._state = _State.YIELDED
+        return self._connection
+
+    def _wake_receivers(self) -> None:
+        receivers, self._receivers = self._receivers, None
+        for receiver in receivers or ():
+            if not receiver.done():
+                receiver.set_result(None)
+
+    # What the application calls.
+
+    async def receive(self) -> Event:
+        """Return the next event (ASGI)."""
+        if not self._told_connect:
+            self._told_connect = True
+            return {"type": "websocket.connect"}
+        while True:
+            inbox = self._inbox
+            if inbox is not None:
+                message = inbox.popleft()
+                if not inbox:
+                    self._inbox = None
+                    self._inbox_size = 0
+                    if self._connection.reading_paused:
+                        self._connection.resume_reading()
+                if isinstance(message, str):
+                    return {"type": "websocket.receive", "text": message}
+                return {"type": "websocket.receive", "bytes": message}
+            if self._end is not None:
+                return self._disconnect(self._end)
+            receiver: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            if self._receivers is None:
+                self._receivers = [receiver]
+            else:
+                self._receivers.append(receiver)
+            await receiver
+
+    def _disconnect(self, end: Close | Unknown) -> Event:
+        if self._told_disconnect:
+            raise RuntimeError("'websocket.disconnect' has been received: nothing comes after it")
+        self._told_disconnect = True
+        self._connection.finish()
+        code, reason = (end.code, end.reason) if isinstance(end, Close) else (CloseCode.ABNORMAL, "")
+        return {"type": "websocket.disconnect", "code": code, "reason": reason}
+
+    async def send(self, message: Event) -> None:  # noqa: C901, PLR0912 - a table: state by state, event by event
+        """Take an event (ASGI).
+
+        Raises:
+            ClientDisconnected: The connection has ended.
+            RuntimeError: The event does not belong here.
+            ValueError: The event holds what must not be sent.
+        """
+        connection = self._connection
+        kind = message["type"]
+        if self._state is _OPEN and kind == "websocket.send":
+            if connection.write_paused:
+                await connection.drain()
+            if connection.closed:
+                raise ClientDisconnected
+            payload = message.get("bytes")
+            if payload is None:
+                payload = message.get("text")
+            if not isinstance(payload, (str, bytes)):
+                raise RuntimeError(f"'websocket.send' needs 'text' as str or 'bytes' as bytes, but got {payload!r}.")
+            connection.send_message(payload)
+            return
+        match self._state, kind:
+            case _State.OPEN, "websocket.close":
+                self._close(message)
+            case _State.CLOSED, _:
+                raise RuntimeError(f"Unexpected ASGI message '{kind}', after sending 'websocket.close'.")
+            case _ if connection.closed:
+                raise ClientDisconnected
+            case _State.OPEN, _:
+                raise RuntimeError(f"Expected ASGI message 'websocket.send' or 'websocket.close', but got '{kind}'.")
+            case _State.CONNECTING, "websocket.accept":
+                self._accept(message)
+            case _State.CONNECTING, "websocket.close":
+                connection.refuse(403)
+                self._state = _State.CLOSED
+            case _State.CONNECTING, "websocket.http.response.start":
+                self._start_denial(message)
+            case _State.CONNECTING, _:
+                raise RuntimeError(
+                    "Expected ASGI message 'websocket.accept', 'websocket.close' "
+                    f"or 'websocket.http.response.start' but got '{kind}'."
+                )
+            case _State.DENYING, "websocket.http.response.body" if self._denial is not None:
+                self._continue_denial(self._denial, message)
+            case _:
+                raise RuntimeError(f"Expected ASGI message 'websocket.http.response.body' but got '{kind}'.")
+
+    def _close(self, message: Event) -> None:
+        self._connection.close(message.get("code", CloseCode.NORMAL), message.get("reason") or "")
+        self._state = _State.CLOSED
+
+    def _accept(self, message: Event) -> None:
+        subprotocol = message.get("subprotocol") or None
+        headers: list[tuple[bytes, bytes]] = []
+        for name, value in message.get("headers") or ():
+            if name.lower() == b"sec-websocket-protocol":
+                subprotocol = subprotocol or value.decode("latin-1")
+            else:
+                headers.append((name, value))
+        self._connection.accept(subprotocol, headers)
+        self._state = _State.OPEN
+
+    def _start_denial(self, message: Event) -> None:
+        headers = check_refusal(message["status"], message.get("headers") or ())
+        self._denial = _Denial(message["status"], headers)
+        self._state = _State.DENYING
+
+    def _continue_denial(self, denial: _Denial, message: Event) -> None:
+        denial.body += message.get("body", b"")
+        if not message.get("more_body", False):
+            self._connection.refuse(denial.status, denial.headers, bytes(denial.body))
+            self._state = _State.CLOSED
+
+
+TaskFreeStart: TypeAlias = Callable[[Scope, Connection], bool]
+"""Takes a connection with its scope at once, and returns whether it did; if not, the app has to be called."""
+
+
+def task_free_start(config: Config) -> TaskFreeStart:
+    """Return what takes connections of the app of `config` without a task in which to call it.
+
+    That is the app's own method `start_connection`, where nothing stands around the app but uvicorn's middleware for
+    proxies. The app waits for nobody there, and an idle connection need not hold a task and all its callers.
+    """
+    app: object = cast(Any, config).loaded_app
+    proxies = None
+    if isinstance(app, ProxyHeadersMiddleware):
+        proxies = copy.copy(app)
+        proxies.app = _nothing
+        app = app.app
+    start: TaskFreeStart | None = getattr(cast(Any, app), "start_connection", None)
+
+    def take(scope: Scope, connection: Connection) -> bool:
+        if start is None or config.reset_contextvars:
+            return False
+        return (proxies is None or _forward(proxies, scope)) and start(scope, connection)
+
+    return take
+
+
+def _forward(proxies: ProxyHeadersMiddleware, scope: Scope) -> bool:
+    if _FORWARDED.isdisjoint(dict(scope["headers"])):
+        return True
+    try:
+        proxies(cast(Any, scope), cast(Any, None), cast(Any, None)).send(None)
+    except StopIteration:
+        return True
+    except Exception as exc:
+        # It is raised again, and answered, where the app is called.
+        _logger.debug("X-Forwarded-* headers cannot be read", exc_info=exc)
+    return False
+
+
+async def _nothing(*_: object) -> None:
+    pass
+
+
+def _unwrapped(send: Send) -> Send:
+    # Starlette wraps `send` around each route, to know whether a response has begun; it looks at nothing else.
+    while getattr(send, "__module__", None) == _STARLETTE_WRAPPER:
+        send = inspect.getclosurevars(send).nonlocals["send"]
+    return send

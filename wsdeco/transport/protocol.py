@@ -1,0 +1,608 @@
+"""The asyncio protocol that uvicorn loads: `uvicorn app:ws --ws wsdeco.protocol:WebSocketProtocol`.
+
+uvicorn's HTTP class owns the socket until the upgrade; then it makes a `WebSocketProtocol` and replays the request's
+head to it. From there on this class moves bytes, and nothing else: it parses the handshake, runs the framing,
+coalesces writes, keeps flow control in both directions, pings, and closes. What the bytes mean to the application
+is the business of a `Consumer`: the ASGI conversation (`wsdeco.transport.asgi`), or a direct channel that takes its
+place (`wsdeco.channels.direct`).
+
+How a connection ends
+---------------------
+The *input* ends first, once, with a reason in `end`: the peer's close frame, the peer's fault, the end of the stream,
+our own `close`, or the loss of the transport. The consumer is told at once, behind the messages before it, and says
+`finish` when it has dealt with these; so three good messages in front of a bad frame are all answered before
+the close frame goes out. A consumer that takes too long is not waited for. Then the *output* ends: the close frame
+is the last to be sent, and what is still unread is read, and dropped, until the peer closes or a deadline runs out,
+since closing a socket with unread bytes would reset the connection and destroy what the peer has not read yet. A
+deadline stands behind every step, and its last resort is `abort`.
+
+Reading pauses only for a reason: the consumer's inbox is full, or the framing has more to do than fits one turn of
+the loop. Writing goes through an outbox that is flushed once per turn of the loop, by one callback for all
+connections that were written to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any, Final, cast
+
+from uvicorn.config import Config
+from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string, is_ssl
+from uvicorn.server import ServerState
+
+from wsdeco.clock import Clock, Timer
+from wsdeco.reasons import Close, CloseCode, Unknown, check_close_code, printable
+from wsdeco.transport.asgi import Conversation, PeerName, scope_of, task_free_start
+from wsdeco.transport.keepalive import Keepalive
+from wsdeco.transport.shared import turn_of
+from wsdeco.wire import handshake
+from wsdeco.wire.contract import NOBODY, Consumer
+from wsdeco.wire.deflate import negotiate
+from wsdeco.wire.incoming import Framing, Message, encode_ping
+from wsdeco.wire.outgoing import Encoded
+
+__all__ = ["WebSocketProtocol"]
+
+_MAX_EARLY_BYTES: Final = 64 * 1024
+"""Bytes kept from a peer that sends frames before its handshake is accepted."""
+_MAX_OUTBOX_BYTES: Final = 64 * 1024
+"""Bytes that wait for the end of the loop's turn; more are written at once."""
+_HIGH_WATER: Final = 64 * 1024
+"""Bytes in a transport's buffer past which it pauses writing: the default of asyncio and uvloop."""
+_CLOSE_TIMEOUT: Final = 10.0
+_ECHO_DELAY: Final = 0.5
+"""Seconds that the echo of a peer's close frame may wait for the answers to the messages before it."""
+_LINGER: Final = 2.0
+"""Seconds for a refused peer to read the refusal and to close."""
+
+_logger = logging.getLogger("uvicorn.error")
+
+
+class WebSocketProtocol(asyncio.Protocol):
+    """One connection, from the replayed handshake to the loss of the transport.
+
+    Args:
+        config: uvicorn's configuration.
+        server_state: What uvicorn's connections share.
+        app_state: The lifespan's state, copied into the scope.
+        _loop: The event loop; the running one, if not given.
+        clock: Time and timers; the event loop's, if not given.
+
+    Attributes:
+        app_state: The lifespan's state.
+        config: uvicorn's configuration.
+        consumer: Who takes what arrives; to be replaced before the handshake is accepted.
+        request: The handshake, while it waits to be accepted or refused.
+        scope: The ASGI scope, until the handshake is accepted or refused.
+        transport: The transport.
+        end: Why nothing more comes from the peer; `None` while something may come.
+        closed: Nothing more can be sent: the close frame is on its way, or the transport is lost.
+        write_paused: The peer does not read: `drain` waits.
+        reading_paused: The consumer has asked not to be given more.
+        last_activity: When the last frame arrived that is not the answer to a ping of ours, by the clock.
+        heard: A byte arrived since the last keepalive ping.
+        close_timeout: Seconds for each step of the closing handshake.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_clock",
+        "_deadline",
+        "_drain_waiters",
+        "_flush_pending",
+        "_framing",
+        "_keepalive",
+        "_outbox",
+        "_outbox_size",
+        "_server_state",
+        "_transport_paused",
+        "_turn",
+        "app_state",
+        "close_timeout",
+        "closed",
+        "config",
+        "consumer",
+        "end",
+        "heard",
+        "last_activity",
+        "reading_paused",
+        "request",
+        "scope",
+        "transport",
+        "write_paused",
+    )
+
+    transport: asyncio.Transport
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        clock: Clock | None = None,
+    ) -> None:
+        if not config.loaded:
+            config.load()
+        self.config = config
+        self._server_state = server_state
+        self.app_state = app_state
+        turn = turn_of(server_state, _loop)
+        self._turn = turn
+        self._clock: Clock = turn.loop if clock is None else clock
+        self._buffer: bytearray | None = bytearray()
+        self.request: handshake.Request | None = None
+        self._framing: Framing | None = None
+        self._outbox: list[bytes] | None = None
+        self._outbox_size = 0
+        self._flush_pending = False
+        self._transport_paused = False
+        self._drain_waiters: list[asyncio.Future[None]] | None = None
+        self._deadline: Timer | None = None
+        self._keepalive: Keepalive | None = None
+        self.consumer: Consumer = NOBODY
+        self.scope: dict[str, Any] | None = None
+        self.end: Close | Unknown | None = None
+        self.closed = False
+        self.write_paused = False
+        self.reading_paused = False
+        self.heard = False
+        self.last_activity = self._clock.time()
+        self.close_timeout = _CLOSE_TIMEOUT
+
+    # What asyncio and uvicorn call.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport that uvicorn's HTTP class has owned."""
+        self.transport = cast(asyncio.Transport, transport)
+        self._server_state.connections.add(cast(Any, self))
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes from the peer."""
+        framing = self._framing
+        if framing is None:
+            self._receive_before_open(data)
+            return
+        self.heard = True
+        messages = framing.receive(data)
+        if messages and self.end is None:
+            self.last_activity = self._clock.time()
+            self.consumer.messages_received(messages)
+        if framing.noticed:
+            self._notice(framing)
+
+    def eof_received(self) -> bool:
+        """Take the end of the peer's stream, and keep the other direction open for answers, where TLS lets us."""
+        if self._framing is None or self.end is not None:
+            return False
+        self._end_input(Unknown(), self.close_timeout)
+        return not is_ssl(self.transport)
+
+    def pause_writing(self) -> None:
+        """Stop writing: the transport's buffer is full."""
+        self.write_paused = True
+        if self._framing is not None:
+            self._framing.hold_pongs = True
+
+    def resume_writing(self) -> None:
+        """Write what has waited."""
+        self.write_paused = False
+        if self._framing is not None:
+            pong = self._framing.release_pong()
+            if pong and not self.closed:
+                self.send(pong)
+        self.flush()
+        if not self.write_paused:
+            self._wake_senders()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Take the loss of the transport, however it came."""
+        self._server_state.connections.discard(cast(Any, self))
+        self._stop_timers()
+        self.closed = True
+        self._buffer = None
+        self._outbox = None
+        self._outbox_size = 0
+        self._wake_senders()
+        self._tell_end(Unknown())
+        consumer, self.consumer = self.consumer, NOBODY
+        consumer.connection_lost()
+
+    def shutdown(self) -> None:
+        """End the connection because the server stops: 1012, or HTTP 503 before the upgrade."""
+        if self.closed:
+            return
+        if self._framing is not None:
+            self.close(CloseCode.SERVICE_RESTART)
+        elif self.request is not None:
+            self.refuse(HTTPStatus.SERVICE_UNAVAILABLE, body=b"The server is restarting.")
+        else:
+            self._end_output(self.transport.close)
+
+    # The handshake.
+
+    def _receive_before_open(self, data: bytes) -> None:
+        buffer = self._buffer
+        if buffer is None:
+            return
+        searched = len(buffer)
+        buffer += data
+        if self.request is not None:
+            if len(buffer) > _MAX_EARLY_BYTES:
+                self.pause_reading()
+            return
+        head = handshake.take_head(buffer, searched)
+        if head is None:
+            return
+        try:
+            self.request = handshake.parse_request(head)
+        except handshake.Refusal as refusal:
+            _logger.info("WebSocket handshake refused: %d %s", refusal.status, refusal.message)
+            self._write_refusal(refusal.status, refusal.headers, refusal.message.encode())
+            return
+        self._start_app(self.request, self.transport.get_extra_info("peername"))
+
+    def start(self, request: handshake.Request, early: bytes, peer_name: PeerName) -> None:
+        """Begin with a handshake that has been parsed before.
+
+        Args:
+            request: The handshake.
+            early: The bytes behind it.
+            peer_name: What the transport has called the peer.
+        """
+        self.request = request
+        self._start_app(request, peer_name)
+        if early:
+            self.data_received(early)
+
+    def _start_app(self, request: handshake.Request, peer_name: PeerName) -> None:
+        state = self._server_state
+        limit = self.config.limit_concurrency
+        if limit is not None and (len(state.connections) > limit or len(state.tasks) >= limit):
+            _logger.warning("Exceeded concurrency limit.")
+            self._write_refusal(HTTPStatus.SERVICE_UNAVAILABLE, (), b"The server is full.")
+            return
+        scope = self.scope = scope_of(request, self.transport, peer_name, self.config, self.app_state)
+        start = self._turn.task_free_start
+        if start is None:
+            start = self._turn.task_free_start = task_free_start(self.config)
+        if start(scope, self):
+            return
+        conversation = Conversation(self)
+        scope["extensions"]["wsdeco"] = conversation
+        self.consumer = conversation
+        conversation.start(scope, state.tasks)
+
+    def accept(
+        self,
+        subprotocol: str | None = None,
+        headers: handshake.Headers = (),
+        *,
+        max_message_size: int | None = None,
+        compression: bool | None = None,
+        keepalive: tuple[float | None, float | None] | None = None,
+    ) -> None:
+        """Accept the handshake; messages come from now on, also those that came with the request.
+
+        Args:
+            subprotocol: One of the subprotocols that the peer offers.
+            headers: Further headers of the response.
+            max_message_size: Largest incoming message in bytes; uvicorn's `ws_max_size`, if not given.
+            compression: Agree on permessage-deflate, if offered; uvicorn's `ws_per_message_deflate`, if not given.
+            keepalive: Seconds between two pings, and seconds for an answer, past which the connection ends; `None` for
+                no pings, or no judgement. uvicorn's `ws_ping_interval` and `ws_ping_timeout`, if not given.
+
+        Raises:
+            ValueError: The subprotocol is not offered, or a header cannot be sent.
+        """
+        request = self._pending_request()
+        sent = [*self._server_state.default_headers, *handshake.check_acceptance(request, subprotocol, headers)]
+        deflate = None
+        if self.config.ws_per_message_deflate if compression is None else compression:
+            agreed = negotiate(request.extensions)
+            if agreed is not None:
+                sent.append((b"Sec-WebSocket-Extensions", agreed[0].encode()))
+                deflate = agreed[1]
+        self._log_outcome("[accepted]")
+        self._framing = Framing(max_message_size or self.config.ws_max_size, deflate=deflate)
+        self._framing.hold_pongs = self.write_paused
+        self.send(handshake.accept_response(request.key, sent))
+        interval, timeout = keepalive or (self.config.ws_ping_interval, self.config.ws_ping_timeout)
+        if interval:
+            self._keepalive = self._turn.keepalive(self._clock, interval, timeout)
+            self._keepalive.add(self)
+        early, self._buffer = self._buffer, None
+        self.request = self.scope = None
+        self.last_activity = self._clock.time()
+        if self.reading_paused:
+            self.resume_reading()
+        if early:
+            self.data_received(bytes(early))
+
+    @property
+    def handshake_pending(self) -> bool:
+        """Whether the handshake waits to be accepted or refused."""
+        return self.request is not None and not self.closed
+
+    def refuse(self, status: int, headers: handshake.Headers = (), body: bytes = b"") -> None:
+        """Refuse the handshake with an HTTP response; the connection closes.
+
+        Args:
+            status: An HTTP status from 200 to 599.
+            headers: Headers of the response.
+            body: The body of the response.
+
+        Raises:
+            ValueError: The status is no answer to a handshake, or a header cannot be sent.
+        """
+        self._pending_request()
+        checked = handshake.check_refusal(status, headers)
+        self._log_outcome(str(status))
+        self._write_refusal(status, checked, body)
+
+    def _pending_request(self) -> handshake.Request:
+        if self.request is None or self.closed:
+            raise RuntimeError("the handshake has been accepted or refused before, or the peer has gone")
+        return self.request
+
+    def _log_outcome(self, what: str) -> None:
+        if _logger.isEnabledFor(logging.INFO):
+            scope = cast(Any, self.scope)
+            path = printable(get_path_with_query_string(scope))
+            _logger.info('%s - "WebSocket %s" %s', printable(get_client_addr(scope)), path, what)
+
+    def _write_refusal(self, status: int, headers: handshake.Headers, body: bytes) -> None:
+        response = handshake.refusal_response(status, headers, body, default_headers=self._server_state.default_headers)
+        self._buffer = self.request = self.scope = None
+        self.send(response)
+        self._end_output(self._half_close, _LINGER)
+        self._tell_end(Unknown())
+
+    # Receiving.
+
+    def _notice(self, framing: Framing) -> None:
+        if framing.unread:
+            self._set_reading()
+            self._turn.loop.call_soon(self._read_on)
+        pongs, active = framing.notice()
+        if active:
+            self.last_activity = self._clock.time()
+        if pongs and not self.closed:
+            self.send(pongs)
+        if framing.ended is None:
+            return
+        if self.closed:
+            self._end_output(self.transport.close)
+        else:
+            self._end_input(framing.ended, _ECHO_DELAY if framing.ended.by == "client" else self.close_timeout)
+
+    def _end_input(self, reason: Close | Unknown, patience: float) -> None:
+        self._stop_timers()
+        self._set_deadline(patience, self.finish)
+        self._tell_end(reason)
+
+    def _tell_end(self, reason: Close | Unknown) -> None:
+        if self.end is None:
+            self.end = reason
+            self.consumer.input_ended(reason)
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether bytes that arrive are read at once."""
+        return not self._transport_paused
+
+    def pause_reading(self) -> None:
+        """Give the consumer no more, until `resume_reading`."""
+        self.reading_paused = True
+        self._set_reading()
+
+    def resume_reading(self) -> None:
+        """Give the consumer more again."""
+        self.reading_paused = False
+        if self._framing is not None and self._framing.unread:
+            self._turn.loop.call_soon(self._read_on)
+        else:
+            self._set_reading()
+
+    def _read_on(self) -> None:
+        framing = self._framing
+        if framing is not None and framing.unread and not self.reading_paused:
+            self.data_received(b"")
+            self._set_reading()
+
+    def _set_reading(self) -> None:
+        pause = self.reading_paused or (self._framing is not None and self._framing.unread)
+        if pause is not self._transport_paused and not self.transport.is_closing():
+            self._transport_paused = pause
+            if pause:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+
+    # Sending.
+
+    def send_message(self, message: Message) -> None:
+        """Write a message, for this connection only, by the end of the loop's turn."""
+        if self._framing is not None:
+            self.send(self._framing.encode(message))
+
+    def write_message(self, message: Message) -> None:
+        """Write a message at once, behind what waits, where the peer reads."""
+        framing = self._framing
+        if framing is None or self._outbox is not None or self.write_paused:
+            self.send_message(message)
+            self.flush()
+        elif not self.transport.is_closing():
+            self.transport.write(framing.encode(message))
+
+    def send_encoded(self, message: Encoded, most_unsent: int) -> bool:
+        """Write a message that goes to many connections by the end of the loop's turn, within a bound.
+
+        Args:
+            message: The message.
+            most_unsent: Bytes that the peer may have yet to make room for, this message included.
+
+        Returns:
+            Whether the message is within the bound; if not, it is not written.
+        """
+        size = self._outbox_size + message.size
+        # The transport's own buffer is looked at only where it could decide.
+        is_doubtful = self.write_paused or size + _HIGH_WATER > most_unsent
+        if is_doubtful and size + self.transport.get_write_buffer_size() > most_unsent:
+            return False
+        self.send(cast(Framing, self._framing).encode_shared(message))
+        return True
+
+    def send(self, frame: bytes) -> None:
+        """Write a frame by the end of the loop's turn, in order; whether the peer reads is the caller's to ask.
+
+        Args:
+            frame: A frame from `wsdeco.wire.incoming`, which may go to many connections.
+        """
+        if self._outbox is None:
+            self._outbox = []
+        self._outbox.append(frame)
+        self._outbox_size += len(frame)
+        if self._outbox_size > _MAX_OUTBOX_BYTES:
+            self.flush()
+        elif not self._flush_pending:
+            self._flush_pending = True
+            self._turn.flush_later(self)
+
+    def flush(self, *, even_if_paused: bool = False) -> None:
+        """Write the outbox, unless the peer does not read."""
+        self._flush_pending = False
+        outbox = self._outbox
+        if outbox is None or (self.write_paused and not even_if_paused):
+            return
+        data = outbox[0] if len(outbox) == 1 else b"".join(outbox)
+        self._outbox = None
+        self._outbox_size = 0
+        if not self.transport.is_closing():
+            self.transport.write(data)
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the peer has yet to make room for."""
+        return self._outbox_size + self.transport.get_write_buffer_size()
+
+    async def drain(self) -> None:
+        """Wait until the peer reads, or nothing more can be sent (`closed`)."""
+        while self.write_paused and not self.closed:
+            waiter: asyncio.Future[None] = self._turn.loop.create_future()
+            if self._drain_waiters is None:
+                self._drain_waiters = []
+            self._drain_waiters.append(waiter)
+            await waiter
+
+    def _wake_senders(self) -> None:
+        waiters, self._drain_waiters = self._drain_waiters, None
+        for waiter in waiters or ():
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # Keepalive.
+
+    def ping(self, payload: bytes) -> None:
+        """Send a ping; its answer does not count as activity.
+
+        Raises:
+            ValueError: `payload` is longer than 125 bytes.
+        """
+        frame = encode_ping(payload)
+        cast(Framing, self._framing).ping_payload = payload
+        self.send(frame)
+
+    def send_keepalive_ping(self) -> None:
+        """Send a ping with a payload of its own."""
+        self.ping(random.getrandbits(32).to_bytes(4, "big"))
+
+    def lose_keepalive(self) -> None:
+        """End the connection: its peer has gone without a word."""
+        _logger.debug("WebSocket keepalive ping timeout")
+        self.send(cast(Framing, self._framing).close(CloseCode.INTERNAL_ERROR, "keepalive ping timeout"))
+        self._tell_end(Unknown())
+        self._end_output(self.transport.close, _LINGER)
+
+    # Closing.
+
+    def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
+        """Start the closing handshake; if the peer was first, finish it. Nothing more can be sent afterwards.
+
+        Args:
+            code: The close code.
+            reason: The text behind the code, cut to the 123 bytes that fit.
+
+        Raises:
+            ValueError: The code may not be sent, or the reason cannot be encoded.
+        """
+        framing = self._framing
+        if self.closed or framing is None:
+            return
+        if self.end is not None:
+            self.finish()
+            return
+        self.send(framing.close(check_close_code(code), reason))
+        self._shut_output()
+        self._set_deadline(self.close_timeout, self.abort)
+        self._tell_end(Close(code, reason, by="server"))
+        self.resume_reading()
+
+    def finish(self) -> None:
+        """Answer the end of the input, now that all messages before it have been dealt with."""
+        end = self.end
+        if self.closed or end is None or self._framing is None:
+            return
+        if isinstance(end, Unknown):
+            self._end_output(self.transport.close)
+            return
+        self.send(self._framing.close(end.code, end.reason))
+        self._end_output(self.transport.close if end.by == "client" else self._half_close)
+
+    def abort(self) -> None:
+        """Drop the connection, with all that has not been sent."""
+        self._outbox = None
+        self._outbox_size = 0
+        self._shut_output()
+        self.transport.abort()
+
+    def _end_output(self, shut: Callable[[], None], patience: float | None = None) -> None:
+        self._shut_output()
+        self._set_deadline(self.close_timeout if patience is None else patience, self.abort)
+        if not self.transport.is_closing():
+            shut()
+
+    def _shut_output(self) -> None:
+        self.closed = True
+        self.flush(even_if_paused=True)
+        self._stop_timers()
+        self._wake_senders()
+
+    def _half_close(self) -> None:
+        if not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        try:
+            self.transport.write_eof()
+        except OSError:
+            # The peer has reset the connection, and the loop has yet to notice.
+            self.transport.abort()
+        else:
+            self.reading_paused = False
+            self._set_reading()
+
+    def _set_deadline(self, seconds: float, action: Callable[[], object]) -> None:
+        self._deadline = self._clock.call_at(self._clock.time() + seconds, action)
+
+    def _stop_timers(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        if self._keepalive is not None:
+            self._keepalive.discard(self)
+            self._keepalive = None

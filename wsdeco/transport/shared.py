@@ -1,0 +1,73 @@
+"""What the connections of one server share: the flush at the end of the loop's turn, and the keepalives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+from weakref import WeakKeyDictionary
+
+from uvicorn.server import ServerState
+
+from wsdeco.clock import Clock
+from wsdeco.transport.keepalive import Keepalive
+
+__all__ = ["Turn", "turn_of"]
+
+_MOST_AT_ONCE: Final = 2000
+"""Connections that are flushed in one turn of the loop, which other connections wait for. About 10 ms."""
+
+
+class Flushed(Protocol):
+    """A connection with an outbox."""
+
+    def flush(self) -> None:
+        """Write the outbox."""
+
+
+class Turn:
+    """One per server.
+
+    Attributes:
+        loop: The event loop of the server.
+        task_free_start: What takes connections without a task to call the app in; `None` until there is one.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.task_free_start: Callable[[Any, Any], bool] | None = None
+        self._written_to: list[Flushed] = []
+        self._keepalives: dict[tuple[float, float | None], Keepalive] = {}
+
+    def flush_later(self, connection: Flushed) -> None:
+        """Flush `connection` in the next turn of the loop, in one callback with all others."""
+        if not self._written_to:
+            self.loop.call_soon(self._flush)
+        self._written_to.append(connection)
+
+    def _flush(self) -> None:
+        written_to, self._written_to = self._written_to, []
+        if len(written_to) > _MOST_AT_ONCE:
+            self._written_to = written_to[_MOST_AT_ONCE:]
+            del written_to[_MOST_AT_ONCE:]
+            self.loop.call_soon(self._flush)
+        for connection in written_to:
+            connection.flush()
+
+    def keepalive(self, clock: Clock, interval: float, timeout: float | None) -> Keepalive:
+        """Return what pings every `interval` seconds and judges after `timeout` seconds."""
+        keepalive = self._keepalives.get((interval, timeout))
+        if keepalive is None:
+            keepalive = self._keepalives[interval, timeout] = Keepalive(clock, interval, timeout)
+        return keepalive
+
+
+_turns: Final[WeakKeyDictionary[ServerState, Turn]] = WeakKeyDictionary()
+
+
+def turn_of(server_state: ServerState, loop: asyncio.AbstractEventLoop | None) -> Turn:
+    """Return what the connections of `server_state` share; `loop` is the running one, if not given."""
+    turn = _turns.get(server_state)
+    if turn is None:
+        turn = _turns[server_state] = Turn(asyncio.get_running_loop() if loop is None else loop)
+    return turn

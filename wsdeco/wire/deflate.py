@@ -1,0 +1,202 @@
+"""permessage-deflate for the server side (RFC 7692), with a bound on what one frame may inflate to.
+
+Negotiation is the `websockets` library's. Inflating is done here, for two reasons. A compressor may end a message with
+a final block (RFC 7692, section 7.2.3.4); the library's inflater then stays at its end, and every later message comes
+out empty. And a bound that counts the bytes of the output exactly lets a message of just the permitted size through.
+
+A frame is bounded in time as well: blocks without content inflate to nothing at a tenth of a microsecond a byte.
+
+zlib's objects are made when the first compressed message needs them: an idle connection that has agreed on
+compression holds neither of the two windows.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from typing import Final, Protocol
+
+from websockets.exceptions import InvalidHeaderFormat, NegotiationError, PayloadTooBig, ProtocolError
+from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
+from websockets.frames import Opcode
+from websockets.headers import build_extension, parse_extension
+
+from wsdeco.wire.outgoing import Encoded, frame_header
+
+__all__ = ["Deflate", "negotiate"]
+
+_NAME: Final = "permessage-deflate"
+_FIN: Final = 0x80
+_RSV1: Final = 0x40
+_COMPRESSED_TEXT: Final = _FIN | _RSV1 | Opcode.TEXT
+_COMPRESSED_BINARY: Final = _FIN | _RSV1 | Opcode.BINARY
+_EMPTY_BLOCK: Final = b"\x00\x00\xff\xff"
+_MEMORY_LEVEL: Final = 5
+_WINDOW_BITS: Final = 12
+_INPUT_PIECE: Final = 64 * 1024
+_OUTPUT_PIECE: Final = 256 * 1024
+_MAX_FINAL_BLOCKS: Final = 4
+"""Final blocks in one frame: each makes a new inflater and copies what is left, so the number has to be bounded."""
+_MAX_WASTE: Final = 64 * 1024
+"""Bytes of one frame that may inflate to nothing, in about 10 ms."""
+
+
+class _Inflater(Protocol):
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    @property
+    def unconsumed_tail(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+
+
+class _Compressor(Protocol):
+    def compress(self, data: bytes, /) -> bytes: ...
+    def flush(self, mode: int, /) -> bytes: ...
+
+
+class Deflate:
+    """One connection's compression: both contexts, each kept between messages if that was agreed on.
+
+    Args:
+        client_context: The peer refers back to its earlier messages ("context takeover").
+        server_context: Outgoing messages refer back to earlier ones.
+        client_window_bits: Logarithm of the peer's window, 8 to 15.
+        server_window_bits: Logarithm of the window for outgoing messages, 9 to 15.
+    """
+
+    def __init__(
+        self,
+        *,
+        client_context: bool = True,
+        server_context: bool = True,
+        client_window_bits: int = _WINDOW_BITS,
+        server_window_bits: int = _WINDOW_BITS,
+    ) -> None:
+        self._client_context = client_context
+        self._server_context = server_context
+        self._client_window_bits = client_window_bits
+        self._server_window_bits = server_window_bits
+        self._inflater: _Inflater | None = None
+        self._compressor: _Compressor | None = None
+
+    def inflate(self, payload: bytes | bytearray | memoryview, limit: int, *, ends: bool) -> bytes:
+        """Inflate the payload of a frame of a compressed message.
+
+        Args:
+            payload: The payload, unmasked.
+            limit: Most bytes it may inflate to.
+            ends: The message ends with this frame.
+
+        Raises:
+            PayloadTooBig: It inflates to more than `limit`.
+            ProtocolError: It is not a deflate stream, or hardly anything but blocks without content.
+        """
+        output = bytearray()
+        final_blocks = consumed = 0
+        for data in _pieces(payload, ends=ends):
+            consumed += len(data)
+            while data:
+                inflater = self._inflater
+                if inflater is None:
+                    inflater = self._inflater = zlib.decompressobj(-self._client_window_bits)
+                try:
+                    output += inflater.decompress(data, min(limit + 1 - len(output), _OUTPUT_PIECE))
+                except zlib.error:
+                    raise ProtocolError("invalid compressed data") from None
+                if len(output) > limit:
+                    raise PayloadTooBig(None, limit)
+                data = inflater.unconsumed_tail  # noqa: PLW2901 - what is left of it
+                if inflater.eof:
+                    final_blocks += 1
+                    if final_blocks > _MAX_FINAL_BLOCKS:
+                        raise ProtocolError("too many final blocks in one compressed frame")
+                    data = inflater.unused_data  # noqa: PLW2901
+                    self._inflater = None
+            # Data that cannot be compressed grows by an eighth at most.
+            if consumed - len(output) * 9 // 8 > _MAX_WASTE:
+                raise ProtocolError("compressed data that inflates to hardly anything")
+        if ends and not self._client_context:
+            self._inflater = None
+        return bytes(output)
+
+    def encode_message(self, message: str | bytes) -> bytes:
+        """Return the whole frame of a message, compressed.
+
+        Raises:
+            UnicodeEncodeError: A text holds a lone surrogate, which UTF-8 cannot carry.
+        """
+        first, payload = (
+            (_COMPRESSED_TEXT, message.encode()) if isinstance(message, str) else (_COMPRESSED_BINARY, message)
+        )
+        compressor = self._compressor
+        if compressor is None:
+            compressor = zlib.compressobj(wbits=-self._server_window_bits, memLevel=_MEMORY_LEVEL)
+        data = compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH)
+        self._compressor = compressor if self._server_context else None
+        data = data[: -len(_EMPTY_BLOCK)]
+        return frame_header(first, len(data)) + data
+
+    def encode_alone(self, message: Encoded) -> bytes:
+        """Return the whole frame of a message in a form that every connection with this window can share.
+
+        It refers to no earlier message, and no later one of this connection refers beyond it (RFC 7692, section
+        7.2.1 leaves the sender free to start afresh). Where compression gains nothing the frame is the plain one.
+        """
+        bits = self._server_window_bits
+        frame = message.compressed.get(bits)
+        if frame is None:
+            frame = message.compressed[bits] = self._frame_alone(message)
+        if frame is not message.frame:
+            self._compressor = None
+        return frame
+
+    def _frame_alone(self, message: Encoded) -> bytes:
+        alone = Deflate(server_context=False, server_window_bits=self._server_window_bits)
+        frame = alone.encode_message(message.data)
+        return frame if len(frame) < len(message.frame) else message.frame
+
+
+def _pieces(payload: bytes | bytearray | memoryview, *, ends: bool) -> Iterator[bytes]:
+    # zlib copies what it has not consumed: of all at once that would be another copy of the frame.
+    if len(payload) <= _INPUT_PIECE:
+        yield bytes(payload) + _EMPTY_BLOCK if ends else bytes(payload)
+        return
+    view = memoryview(payload)
+    for start in range(0, len(view), _INPUT_PIECE):
+        yield bytes(view[start : start + _INPUT_PIECE])
+    if ends:
+        yield _EMPTY_BLOCK
+
+
+def negotiate(offers: str) -> tuple[str, Deflate] | None:
+    """Agree on permessage-deflate if the peer offers it in a form that can be met.
+
+    Args:
+        offers: The value of the request's `Sec-WebSocket-Extensions` header.
+
+    Returns:
+        The response header's value and the extension; `None` without such an offer, or where one cannot be parsed.
+    """
+    factory = ServerPerMessageDeflateFactory(
+        server_max_window_bits=_WINDOW_BITS, client_max_window_bits=_WINDOW_BITS, compress_settings={}
+    )
+    try:
+        offered = parse_extension(offers)
+    except InvalidHeaderFormat:
+        return None
+    for name, parameters in offered:
+        if name != _NAME:
+            continue
+        try:
+            answer, agreed = factory.process_request_params(parameters, [])
+        except NegotiationError:
+            continue
+        return build_extension([(name, answer)]), Deflate(
+            client_context=not agreed.remote_no_context_takeover,
+            server_context=not agreed.local_no_context_takeover,
+            client_window_bits=agreed.remote_max_window_bits,
+            server_window_bits=agreed.local_max_window_bits,
+        )
+    return None

@@ -1,0 +1,408 @@
+"""WebSocket framing for the server side, without I/O: bytes in, messages out, and back (RFC 6455, section 5).
+
+A whole, uncompressed message of up to 64 KiB in one frame is what nearly all traffic is made of, so `receive` takes it
+*inline*, without a further call. Every other *data frame* (fragments, compressed and longer ones), and every *control
+frame*, has a method of its own. The `websockets` library's Sans-I/O `Protocol` did this once. It is the reference that
+the tests compare every stream with; it is not in the way any more, as it reads each header again, takes twice the
+time for a fragment and ten times for a ping, and leaves UTF-8 to its owner.
+
+- **Boundaries.** `Framing` reads the header, refuses what can be refused from it (reserved bits and opcodes, a missing
+  mask, long or fragmented control frames, lengths that are not minimal, a continuation out of place, a message over
+  the limit), and waits until the frame is whole.
+- **Memory.** Bytes wait in one buffer, which grows as they arrive, never as a header announces. Fragments are
+  appended to one `bytearray`: three million of them cost what their payload costs. With the limit checked from each
+  header against what has been reassembled, both together hold no more than `max_message_size` and a header; of a
+  compressed frame an eighth more may wait, as much as data that cannot be compressed may grow.
+- **UTF-8.** Fragments of a text pass an incremental decoder as they arrive, so that a message is refused (1007) at the
+  first fragment that makes it invalid.
+- **Time.** Tiny fragments, pings and compressed messages cost far more than their bytes. One call of `receive` does a
+  bounded amount of such work; if it stops before the end of its input, `unread` says so, and the rest
+  waits for the next call.
+- **The end.** A close frame from the peer, or a fault of the peer, ends the input: `ended` says how. The messages
+  before it are all returned. What to answer, `close` encodes; when, the owner decides.
+
+A pong is due for every ping, but a peer that does not read its pongs must not fill our memory: while
+`hold_pongs` is set, only the newest is kept (RFC 6455, section 5.5.3).
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable
+from typing import Final, TypeAlias, cast
+
+from websockets import frames
+from websockets.exceptions import PayloadTooBig, ProtocolError
+from websockets.frames import Opcode
+
+from wsdeco.reasons import Close, CloseCode
+from wsdeco.wire.deflate import Deflate
+from wsdeco.wire.outgoing import Encoded, encode_close, encode_message, encode_ping, encode_pong
+
+try:
+    from websockets.speedups import apply_mask
+except ImportError:
+    from websockets.utils import apply_mask
+
+__all__ = ["Framing", "Message", "encode_close", "encode_message", "encode_ping"]
+
+Message: TypeAlias = str | bytes
+"""A whole message: `str` for text, `bytes` for binary."""
+
+_FIN: Final = 0x80
+_RSV1: Final = 0x40
+_RESERVED: Final = 0x70
+_OPCODE: Final = 0x0F
+_MASKED: Final = 0x80
+_TEXT: Final = _FIN | Opcode.TEXT
+_BINARY: Final = _FIN | Opcode.BINARY
+_CONTROL: Final = 0x08
+_OPCODES: Final = frozenset(Opcode)
+_MAX_CONTROL_PAYLOAD: Final = 125
+_LONG: Final = 126
+
+_SHORT_HEADER: Final = 6
+"""Bytes of a short frame in front of its payload, the masking key among them."""
+_LONG_HEADER: Final = 8
+"""The same of a frame of 126 bytes and more, up to 64 KiB."""
+_INLINE_SHUT: Final = -1
+
+_TURN_BUDGET: Final = 1000
+"""Frames of one call of `receive` that are not taken inline; a compressed one counts for more. A few milliseconds."""
+_VIEW_FROM: Final = 4096
+"""Payload size from which a view costs less than a copy."""
+_INFLATED_BYTES_PER_FRAME: Final = 256
+"""Inflated bytes that take about the time of one small frame."""
+_DEFLATED_BYTES_PER_FRAME: Final = 32
+"""The same of deflated bytes, at worst: those that inflate to nothing."""
+
+_new_utf8_decoder = codecs.getincrementaldecoder("utf-8")
+
+
+class _Fault(Exception):
+    """The peer broke the protocol."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+
+class Framing:
+    """One connection's framing, from the bytes after the handshake to the peer's close frame.
+
+    Args:
+        max_message_size: Largest incoming message in bytes, over all its fragments and inflated.
+        deflate: The compression agreed on in the handshake.
+
+    Attributes:
+        encode: Returns the frame of a message, compressed if that was agreed on: for this connection only. Raises a
+            `UnicodeEncodeError` for text with a lone surrogate, which UTF-8 cannot carry.
+        ended: How the peer ended the input: its close frame (`by="client"`; 1005 for one without a code), or the close
+            that its fault calls for (`by="server"`). Nothing that arrives later is looked at.
+        close_sent: A close frame has been encoded by `close`.
+        unread: `receive` stopped before the end of its input: call it again, with `b""` if nothing new came.
+        noticed: There is something besides messages: look at `ended` and `unread`, and call `notice`.
+        ping_payload: The payload of our ping that has not been answered; the owner sets it when it sends one.
+        hold_pongs: Keep the newest pong until `release_pong`, instead of handing out all of them.
+    """
+
+    __slots__ = (
+        "_active",
+        "_deflate",
+        "_fragments",
+        "_held",
+        "_held_pong",
+        "_inline_limit",
+        "_max_message_size",
+        "_message_is_compressed",
+        "_pongs",
+        "_utf8",
+        "_wanted",
+        "close_sent",
+        "encode",
+        "ended",
+        "hold_pongs",
+        "noticed",
+        "ping_payload",
+        "unread",
+    )
+
+    def __init__(self, max_message_size: int, *, deflate: Deflate | None = None) -> None:
+        self._max_message_size = max_message_size
+        self._deflate = deflate
+        self.encode: Callable[[Message], bytes] = encode_message if deflate is None else deflate.encode_message
+        self._inline_limit = max_message_size
+        self._held: bytearray | None = None
+        self._wanted = 0
+        self._fragments: bytearray | None = None
+        self._utf8: codecs.IncrementalDecoder | None = None
+        self._message_is_compressed = False
+        self._active = False
+        self._pongs: list[bytes] | None = None
+        self._held_pong = b""
+        self.ended: Close | None = None
+        self.close_sent = False
+        self.unread = False
+        self.noticed = False
+        self.ping_payload: bytes | None = None
+        self.hold_pongs = False
+
+    def receive(self, data: bytes) -> list[Message]:  # noqa: C901, PLR0912, PLR0915 - the fast path: a call costs
+        """Take bytes from the peer and return the messages they complete.
+
+        Look at `ended`, `unread` and `noticed` afterwards.
+        """
+        size = len(data)
+        length = size - _SHORT_HEADER
+        if 0 <= length <= self._inline_limit and self._held is None:
+            # One frame and nothing else, as it comes from a peer that waits for answers.
+            first = data[0]
+            start = 0
+            if length < _LONG:
+                if length == data[1] - _MASKED:
+                    start = _SHORT_HEADER
+            elif data[1] == _MASKED | _LONG and size - _LONG_HEADER == data[2] << 8 | data[3] >= _LONG:
+                start = _LONG_HEADER
+            if start and _TEXT <= first <= _BINARY:
+                masked = data[start:] if length < _VIEW_FROM else memoryview(data)[start:]
+                unmasked = apply_mask(masked, data[start - 4 : start])
+                try:
+                    return [unmasked.decode() if first == _TEXT else unmasked]
+                except UnicodeDecodeError:
+                    # Found again, and answered, below.
+                    pass
+        messages: list[Message] = []
+        if self.ended is not None:
+            return messages
+        chunk: bytes | bytearray = data
+        held = self._held
+        if held is not None:
+            held += data
+            if len(held) < self._wanted:
+                return messages
+            self._held = None
+            chunk = held
+        position = 0
+        size = len(chunk)
+        wanted = 2
+        budget = _TURN_BUDGET
+        limit = self._inline_limit
+        short_limit = limit if limit < _LONG else _LONG - 1
+        try:
+            while size - position > 1:
+                first = chunk[position]
+                length = chunk[position + 1] - _MASKED
+                if 0 <= length <= short_limit and _TEXT <= first <= _BINARY:
+                    is_inline = True
+                    start = position + 6
+                    stop = start + length
+                elif (
+                    length == _LONG
+                    and _TEXT <= first <= _BINARY
+                    and size - position > 8
+                    and _LONG <= (length := chunk[position + 2] << 8 | chunk[position + 3]) <= limit
+                ):
+                    is_inline = True
+                    start = position + 8
+                    stop = start + length
+                else:
+                    is_inline = False
+                    start, stop = self._read_header(chunk, position, size)
+                if stop > size:
+                    wanted = stop - position
+                    break
+                payload = chunk[start:stop] if stop - start < _VIEW_FROM else memoryview(chunk)[start:stop]
+                payload = apply_mask(payload, chunk[start - 4 : start])
+                position = stop
+                if is_inline:
+                    messages.append(payload.decode() if first == _TEXT else payload)
+                    continue
+                if stop == size:
+                    # A large frame is not kept beside what becomes of it.
+                    chunk, held = b"", None
+                budget -= self._take_frame(first, payload, messages)
+                if self.ended is not None:
+                    return messages
+                limit = self._inline_limit
+                short_limit = limit if limit < _LONG else _LONG - 1
+                if budget <= 0 and position < size:
+                    wanted = 0
+                    self.noticed = True
+                    break
+        except UnicodeDecodeError:
+            self._end(Close(CloseCode.INVALID_UTF8, "invalid UTF-8 in a text message", by="server"))
+        except _Fault as fault:
+            self._end(Close(fault.code, fault.reason, by="server"))
+        else:
+            if position < size:
+                self._held = bytearray(memoryview(chunk)[position:])
+                self._wanted = wanted
+            self.unread = wanted == 0
+        return messages
+
+    def _read_header(self, chunk: bytes | bytearray, position: int, size: int) -> tuple[int, int]:  # noqa: C901, PLR0912 - one check per line of the RFC
+        """Return where the payload of a frame starts, and where it stops.
+
+        The header alone stops beyond the end of the input if it is not complete.
+        """
+        first = chunk[position]
+        length = chunk[position + 1] & ~_MASKED
+        opcode = first & _OPCODE
+        reserved = first & _RESERVED
+        if reserved != 0 and (reserved != _RSV1 or self._deflate is None or opcode not in (Opcode.TEXT, Opcode.BINARY)):
+            raise _Fault(CloseCode.PROTOCOL_ERROR, "reserved bits are set")
+        if opcode not in _OPCODES:
+            raise _Fault(CloseCode.PROTOCOL_ERROR, "reserved opcode")
+        if chunk[position + 1] < _MASKED:
+            raise _Fault(CloseCode.PROTOCOL_ERROR, "frame is not masked")
+        if opcode & _CONTROL:
+            if first < _FIN:
+                raise _Fault(CloseCode.PROTOCOL_ERROR, "fragmented control frame")
+            if length > _MAX_CONTROL_PAYLOAD:
+                raise _Fault(CloseCode.PROTOCOL_ERROR, "control frame is too long")
+        elif (opcode == Opcode.CONT) is (self._fragments is None):
+            expected = "unexpected continuation frame" if opcode == Opcode.CONT else "expected a continuation frame"
+            raise _Fault(CloseCode.PROTOCOL_ERROR, expected)
+        start = position + 2
+        if length >= _LONG:
+            shortest, width = (_LONG, 2) if length == _LONG else (0x10000, 8)
+            start += width
+            if start > size:
+                return start, start
+            length = int.from_bytes(chunk[position + 2 : start], "big")
+            if not shortest <= length < 1 << 63:
+                raise _Fault(CloseCode.PROTOCOL_ERROR, "frame length is not minimal, or has its top bit set")
+        if not opcode & _CONTROL:
+            most = self._max_message_size
+            if reserved != 0 or self._message_is_compressed:
+                # Data that cannot be compressed grows, by an eighth with deflate's fixed codes.
+                most += most // 8 + 64
+            if self._reassembled + length > most:
+                raise self._too_big()
+        start += 4
+        return start, start + length
+
+    @property
+    def _reassembled(self) -> int:
+        return 0 if self._fragments is None else len(self._fragments)
+
+    def _too_big(self) -> _Fault:
+        return _Fault(CloseCode.TOO_BIG, f"message is longer than {self._max_message_size} bytes")
+
+    def _take_frame(self, first: int, payload: bytes, messages: list[Message]) -> int:
+        """Take a whole frame, and return what that cost, in small frames."""
+        if first & _CONTROL:
+            self._take_control(first & _OPCODE, payload)
+            return 1
+        ends = first >= _FIN
+        rsv1 = first & _RSV1 != 0
+        cost = 1
+        if rsv1 or self._message_is_compressed:
+            cost += len(payload) // _DEFLATED_BYTES_PER_FRAME
+            payload = self._inflate(payload, ends=ends)
+            cost += len(payload) // _INFLATED_BYTES_PER_FRAME
+        self._take_data(first & _OPCODE, payload, messages, ends=ends, rsv1=rsv1)
+        return cost
+
+    def _inflate(self, payload: bytes, *, ends: bool) -> bytes:
+        room = self._max_message_size - self._reassembled
+        try:
+            return cast(Deflate, self._deflate).inflate(payload, room, ends=ends)
+        except PayloadTooBig:
+            raise self._too_big() from None
+        except ProtocolError as error:
+            raise _Fault(CloseCode.PROTOCOL_ERROR, str(error)) from None
+
+    def _take_data(self, opcode: int, payload: bytes, messages: list[Message], *, ends: bool, rsv1: bool) -> None:
+        fragments = self._fragments
+        if fragments is None:
+            if ends:
+                messages.append(payload.decode() if opcode == Opcode.TEXT else payload)
+                return
+            fragments = self._fragments = bytearray()
+            self._inline_limit = _INLINE_SHUT
+            self._message_is_compressed = rsv1
+            self._utf8 = _new_utf8_decoder() if opcode == Opcode.TEXT else None
+        fragments += payload
+        if self._utf8 is not None:
+            self._utf8.decode(payload, ends)
+        if ends:
+            messages.append(bytes(fragments) if self._utf8 is None else fragments.decode())
+            self._drop_fragments()
+        else:
+            self._active = self.noticed = True
+
+    def _take_control(self, opcode: int, payload: bytes) -> None:
+        if opcode == Opcode.CLOSE:
+            self._end(_parsed_close(payload))
+            return
+        self.noticed = True
+        if opcode == Opcode.PONG and payload == self.ping_payload:
+            self.ping_payload = None
+            return
+        self._active = True
+        if opcode == Opcode.PONG:
+            return
+        pong = encode_pong(payload)
+        if self.hold_pongs:
+            self._held_pong = pong
+        elif self._pongs is None:
+            self._pongs = [pong]
+        else:
+            self._pongs.append(pong)
+
+    def _drop_fragments(self) -> None:
+        self._fragments = self._utf8 = None
+        self._message_is_compressed = False
+        self._inline_limit = self._max_message_size
+
+    def _end(self, how: Close) -> None:
+        self.ended = how
+        self.noticed = True
+        self.unread = False
+        self._held = None
+        self._drop_fragments()
+        self._inline_limit = _INLINE_SHUT
+
+    def notice(self) -> tuple[bytes, bool]:
+        """Return the pongs to send, and whether frames arrived that count as activity and are no messages.
+
+        Those are pings, pongs that answer no ping of ours, and fragments of a message still to be completed.
+        """
+        taken = b"".join(self._pongs or ()), self._active
+        self._pongs = None
+        self._active = self.noticed = False
+        return taken
+
+    def release_pong(self) -> bytes:
+        """Return the pong that was held back, if any, and hold back no more."""
+        pong, self._held_pong = self._held_pong, b""
+        self.hold_pongs = False
+        return pong
+
+    def encode_shared(self, message: Encoded) -> bytes:
+        """Return the frame of a message that goes to many connections, compressed if that was agreed on."""
+        return message.frame if self._deflate is None else self._deflate.encode_alone(message)
+
+    def close(self, code: int = CloseCode.NO_STATUS, reason: str = "") -> bytes:
+        """Return a close frame, or nothing if there has been one; it is the last frame to be sent.
+
+        Raises:
+            ValueError: `code` may not be sent, or `reason` cannot be encoded.
+        """
+        if self.close_sent:
+            return b""
+        frame = encode_close(code, reason)
+        self.close_sent = True
+        return frame
+
+
+def _parsed_close(payload: bytes) -> Close:
+    try:
+        close = frames.Close.parse(payload)
+    except ProtocolError as error:
+        raise _Fault(CloseCode.PROTOCOL_ERROR, str(error)) from None
+    except UnicodeDecodeError as error:
+        raise _Fault(CloseCode.INVALID_UTF8, f"{error.reason} at position {error.start}") from None
+    return Close(int(close.code), close.reason)

@@ -1,0 +1,119 @@
+"""Several processes that serve one app on one port: what their parent does, and what each of them does."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Generator
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any
+
+from wsdeco.connection.admission import Slots
+from wsdeco.reasons import ServerError
+from wsdeco.routing.application import Application
+from wsdeco.server.banner import print_banner
+from wsdeco.server.foreground import serve_in_main_thread
+from wsdeco.server.listen import Listeners
+from wsdeco.server.loading import Reference, describe_failure
+from wsdeco.server.options import make_server
+from wsdeco.workers.cluster import choose_backplane, use_backplane
+from wsdeco.workers.supervisor import Link, Supervisor
+from wsdeco.workers.totals import NoShare, Totals, has_locks, no_locks
+
+__all__ = ["run_workers"]
+
+
+def run_workers(
+    app: Application, reference: Reference, host: str, port: int, workers: int, options: dict[str, Any]
+) -> None:
+    """Serve in `workers` processes until a signal.
+
+    Raises:
+        ServerError: They cannot start.
+        SystemExit: They could not be started, or not be ended in time.
+    """
+    _check_picklable(options)
+    server = make_server(app, host, port, options)
+    server.claim()
+    with ExitStack() as stack:
+        stack.callback(server.release)
+        server.listen()
+        totals = stack.enter_context(_totals(app, workers))
+        backplane, brokers = choose_backplane(app)
+        for broker in brokers:
+            stack.callback(broker.stop)
+        paths = [info.path for info in app.route_infos]
+        supervisor = Supervisor(
+            workers,
+            _serve_as_worker,
+            (reference, host, options, paths, server.listeners, backplane, totals),
+            time_to_end=server.time_to_end,
+            beside=brokers,
+            on_death=lambda number: None if totals is None else totals.clear(number),
+        )
+        status = supervisor.run(
+            on_ready=lambda: print_banner(server, f"{workers} worker processes. Press Ctrl-C to stop."),
+            on_end=server.listeners.close,
+        )
+    if status:
+        raise SystemExit(status)
+
+
+@contextmanager
+def _totals(app: Application, workers: int) -> Generator[Totals | None]:
+    if not has_locks():
+        limited = [info.path for info in app.route_infos if info.config and info.config.max_connections_total]
+        if limited:
+            raise no_locks(", ".join(limited))
+        yield None
+        return
+    with closing(Totals.create(workers)) as totals:
+        yield totals
+
+
+def _serve_as_worker(
+    link: Link,
+    reference: Reference,
+    host: str,
+    options: dict[str, Any],
+    paths: list[str],
+    listeners: Listeners,
+    backplane: str | None,
+    totals: Totals | None,
+) -> None:
+    link.take_signals()
+    Slots.share = NoShare() if totals is None else totals.share(link.number)
+    try:
+        app = reference.load()
+    except Exception as exc:
+        link.failed(describe_failure(exc, reference.module))
+        raise SystemExit(1) from None
+    try:
+        _check_paths(app, paths)
+        use_backplane(app, backplane)
+        server = make_server(app, host, listeners.port, options)
+        server.listeners = listeners
+        server.on_start = link.ready
+        server.on_end = link.ending
+        serve_in_main_thread(server, link.watch)
+    except ServerError as exc:
+        link.failed(str(exc))
+        raise SystemExit(1) from None
+
+
+def _check_paths(app: Application, paths: list[str]) -> None:
+    missing = sorted(set(paths) - {info.path for info in app.route_infos})
+    if missing:
+        raise ServerError(
+            f"a worker process, which imports the module anew, finds nothing on {', '.join(missing)}: register it "
+            'at the top level of the module, outside of `if __name__ == "__main__":`'
+        )
+
+
+def _check_picklable(options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        try:
+            pickle.dumps(value)
+        except Exception as exc:
+            raise ServerError(
+                f"{name} cannot be handed to worker processes, since it cannot be pickled: {exc}"
+            ) from exc
