@@ -10,11 +10,11 @@ __all__ = ["Share", "Slots"]
 class Share(Protocol):
     """Counts the connections of this process among those of all worker processes."""
 
-    def take(self, name: str, limit: int) -> bool:
+    def take(self, name: str, limit: int, /) -> bool:
         """Take a place of the route `name`; return whether fewer than `limit` were taken in all processes."""
         ...
 
-    def give_back(self, name: str) -> None:
+    def give_back(self, name: str, /) -> None:
         """Give one place of the route `name` back."""
 
 
