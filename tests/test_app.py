@@ -32,7 +32,7 @@ from wsdeco import (
     WebSocketUpgrade,
     handle_upgrade,
 )
-from wsdeco.routing.application import cap_message_size
+from wsdeco.routing.application import registry_of
 from wsdeco.testing import HandshakeRefused, connect
 
 HERE: Final = str(Path(__file__))
@@ -405,7 +405,7 @@ def test_nothing_is_registered_by_a_call_that_fails() -> None:
 
 def test_a_handler_of_larger_messages_than_the_running_server_takes_is_refused() -> None:
     app = App()
-    cap_message_size(app, 1000)
+    registry_of(app).message_size_cap = 1000
     app.add("/ws", Echo, max_message_size=1000)
     with pytest.raises(ServerError) as caught:
         app.add("/large", Echo, max_message_size=1001)
@@ -413,7 +413,7 @@ def test_a_handler_of_larger_messages_than_the_running_server_takes_is_refused()
         "max_message_size=1001 on '/large' cannot take effect: the server that runs was started for messages of up to "
         "1000 bytes; stop it, register the handler, then call run()"
     )
-    cap_message_size(app, None)
+    registry_of(app).message_size_cap = None
     app.add("/large", Echo, max_message_size=1001)
     assert [info.path for info in app.route_infos] == ["/ws", "/large"]
 
@@ -505,7 +505,7 @@ async def test_a_limit_over_processes_is_announced_to_count_in_one(caplog: pytes
 async def test_a_limit_over_processes_is_not_announced_where_run_serves(caplog: pytest.LogCaptureFixture) -> None:
     app = App()
     app.add("/a", Echo, max_connections_total=5)
-    cap_message_size(app, 20_000_000)
+    registry_of(app).message_size_cap = 20_000_000
     assert await reply(app, "/a") == "x"
     assert warnings_of(caplog) == []
 
@@ -513,7 +513,7 @@ async def test_a_limit_over_processes_is_not_announced_where_run_serves(caplog: 
 async def test_a_large_max_message_size_is_not_announced_where_run_serves(caplog: pytest.LogCaptureFixture) -> None:
     app = App()
     app.add("/a", Echo, max_message_size=20_000_000)
-    cap_message_size(app, 20_000_000)
+    registry_of(app).message_size_cap = 20_000_000
     assert await reply(app, "/a") == "x"
     assert warnings_of(caplog) == []
 

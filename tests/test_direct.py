@@ -20,7 +20,7 @@ from wsdeco import App, Close, ConnectionClosed, DisconnectReason, Error, Sink, 
 from wsdeco.channels.data import Address
 from wsdeco.channels.direct import DirectChannel
 from wsdeco.config import ConnectionConfig
-from wsdeco.connection.lifecycle import Connection
+from wsdeco.connection.lifecycle import Lifecycle
 from wsdeco.rooms.rooms import Rooms
 from wsdeco.testing import ManualClock
 from wsdeco.wire.handshake import Request
@@ -499,7 +499,7 @@ async def test_a_connection_that_cannot_begin_keeps_no_slot(monkeypatch: pytest.
         (route,) = app.app.routes
         endpoint: Any = getattr(route, "app")  # noqa: B009 - a route of Starlette has one
         await until(lambda: endpoint.slots.taken == 0)
-        monkeypatch.setattr(Connection, "start", fail)
+        monkeypatch.setattr(Lifecycle, "start", fail)
         connection: Any = Stuck()
         scope: Scope = {"type": "websocket", "path": "/ws", "root_path": "", "headers": [], "scheme": "ws"}
         with pytest.raises(RuntimeError, match="on purpose"):

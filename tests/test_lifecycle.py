@@ -30,7 +30,7 @@ from wsdeco import (
     WebSocketHandler,
 )
 from wsdeco.connection.admission import Slots
-from wsdeco.connection.live import Connections
+from wsdeco.connection.live import LiveConnections
 from wsdeco.testing import ManualClock
 
 BYE: Final = Close(4001, "bye", by="client")
@@ -132,7 +132,7 @@ def test_rule_1_slots_and_connections_count() -> None:
     assert slots.taken == 1
     assert slots.take()
     assert all(Slots(None).take() for _ in range(10))
-    assert len(Connections()) == 0
+    assert len(LiveConnections()) == 0
 
 
 async def test_rule_1_the_slot_is_kept_until_everything_has_ended() -> None:

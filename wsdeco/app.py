@@ -114,7 +114,7 @@ class App(Application):
         name = cls.__qualname__.rpartition("<locals>.")[2]
         endpoint = HandlerEndpoint(built, checked, name, path, self._context, self._rooms.of_route(path))
         route = SocketRoute(path, endpoint, name=cls.__name__)
-        self._register(Registered(RouteInfo(path, "ws", endpoint.__name__, checked), cls, [route]))
+        self._registry.register(Registered(RouteInfo(path, "ws", endpoint.__name__, checked), cls, [route]))
 
     def route(
         self, path: str, *, methods: Collection[str] | None = None, name: str | None = None
@@ -140,7 +140,7 @@ class App(Application):
         def register(endpoint: EndpointFunction) -> EndpointFunction:
             routes = endpoint_routes(path, endpoint, methods, name, self._context, self._rooms.of_route(path))
             called = getattr(endpoint, "__name__", type(endpoint).__name__)
-            self._register(Registered(RouteInfo(path, kind_of(routes), called, None), endpoint, routes))
+            self._registry.register(Registered(RouteInfo(path, kind_of(routes), called, None), endpoint, routes))
             return endpoint
 
         return register

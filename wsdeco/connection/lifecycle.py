@@ -14,7 +14,7 @@ is interrupted by cancelling that task.
     ENDED        last hook has ended                 on_disconnect, once
 
 The channel holds the state: CONNECTING until `accepted`, ENDED as soon as it has a `reason`, which the first event
-sets. `Connection.channel_ended` is called at that moment and decides how long a hook that still runs may go on.
+sets. `Lifecycle.channel_ended` is called at that moment and decides how long a hook that still runs may go on.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from wsdeco.reasons import (
     printable,
 )
 
-__all__ = ["Connection"]
+__all__ = ["Lifecycle"]
 
 logger = logging.getLogger("wsdeco")
 
@@ -59,7 +59,7 @@ INTERNAL_ERROR: Final = "internal error"
 """All that a peer learns of a failure (close code 1011)."""
 
 
-class Connection:
+class Lifecycle:
     """Runs the hooks of one handler instance on one channel."""
 
     __slots__ = (
@@ -89,7 +89,7 @@ class Connection:
         self._config: ConnectionConfig = channel.config
         self._factory = factory
         self._name = name
-        self._done: Callable[[Connection], None] | None = None
+        self._done: Callable[[Lifecycle], None] | None = None
         self._hook: str | None = None
         self._hook_ended_at = channel.last_frame_at
         self._hook_timer: Timer | None = None
@@ -132,7 +132,7 @@ class Connection:
             # The one that arrived: anyio knows its own cancellations by their text.
             raise cancellation
 
-    def start(self, done: Callable[[Connection], None]) -> None:
+    def start(self, done: Callable[[Lifecycle], None]) -> None:
         """Serve a connection whose channel reads by itself; call `done` when everything about it has ended.
 
         The channel has been connected.

@@ -6,14 +6,14 @@ import asyncio
 import logging
 from contextlib import suppress
 
-from wsdeco.connection.lifecycle import Connection
+from wsdeco.connection.lifecycle import Lifecycle
 
-__all__ = ["Connections"]
+__all__ = ["LiveConnections"]
 
 logger = logging.getLogger("wsdeco")
 
 
-class Connections:
+class LiveConnections:
     """The live connections of an app.
 
     Attributes:
@@ -21,7 +21,7 @@ class Connections:
     """
 
     def __init__(self) -> None:
-        self._live: set[Connection] = set()
+        self._live: set[Lifecycle] = set()
         self._waiters: set[asyncio.Event] = set()
         self.closing = False
 
@@ -29,11 +29,11 @@ class Connections:
         """Return how many there are."""
         return len(self._live)
 
-    def add(self, connection: Connection) -> None:
+    def add(self, connection: Lifecycle) -> None:
         """Take in a connection that begins."""
         self._live.add(connection)
 
-    def discard(self, connection: Connection) -> None:
+    def discard(self, connection: Lifecycle) -> None:
         """Let go of a connection that has ended."""
         self._live.discard(connection)
         if not self._live:

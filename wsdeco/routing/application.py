@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
+from operator import attrgetter
 from typing import Any, Final
 
 from starlette.applications import Starlette
@@ -17,15 +18,14 @@ from wsdeco.backplanes.choice import backplane_of_environment, checked_backplane
 from wsdeco.backplanes.interface import Backplane, PublishErrors
 from wsdeco.channels.direct import DirectConnection, is_direct
 from wsdeco.clock import Clock
-from wsdeco.reasons import ServerError
 from wsdeco.rooms.rooms import Rooms
 from wsdeco.routing.announcements import announce_idle, announce_limits, announce_missing_lifespan
 from wsdeco.routing.endpoints import Context, HandlerEndpoint
 from wsdeco.routing.functions import answer_not_found
 from wsdeco.routing.lifespan import LifespanFunction, checked_lifespan
-from wsdeco.routing.registry import Registered, Registry, RouteInfo
+from wsdeco.routing.registry import Registry, RouteInfo
 
-__all__ = ["Application", "cap_message_size", "carry_rooms", "find_backplane"]
+__all__ = ["Application", "registry_of", "rooms_of"]
 
 logger = logging.getLogger("wsdeco")
 
@@ -77,7 +77,6 @@ class Application:
         self._rooms = Rooms(checked_backplane(backplane), checked_errors(publish_errors), backplane_of_environment)
         self._known_routes: list[BaseRoute] = []
         self._endpoints: dict[str, HandlerEndpoint] = {}
-        self._message_size_cap: int | None = None
         self._limits_announced = False
         self._idle_announced = False
         self.app = Starlette(
@@ -144,15 +143,6 @@ class Application:
         scope["router"] = router
         return endpoint
 
-    def _register(self, new: Registered) -> None:
-        config, cap = new.info.config, self._message_size_cap
-        if config is not None and cap is not None and config.max_message_size > cap:
-            raise ServerError(
-                f"max_message_size={config.max_message_size} on {new.info.path!r} cannot take effect: the server that "
-                f"runs was started for messages of up to {cap} bytes; stop it, register the handler, then call run()"
-            )
-        self._registry.register(new)
-
     @property
     def routes(self) -> list[BaseRoute]:
         """The routes of the Starlette app, which finds the URLs of a mounted app by them."""
@@ -203,7 +193,7 @@ class Application:
 
     def _announce_limits(self) -> None:
         self._limits_announced = True
-        if self._message_size_cap is None:
+        if self._registry.message_size_cap is None:
             announce_limits(self.route_infos)
 
     def _announce_idle(self) -> None:
@@ -214,23 +204,11 @@ class Application:
 # What a server asks of an application, and a user need not see.
 
 
-def cap_message_size(application: Application, size: int | None) -> None:
-    """Note the largest message that the server takes, in bytes; `None` where none of `run` serves."""
-    application._message_size_cap = size  # noqa: SLF001
+registry_of: Final[Callable[[Application], Registry]] = attrgetter("_registry")
+"""Returns what is registered, whose `message_size_cap` a server sets."""
 
-
-def carry_rooms(application: Application, backplane: Backplane) -> None:
-    """Use `backplane`, before any event loop serves the application."""
-    application._rooms.backplane = backplane  # noqa: SLF001
-
-
-def find_backplane(application: Application) -> None:
-    """Look for the backplane of the environment now, and not when an event loop serves the application.
-
-    Raises:
-        BackplaneError: It names none that can be used.
-    """
-    application._rooms.find_backplane()  # noqa: SLF001
+rooms_of: Final[Callable[[Application], Rooms]] = attrgetter("_rooms")
+"""Returns the rooms, whose backplane a server may choose."""
 
 
 def _first_match(routes: Iterable[BaseRoute], scope: Scope) -> tuple[BaseRoute | None, Scope]:

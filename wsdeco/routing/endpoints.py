@@ -22,8 +22,8 @@ from wsdeco.channels.direct import DirectChannel, DirectConnection, direct_conne
 from wsdeco.clock import Clock
 from wsdeco.config import ConnectionConfig, Limits, make_config
 from wsdeco.connection.admission import Slots
-from wsdeco.connection.lifecycle import Connection
-from wsdeco.connection.live import Connections
+from wsdeco.connection.lifecycle import Lifecycle
+from wsdeco.connection.live import LiveConnections
 from wsdeco.definition.base import Factory, hooks_of
 from wsdeco.definition.checks import HOOK_NAMES
 from wsdeco.definition.factory import HandlerFactory, build_factory, class_factory, headers_factory
@@ -52,7 +52,7 @@ _slots: WeakKeyDictionary[Any, dict[tuple[int | None, int | None], Slots]] = Wea
 class Context:
     """What the endpoints of one app share."""
 
-    connections: Connections = field(default_factory=Connections)
+    connections: LiveConnections = field(default_factory=LiveConnections)
     clock: Clock | None = None
 
 
@@ -97,7 +97,7 @@ class HandlerEndpoint:
             channel = DirectChannel(scope, connection, self.config, self._context.clock)
             channel.route_room = self.room
             connection.consumer = channel
-            begun = Connection(channel, self._factory, self.__name__)
+            begun = Lifecycle(channel, self._factory, self.__name__)
             begun.start(self._over)
         except BaseException:
             self.slots.give_back()
@@ -105,7 +105,7 @@ class HandlerEndpoint:
         connections.add(begun)
         return True
 
-    def _connection_over(self, connection: Connection) -> None:
+    def _connection_over(self, connection: Lifecycle) -> None:
         self._context.connections.discard(connection)
         self.slots.give_back()
 
@@ -131,7 +131,7 @@ class WebSocketUpgrade(HTTPConnection):
         """Whether `handle_upgrade` has been called with it."""
         return self._handled
 
-    def open_channel(self, config: ConnectionConfig) -> tuple[Channel, Connections]:
+    def open_channel(self, config: ConnectionConfig) -> tuple[Channel, LiveConnections]:
         """Return the channel that answers the handshake, and the connections it belongs to (for `handle_upgrade`).
 
         Raises:
@@ -203,7 +203,7 @@ async def handle_socket(
     accepted = websocket.application_state is WebSocketState.CONNECTED
     channel = AsgiChannel(websocket.scope, websocket.receive, websocket.send, checked, accepted=accepted)
     slots = _slots_of(websocket.scope, checked, handler)
-    await _serve(channel, factory, _name_of(handler), slots, Connections())
+    await _serve(channel, factory, _name_of(handler), slots, LiveConnections())
 
 
 def websocket_route(
@@ -247,12 +247,12 @@ def _open_channel(
     return channel
 
 
-async def _serve(channel: Channel, factory: Factory, name: str, slots: Slots, connections: Connections) -> None:
+async def _serve(channel: Channel, factory: Factory, name: str, slots: Slots, connections: LiveConnections) -> None:
     if not await _take_slot(channel, slots, name):
         return
     try:
         if await _let_in(channel, name, connections):
-            connection = Connection(channel, factory, name)
+            connection = Lifecycle(channel, factory, name)
             connections.add(connection)
             try:
                 await connection.run()
@@ -270,7 +270,7 @@ async def _take_slot(channel: Channel, slots: Slots, name: str) -> bool:
     return False
 
 
-async def _let_in(channel: Channel, name: str, connections: Connections) -> bool:
+async def _let_in(channel: Channel, name: str, connections: LiveConnections) -> bool:
     if connections.closing:
         await _turn_away(channel, 503, f"{name} shuts down", CloseCode.SERVICE_RESTART, {"Retry-After": "1"})
     elif not _is_origin_allowed(channel.request.scope, channel.config):

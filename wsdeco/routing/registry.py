@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute, Router, WebSocketRoute
 from wsdeco.config import ConnectionConfig
 from wsdeco.definition.paths import path_shape
 from wsdeco.definition.signatures import where
-from wsdeco.reasons import RouteError
+from wsdeco.reasons import RouteError, ServerError
 from wsdeco.rooms.rooms import route_key
 
 __all__ = ["Registered", "Registry", "RouteInfo", "kind_of"]
@@ -53,11 +53,13 @@ class Registry:
     """The handlers and functions of one app.
 
     Attributes:
+        message_size_cap: The largest message that the server takes, in bytes; `None` if `run` has not started it.
         room_keys: The key of the room of each path that serves connections.
     """
 
     def __init__(self, router: Router) -> None:
         """Register in the routes of a Starlette router, which may hold others as well."""
+        self.message_size_cap: int | None = None
         self.room_keys: dict[str, str] = {}
         self._router = router
         self._registered: dict[tuple[str, str], Registered] = {}
@@ -73,7 +75,9 @@ class Registry:
 
         Raises:
             RouteError: Something else is registered there.
+            ServerError: The server runs already and was started for smaller messages.
         """
+        self._check_message_size(new.info)
         shape = path_shape(new.info.path)
         keys = [(shape, kind) for route in new.routes for kind in _methods(route)]
         replaced: list[Registered] = []
@@ -97,6 +101,14 @@ class Registry:
         self._registered = kept | dict.fromkeys(keys, new)
         served = (each.info for each in self._registered.values())
         self.room_keys = {info.path: route_key(info.path) for info in served if info.kind != "http"}
+
+    def _check_message_size(self, info: RouteInfo) -> None:
+        config, cap = info.config, self.message_size_cap
+        if config is not None and cap is not None and config.max_message_size > cap:
+            raise ServerError(
+                f"max_message_size={config.max_message_size} on {info.path!r} cannot take effect: the server that runs "
+                f"was started for messages of up to {cap} bytes; stop it, register the handler, then call run()"
+            )
 
 
 def kind_of(routes: list[BaseRoute]) -> Literal["ws", "http", "http+ws"]:

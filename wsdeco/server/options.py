@@ -11,7 +11,7 @@ import uvicorn
 from uvicorn.config import LOG_LEVELS
 
 from wsdeco.reasons import BackplaneError, ServerError
-from wsdeco.routing.application import Application, find_backplane
+from wsdeco.routing.application import Application, rooms_of
 from wsdeco.server.listen import check_address
 from wsdeco.server.serving import Server
 
@@ -100,7 +100,7 @@ def make_server(app: Application, host: str, port: int, options: dict[str, Any])
     if not app.app.routes:
         raise ServerError("no handler is registered: decorate a class with @ws.handler('/ws') first")
     try:
-        find_backplane(app)
+        rooms_of(app).find_backplane()
     except BackplaneError as exc:
         raise ServerError(str(exc)) from exc
     defaults: dict[str, Any] = {"log_level": "warning", "ws_per_message_deflate": False}

@@ -18,7 +18,7 @@ import uvicorn
 
 from wsdeco.config import DEFAULT_CONFIG
 from wsdeco.reasons import ServerError
-from wsdeco.routing.application import Application, cap_message_size
+from wsdeco.routing.application import Application, registry_of
 from wsdeco.server.listen import Listeners, listen
 
 __all__ = ["ANYIO_THREAD", "Server", "join_threads", "server_of"]
@@ -181,7 +181,7 @@ class Server(uvicorn.Server):
             with _serving_lock:
                 current = _serving.setdefault(self.app, self)
                 if current is self:
-                    cap_message_size(self.app, self.config.ws_max_size)
+                    registry_of(self.app).message_size_cap = self.config.ws_max_size
                     return
             current.check_replaceable()
             current.end()
@@ -192,7 +192,7 @@ class Server(uvicorn.Server):
         with _serving_lock:
             if _serving.get(self.app) is self:
                 del _serving[self.app]
-                cap_message_size(self.app, None)
+                registry_of(self.app).message_size_cap = None
         self.ended.set()
 
     def check_replaceable(self) -> None:

@@ -9,7 +9,7 @@ from wsdeco.backplanes.choice import BACKPLANE_VARIABLE
 from wsdeco.backplanes.interface import BackplaneCounters, BackplaneState
 from wsdeco.backplanes.urls import open_backplane
 from wsdeco.rooms.rooms import route_key
-from wsdeco.routing.application import Application, carry_rooms, find_backplane
+from wsdeco.routing.application import Application, rooms_of
 from wsdeco.workers.nats_server import NatsServer, find_program
 
 __all__ = ["choose_backplane", "use_backplane"]
@@ -40,13 +40,13 @@ def use_backplane(app: Application, url: str | None) -> None:
     """Let `app`, in this worker process, use the backplane that `choose_backplane` has chosen."""
     if url is not None:
         # For this app alone: another one in the process, which is mounted in it, has rooms of its own.
-        carry_rooms(app, open_backplane(url))
+        rooms_of(app).backplane = open_backplane(url)
     elif not _is_chosen(app):
-        carry_rooms(app, _NoBackplane())
+        rooms_of(app).backplane = _NoBackplane()
 
 
 def _is_chosen(app: Application) -> bool:
-    find_backplane(app)
+    rooms_of(app).find_backplane()
     return app.backplane is not None
 
 
