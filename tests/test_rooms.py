@@ -884,7 +884,7 @@ async def member_elsewhere(room: Room) -> tuple[asyncio.AbstractEventLoop, ListC
 async def test_a_loop_that_closes_with_a_broadcast_handed_over_holds_nobody_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("wsdeco.rooms.rooms._LOOK_AGAIN", 0.001)
+    monkeypatch.setattr("wsdeco.rooms.broadcast._LOOK_AGAIN", 0.001)
     room = Room("lobby", Rooms())
     loop, channel = await member_elsewhere(room)
     handed_over = asyncio.create_task(room.broadcast("x"))

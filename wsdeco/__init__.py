@@ -20,7 +20,7 @@ from wsdeco.reasons import (
     Unknown,
     WsdecoError,
 )
-from wsdeco.rooms.rooms import Room
+from wsdeco.rooms.room import Room
 from wsdeco.routing.endpoints import WebSocketUpgrade, handle_socket, handle_upgrade, websocket_route
 from wsdeco.server.orphans import end_with_parent as _end_with_parent
 

@@ -15,7 +15,7 @@ from wsdeco.config import ConnectionConfig, Limits, make_config
 from wsdeco.definition.factory import HandlerFactory, build_factory
 from wsdeco.definition.paths import check_path, unknown_path
 from wsdeco.reasons import RouteError
-from wsdeco.rooms.rooms import Room
+from wsdeco.rooms.room import Room
 from wsdeco.routing.application import Application
 from wsdeco.routing.endpoints import HandlerEndpoint
 from wsdeco.routing.functions import endpoint_routes
@@ -192,7 +192,7 @@ class App(Application):
             TypeError: An argument has the wrong type.
             ValueError: As `Room.broadcast`.
         """
-        return await self._rooms.broadcast(self._room_key(path), data, exclude)
+        return await self._rooms.broadcasts.send(self._room_key(path), data, exclude)
 
     def broadcast_nowait(self, path: str, data: str | bytes, exclude: Sink | Iterable[Sink] = ()) -> None:
         """Do what `broadcast` does, from synchronous code of any thread, as `Room.broadcast_nowait` does.
@@ -208,7 +208,7 @@ class App(Application):
             TypeError: An argument has the wrong type.
             ValueError: As `Room.broadcast`.
         """
-        self._rooms.broadcast_nowait(self._room_key(path), data, exclude)
+        self._rooms.broadcasts.send_nowait(self._room_key(path), data, exclude)
 
     def _room_key(self, path: object) -> str:
         if not isinstance(path, str):

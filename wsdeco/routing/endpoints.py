@@ -30,7 +30,7 @@ from wsdeco.definition.factory import HandlerFactory, build_factory, class_facto
 from wsdeco.definition.paths import check_path
 from wsdeco.origins import origin_allowed
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, HandlerError, printable
-from wsdeco.rooms.rooms import Members
+from wsdeco.rooms.members import Members
 from wsdeco.routing.routes import SocketRoute
 
 __all__ = [

@@ -34,7 +34,7 @@ from wsdeco.definition.signatures import (
     signature_of,
 )
 from wsdeco.reasons import CloseCode, HandlerError
-from wsdeco.rooms.rooms import Members
+from wsdeco.rooms.members import Members
 from wsdeco.routing.endpoints import Context, WebSocketUpgrade
 from wsdeco.routing.routes import HttpRoute, SocketRoute
 

@@ -12,7 +12,7 @@ from wsdeco.config import ConnectionConfig
 from wsdeco.definition.paths import path_shape
 from wsdeco.definition.signatures import where
 from wsdeco.reasons import RouteError, ServerError
-from wsdeco.rooms.rooms import route_key
+from wsdeco.rooms.members import route_key
 
 __all__ = ["Registered", "Registry", "RouteInfo", "kind_of"]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from wsdeco.backplanes.choice import BACKPLANE_VARIABLE
 from wsdeco.backplanes.interface import BackplaneCounters, BackplaneState
 from wsdeco.backplanes.urls import open_backplane
-from wsdeco.rooms.rooms import route_key
+from wsdeco.rooms.members import route_key
 from wsdeco.routing.application import Application, rooms_of
 from wsdeco.workers.nats_server import NatsServer, find_program
 

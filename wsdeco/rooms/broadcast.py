@@ -1,0 +1,143 @@
+"""Broadcasts: one message to all members of a room.
+
+A broadcast is encoded once and put into the outbox of every local member before anything else happens, so all members
+see one order, that of the calls, and none is waited for. One from another event loop than the members' is handed over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Coroutine, Iterable
+from typing import Any, Final, cast
+
+from wsdeco.backplanes.interface import PublishErrors
+from wsdeco.channels.base import Channel
+from wsdeco.channels.data import Data, checked_data
+from wsdeco.channels.sink import Sink, channel_of
+from wsdeco.reasons import BackplaneError
+from wsdeco.rooms.registry import Registry, running_loop
+
+__all__ = ["Broadcasts"]
+
+logger = logging.getLogger("wsdeco")
+
+_MAX_BURST_BYTES: Final = 64 * 1024
+"""Bytes broadcast in one turn of the loop after which `await` gives it another one, so that they are written."""
+
+_MAX_BURST_MESSAGES: Final = 16 * 1024
+"""Messages put into outboxes in one turn of the loop after which `await` gives it another one. About 5 ms."""
+
+_LOOK_AGAIN: Final = 0.5
+"""Seconds after which a broadcast that was handed over looks whether the event loop is still there."""
+
+
+class Broadcasts:
+    """The broadcasts to the rooms of one app.
+
+    Args:
+        registry: The rooms.
+        publish_errors: Whether a broadcast that could not be published raises, or is only counted.
+    """
+
+    def __init__(self, registry: Registry, publish_errors: PublishErrors) -> None:
+        self._registry = registry
+        self._raises = publish_errors == "raise"
+        self._burst_bytes = 0
+        self._burst_messages = 0
+
+    async def send(self, key: str, data: object, exclude: object) -> int:
+        """Send a message to all members: see `Room.broadcast`."""
+        checked, excluded = checked_data(data), _excluded(exclude)
+        running = asyncio.get_running_loop()
+        home = self._registry.home(running)
+        if home is None or home is running:
+            return await self._broadcast(key, checked, excluded)
+        return await _run_in(home, self._broadcast(key, checked, excluded))
+
+    async def _broadcast(self, key: str, data: Data, excluded: Collection[Channel]) -> int:
+        taken = 0
+        try:
+            taken = self._publish(key, data, excluded)
+            if self._registry.backplane is not None:
+                await self._registry.backplane.drained()
+        finally:
+            await self._end_turn(len(data), taken)
+        return taken
+
+    async def _end_turn(self, size: int, messages: int) -> None:
+        if not self._burst_messages:
+            asyncio.get_running_loop().call_soon(self._begin_burst)
+        self._burst_bytes += size
+        self._burst_messages += 1 + messages
+        if self._burst_bytes >= _MAX_BURST_BYTES or self._burst_messages >= _MAX_BURST_MESSAGES:
+            await asyncio.sleep(0)
+
+    def _begin_burst(self) -> None:
+        self._burst_bytes = self._burst_messages = 0
+
+    def send_nowait(self, key: str, data: object, exclude: object) -> None:
+        """Send a message to all members: see `Room.broadcast_nowait`."""
+        self._hand_over(key, checked_data(data), _excluded(exclude))
+
+    def _hand_over(self, key: str, data: Data, excluded: Collection[Channel]) -> None:
+        running = running_loop()
+        home = self._registry.home(running)
+        if home is None or home is running:
+            self._publish(key, data, excluded)
+            return
+        try:
+            home.call_soon_threadsafe(self._publish_or_log, key, data, excluded)
+        except RuntimeError:
+            # Closed since it was asked.
+            self._hand_over(key, data, excluded)
+
+    def _publish_or_log(self, key: str, data: Data, excluded: Collection[Channel]) -> None:
+        try:
+            self._publish(key, data, excluded)
+        except (BackplaneError, ValueError):
+            logger.exception("a broadcast to %s from another thread failed", key)
+
+    def _publish(self, key: str, data: Data, excluded: Collection[Channel]) -> int:
+        backplane = self._registry.backplane
+        if backplane is None:
+            return self._registry.deliver(key, data, excluded)
+        is_published = backplane.publish_nowait(key, data)
+        taken = self._registry.deliver(key, data, excluded)
+        if not is_published and self._raises:
+            raise BackplaneError(
+                f"a broadcast to {key!r} reached {taken} members in this process and no other process: "
+                "the broker is not connected, or does not keep up"
+            )
+        return taken
+
+
+def _excluded(exclude: object) -> Collection[Channel]:
+    sinks: Iterable[object] = (exclude,) if isinstance(exclude, Sink) else cast("Iterable[object]", exclude)
+    if not isinstance(sinks, Iterable):
+        raise TypeError(f"exclude must be a sink or several, not {type(exclude).__name__}: write exclude=sink")
+    channels: set[Channel] = set()
+    for sink in sinks:
+        if not isinstance(sink, Sink):
+            raise TypeError(f"exclude must hold sinks, not {type(sink).__name__}: write exclude=[sink, ...]")
+        channels.add(channel_of(sink))
+    return channels
+
+
+async def _run_in(loop: asyncio.AbstractEventLoop, broadcast: Coroutine[Any, Any, int]) -> int:
+    try:
+        handed_over = asyncio.run_coroutine_threadsafe(broadcast, loop)
+    except RuntimeError:
+        # Closed since it was asked.
+        broadcast.close()
+        return 0
+    taken = asyncio.wrap_future(handed_over)
+    try:
+        # A loop that is closed tells nobody.
+        while not taken.done() and not loop.is_closed():
+            await asyncio.wait((taken,), timeout=_LOOK_AGAIN)
+    finally:
+        taken.cancel()
+        if loop.is_closed():
+            broadcast.close()
+    return 0 if taken.cancelled() else taken.result()

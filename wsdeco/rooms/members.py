@@ -1,0 +1,84 @@
+"""The members of one room in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection
+from typing import Protocol
+
+from wsdeco.channels.base import Channel
+from wsdeco.channels.sink import Sink
+from wsdeco.wire.outgoing import Encoded
+
+__all__ = ["Home", "Members", "route_key"]
+
+logger = logging.getLogger("wsdeco")
+
+
+class Home(Protocol):
+    """Where the members of all rooms live."""
+
+    def settle(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Make `loop`, which runs, the home unless members live in another one; return whether it is the home."""
+        ...
+
+    def open(self, members: Members) -> None:
+        """Note that a room has members."""
+
+    def shut(self, members: Members) -> None:
+        """Note that a room has no members any more."""
+
+
+class Members:
+    """The local members of one room.
+
+    Attributes:
+        key: What the room is called among those of all names and routes.
+        channels: The members in the order in which they joined, each with its sink where it joined by that.
+    """
+
+    __slots__ = ("_rooms", "channels", "key")
+
+    def __init__(self, key: str, rooms: Home) -> None:
+        self.key = key
+        self.channels: dict[Channel, Sink | None] = {}
+        self._rooms = rooms
+
+    def add(self, channel: Channel) -> None:
+        """Take in a connection of the route whose upgrade is being accepted."""
+        if self._rooms.settle(channel.loop):
+            self.enter(channel, None)
+        else:
+            logger.warning(
+                "%s gets no broadcast to %s: the members of rooms live in one event loop, which is another one now",
+                channel.addr,
+                self.key,
+            )
+
+    def enter(self, channel: Channel, sink: Sink | None) -> None:
+        """Take in a member, which lives in the home of the rooms."""
+        is_first = not self.channels
+        self.channels[channel] = sink
+        if is_first:
+            self._rooms.open(self)
+
+    def discard(self, channel: Channel) -> None:
+        """Let go of a member; does nothing where it is none."""
+        if channel in self.channels:
+            del self.channels[channel]
+            if not self.channels:
+                self._rooms.shut(self)
+
+    def send(self, message: Encoded, excluded: Collection[Channel]) -> int:
+        """Put a message into the outbox of each but the excluded; return how many have taken it."""
+        # Copied, because a member that is closed for being slow leaves at once.
+        channels = list(self.channels)
+        if excluded:
+            channels = [channel for channel in channels if channel not in excluded]
+        return sum([channel.send_encoded(message) for channel in channels])
+
+
+def route_key(path: str) -> str:
+    """Return what the room of a route is called."""
+    return f"route:{path}"

@@ -1,0 +1,179 @@
+"""Which rooms of an app have members, and the event loop these live in.
+
+Members live in one event loop at a time, the home of the rooms.
+
+A room without members is nothing but its name. What else there is of it, its `Members`, is made by the first one that
+joins and forgotten with the last one that leaves. Those of a route are kept, since its connections enter them unasked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Collection
+
+from wsdeco.backplanes.interface import Backplane
+from wsdeco.channels.base import Channel
+from wsdeco.channels.data import Data
+from wsdeco.channels.sink import Sink, channel_of
+from wsdeco.rooms.members import Members, route_key
+from wsdeco.wire.outgoing import Encoded
+
+__all__ = ["Registry", "running_loop"]
+
+
+class Registry:
+    """The rooms of one app.
+
+    Args:
+        backplane: Carries broadcasts to other processes; `None` where there are none.
+        find_backplane: Asked for a backplane, where there is none, as soon as an event loop becomes the home.
+
+    Attributes:
+        backplane: What carries broadcasts to other processes.
+    """
+
+    def __init__(
+        self,
+        backplane: Backplane | None = None,
+        find_backplane: Callable[[], Backplane | None] = lambda: None,
+    ) -> None:
+        self.backplane = backplane
+        self._find_backplane = find_backplane
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._moving = threading.Lock()
+        self._open: dict[str, Members] = {}
+        self._of_routes: dict[str, Members] = {}
+
+    # Where members live.
+
+    def start(self) -> None:
+        """Make the running event loop the home, unless members live in another one."""
+        self.settle(asyncio.get_running_loop())
+
+    def settle(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Make `loop`, which runs, the home unless members live in another one; return whether it is the home."""
+        if self._loop is loop:
+            return True
+        with self._moving:
+            home = self._loop
+            if self._open and home is not None and not home.is_closed():
+                return False
+            self.find_backplane()
+            self._loop = loop
+            left_behind = self._forget_members()
+        if self.backplane is not None:
+            self.backplane.start(self._receive)
+            for key in left_behind:
+                self.backplane.unsubscribe(key)
+        return True
+
+    def find_backplane(self) -> None:
+        """Ask for a backplane, where there is none."""
+        if self.backplane is None:
+            self.backplane = self._find_backplane()
+
+    def _forget_members(self) -> list[str]:
+        # Of an event loop that was closed under them: they can end no more.
+        forgotten = list(self._open.values())
+        self._open.clear()
+        for members in forgotten:
+            members.channels.clear()
+        return [members.key for members in forgotten]
+
+    async def close(self) -> None:
+        """Let go of the event loop, and end the backplane; the next use begins anew."""
+        if not self._open:
+            self._loop = None
+        if self.backplane is not None:
+            await self.backplane.close()
+
+    def home(self, running: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop | None:
+        """Return the event loop that members live in, which is the running one where it is free to take."""
+        home = self._loop
+        if home is None or home is running or home.is_closed() or not (self._open or home.is_running()):
+            # Free to take, unless another thread is faster.
+            return running if running is None or self.settle(running) else self._loop
+        return home
+
+    # Who they are.
+
+    def of_route(self, path: str) -> Members:
+        """Return the members that the connections of a route enter."""
+        members = self._of_routes.get(path)
+        if members is None:
+            members = self._of_routes[path] = Members(route_key(path), self)
+        return members
+
+    def find(self, key: str) -> Members | None:
+        """Return the members of a room that has some."""
+        return self._open.get(key)
+
+    def join(self, key: str, sink: Sink) -> None:
+        """Make a connection a member: see `Room.join`."""
+        channel = channel_of(sink)
+        _check_loop(channel, "join")
+        if channel.closed or channel.reason is not None:
+            raise channel.closed_error()
+        if not self.settle(channel.loop):
+            raise RuntimeError(
+                f"{sink!r} belongs to another event loop than the members of rooms, which live in one at a time: "
+                "serve the app in one event loop, or give the other one an App of its own"
+            )
+        members = self._open.get(key)
+        if members is None:
+            members = Members(key, self)
+        elif channel in members.channels:
+            return
+        members.enter(channel, sink)
+        channel.rooms = (*channel.rooms, members)
+
+    def leave(self, key: str, sink: Sink) -> None:
+        """Make a connection a member no more: see `Room.leave`."""
+        channel = channel_of(sink)
+        members = self._open.get(key)
+        if members is None or channel not in members.channels:
+            return
+        _check_loop(channel, "leave")
+        channel.rooms = tuple(room for room in channel.rooms if room is not members)
+        members.discard(channel)
+
+    def open(self, members: Members) -> None:
+        """Note that a room has members."""
+        self._open[members.key] = members
+        if self.backplane is not None:
+            self.backplane.subscribe(members.key)
+
+    def shut(self, members: Members) -> None:
+        """Note that a room has no members any more."""
+        del self._open[members.key]
+        if self.backplane is not None:
+            self.backplane.unsubscribe(members.key)
+
+    # What they get.
+
+    def deliver(self, key: str, data: Data, excluded: Collection[Channel] = ()) -> int:
+        """Put a message into the outbox of each member of a room; return how many have taken it."""
+        members = self._open.get(key)
+        if members is None or running_loop() is not self._loop:
+            return 0
+        return members.send(Encoded(data), excluded)
+
+    def _receive(self, key: str, data: Data) -> None:
+        self.deliver(key, data)
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the event loop that the caller runs in, if it does."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _check_loop(channel: Channel, method: str) -> None:
+    if running_loop() is not channel.loop:
+        raise RuntimeError(
+            f"room.{method}() must be called in the event loop of the connection: from another thread write "
+            f"loop.call_soon_threadsafe(room.{method}, sink) with the loop of its hooks"
+        )
