@@ -53,8 +53,8 @@ LAZILY: Final[dict[tuple[str, str], str]] = {
     ("backplanes/choice", "backplanes/urls"): "_open_backplane",
     ("backplanes/urls", "backplanes/nats"): "_nats",
     ("backplanes/urls", "backplanes/redis"): "_redis",
-    ("cli", "launch"): "_run",
-    ("cli", "server/options"): "_run",
+    ("cli/run", "launch"): "command",
+    ("cli/run", "server/options"): "command",
 }
 """Imports that wait for a call: (importer, imported), and the one function they may stand in.
 

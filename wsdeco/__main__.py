@@ -1,5 +1,5 @@
 """`python -m wsdeco`."""
 
-from wsdeco.cli import main
+from wsdeco.cli.main import main
 
 main()

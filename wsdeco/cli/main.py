@@ -1,0 +1,51 @@
+"""The program `wsdeco`: its commands, each imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn
+
+import click
+
+from wsdeco import __version__
+
+__all__ = ["main"]
+
+_COMMANDS: Final = ("run",)
+"""Names of the commands, and of the modules beside this one that have them as `command`."""
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: Any = importlib.import_module(f"wsdeco.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)  # noqa: S101 - tells type checkers what the module is known for
+        return command
+
+
+@click.group(
+    "wsdeco",
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100},
+)
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def _program() -> None:
+    """Serve WebSocket handlers."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Do what a command line says.
+
+    Args:
+        arguments: The words behind the name of the program; by default those it was started with.
+
+    Raises:
+        SystemExit: Always: with 0 at the end of the server, 1 where it cannot start, 2 for what is written wrongly.
+    """
+    _program.main(arguments, "wsdeco")
+    raise SystemExit(0)

