@@ -818,3 +818,41 @@ async def test_limits_of_a_socket_that_was_accepted_before_count_from_the_start(
     reason = Timeout("idle_timeout of 60 s is over", "idle_timeout")
     assert world.seen == [(0, "x"), (30, "y"), (90, reason)]
     assert world.clock.pending == 0
+
+
+class StoppedClock(ManualClock):
+    """A clock of a process that is stopped and continued: its timers are late by the time in between.
+
+    Attributes:
+        stopped: Seconds for which the process has been stopped.
+    """
+
+    stopped = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.stopped
+
+    def call_at(self, when: float, callback: Callable[[], object], /) -> Any:
+        return super().call_at(when - self.stopped, callback)
+
+
+@pytest.mark.parametrize("is_lively", [True, False], ids=["lively", "silent"])
+async def test_a_stopped_process_judges_its_peers_by_what_they_sent_meanwhile(*, is_lively: bool) -> None:
+    world = World(idle_timeout=3)
+    world.clock = clock = StoppedClock()
+    world.app = App(clock=clock)
+    wire = world.serve(Recorder)
+    wire.message("before")
+    await clock.advance(2.9)
+    clock.stopped = 6
+    await clock.advance(0.1)
+    if is_lively:
+        wire.message("meanwhile")
+    await clock.advance(0.2)
+    assert wire.task.done() is not is_lively
+    if is_lively:
+        await clock.advance(2.9)
+    await world.over(wire)
+    reason = Timeout("idle_timeout of 3 s is over", "idle_timeout")
+    messages: list[object] = ["before", "meanwhile"] if is_lively else ["before"]
+    assert [what for _, what in world.seen] == [*messages, reason]

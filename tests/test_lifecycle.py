@@ -899,7 +899,7 @@ async def let_go(wire: Wire, served: Served) -> None:
 def hooks_task() -> "asyncio.Task[Any] | None":
     for task in asyncio.all_tasks():
         coroutine: Any = task.get_coro()
-        if coroutine.__qualname__ == "Connection._run_hooks":
+        if coroutine.__qualname__ == "Lifecycle._run_hooks":
             return task
     return None
 

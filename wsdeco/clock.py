@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
-__all__ = ["Clock", "Timer"]
+__all__ = ["Clock", "Deadline", "Timer"]
+
+_MAX_LATENESS: Final = 0.5
+"""Seconds by which a timer may be late before the event loop counts as having stood still."""
+_SECOND_LOOK: Final = 0.1
+"""Seconds that a loop which has stood still gets to read what has arrived meanwhile."""
 
 
 class Timer(Protocol):
@@ -25,3 +30,36 @@ class Clock(Protocol):
     def call_at(self, when: float, callback: Callable[[], object], /) -> Timer:
         """Call `callback` once `time()` has reached `when`."""
         ...
+
+
+class Deadline:
+    """A timer that is not fooled by a loop that stood still: a stopped process, a hook that blocked.
+
+    Such a loop runs its timers before it reads what has arrived meanwhile, so a peer would be judged by a silence that
+    was not its own. A late timer therefore gives the loop a moment to read, and only then calls its action.
+
+    Args:
+        clock: Where time and timers come from.
+        seconds: Time until the deadline.
+        action: Called once the deadline is over.
+    """
+
+    __slots__ = ("_action", "_clock", "_due", "_timer")
+
+    def __init__(self, clock: Clock, seconds: float, action: Callable[[], object]) -> None:
+        self._clock = clock
+        self._action = action
+        self._due = clock.time() + seconds
+        self._timer = clock.call_at(self._due, self._judge)
+
+    def cancel(self) -> None:
+        """Make sure that the action is not called any more."""
+        self._timer.cancel()
+
+    def _judge(self) -> None:
+        now = self._clock.time()
+        if now - self._due > _MAX_LATENESS:
+            self._due = now + _SECOND_LOOK
+            self._timer = self._clock.call_at(self._due, self._judge)
+        else:
+            self._action()

@@ -14,7 +14,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Data, HeaderItems, checked_headers, wire_size
-from wsdeco.clock import Clock, Timer
+from wsdeco.clock import Clock, Deadline
 from wsdeco.config import ConnectionConfig
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, Error, Unknown
 
@@ -115,7 +115,7 @@ class AsgiChannel(Channel):
         self._writer: asyncio.Task[Any] | None = None
         self._given_up = False
         self._write_began = 0.0
-        self._send_timer: Timer | None = None
+        self._send_timer: Deadline | None = None
         self._flusher: asyncio.Task[None] | None = None
         self._close_frame: tuple[int, str] | None = None
         self._broken = False
@@ -123,7 +123,7 @@ class AsgiChannel(Channel):
         self._receiving = False
         self._pause: _ReadingPause | None = None
         self._abort_transport = _abort_of(receive)
-        self._lost_timer: Timer | None = None
+        self._lost_timer: Deadline | None = None
 
     async def connect(self) -> bool:
         """Take `websocket.connect` from the server, unless the upgrade was accepted before."""
@@ -275,7 +275,7 @@ class AsgiChannel(Channel):
         self._writer = asyncio.current_task()
         self._write_began = self.clock.time()
         if self._send_timer is None and self.config.send_timeout is not None:
-            self._send_timer = self.clock.call_at(self._write_began + self.config.send_timeout, self._check_send)
+            self._send_timer = Deadline(self.clock, self.config.send_timeout, self._check_send)
         try:
             for message in messages:
                 await self._send(message)
@@ -302,9 +302,9 @@ class AsgiChannel(Channel):
         timeout = self.config.send_timeout
         if not self._writing or timeout is None:
             return
-        due = self._write_began + timeout
-        if self.clock.time() < due:
-            self._send_timer = self.clock.call_at(due, self._check_send)
+        left = self._write_began + timeout - self.clock.time()
+        if left > 0:
+            self._send_timer = Deadline(self.clock, left, self._check_send)
         else:
             self._drop_slow_consumer()
             self.abort()
@@ -372,8 +372,7 @@ class AsgiChannel(Channel):
         self.wake_reader()
         if self.reason is None and self._lost_timer is None:
             # Servers that have failed a connection on their own account may never say so.
-            due = self.clock.time() + self.config.close_timeout
-            self._lost_timer = self.clock.call_at(due, self._end_lost)
+            self._lost_timer = Deadline(self.clock, self.config.close_timeout, self._end_lost)
 
     def _end_lost(self) -> None:
         self.end(Unknown())

@@ -215,6 +215,14 @@ class Channel(ABC):
         """Whether nothing can be sent any more."""
         return self.reason is not None
 
+    @property
+    def lost(self) -> bool:
+        """Whether the transport is gone, if the channel can tell."""
+        return False
+
+    def pack_request(self) -> None:  # noqa: B027 - most channels need not
+        """Keep the request in less memory, if the channel knows how, now that the connection is open."""
+
     async def ended(self) -> DisconnectReason:
         """Wait until the channel has ended; return why."""
         while self.reason is None:

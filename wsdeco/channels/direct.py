@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Data, HeaderItems, checked_headers, wire_size
 from wsdeco.channels.packed_request import PackedRequest
-from wsdeco.clock import Clock
+from wsdeco.clock import Clock, Deadline
 from wsdeco.config import ConnectionConfig
 from wsdeco.reasons import Close, CloseCode, DisconnectReason, Error, Unknown
 from wsdeco.wire.handshake import Request
@@ -115,13 +115,9 @@ def direct_connection(scope: Scope, receive: Receive, send: Send) -> DirectConne
 
 
 class DirectChannel(Channel):
-    """A channel that is the protocol's consumer.
+    """A channel that is the protocol's consumer."""
 
-    Attributes:
-        lost: The transport is gone.
-    """
-
-    __slots__ = ("_connection", "_early", "_early_size", "_parsed", "_reader", "lost")
+    __slots__ = ("_connection", "_early", "_early_size", "_lost", "_parsed", "_reader")
 
     def __init__(
         self, scope: Scope, connection: DirectConnection, config: ConnectionConfig, clock: Clock | None = None
@@ -132,7 +128,7 @@ class DirectChannel(Channel):
         self._early_size = 0
         self._parsed = connection.request
         self._reader: asyncio.Future[None] | None = None
-        self.lost = False
+        self._lost = False
         connection.close_timeout = config.close_timeout
 
     # What the protocol calls.
@@ -160,7 +156,7 @@ class DirectChannel(Channel):
 
     def connection_lost(self) -> None:
         """Take notice that the transport is gone."""
-        self.lost = True
+        self._lost = True
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
         if self.owner is not None:
@@ -228,8 +224,13 @@ class DirectChannel(Channel):
         """
         return self._connection.closed or (self.reason is not None and not self.accepted)
 
+    @property
+    def lost(self) -> bool:
+        """Whether the transport is gone."""
+        return self._lost
+
     def pack_request(self) -> None:
-        """As for every channel; the app's middleware has been left behind with the end of the call that began it."""
+        """Keep the head of the request; the app's middleware is left behind with the end of the call that began it."""
         parsed, self._parsed = cast(Request, self._parsed), None
         with suppress(ValueError):
             client = self.addr if self.addr.host else None
@@ -288,8 +289,7 @@ class DirectChannel(Channel):
     async def _drain(self) -> None:
         timer = None
         if self.config.send_timeout is not None:
-            due = self.clock.time() + self.config.send_timeout
-            timer = self.clock.call_at(due, self._drop_slow_consumer)
+            timer = Deadline(self.clock, self.config.send_timeout, self._drop_slow_consumer)
         try:
             await self._connection.drain()
         finally:

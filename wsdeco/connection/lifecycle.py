@@ -30,10 +30,9 @@ from starlette.exceptions import HTTPException
 
 from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Address, Data, checked_data
-from wsdeco.channels.direct import DirectChannel
 from wsdeco.channels.sink import Sink
-from wsdeco.clock import Timer
 from wsdeco.config import ConnectionConfig
+from wsdeco.connection.deadlines import Deadlines
 from wsdeco.definition.base import Factory, bound_hook, hooks_of
 from wsdeco.definition.checks import Hooks
 from wsdeco.reasons import (
@@ -55,6 +54,9 @@ logger = logging.getLogger("wsdeco")
 _CANCEL_AGAIN: Final = 1.0
 """Seconds after which a hook that has swallowed its cancellation is cancelled again."""
 
+_LIMITS: Final[tuple[LimitName, ...]] = ("connect_timeout", "idle_timeout", "max_connection_duration")
+"""The deadlines of a connection that has not ended."""
+
 INTERNAL_ERROR: Final = "internal error"
 """All that a peer learns of a failure (close code 1011)."""
 
@@ -66,19 +68,17 @@ class Lifecycle:
         "_cancellation",
         "_channel",
         "_config",
+        "_deadlines",
         "_done",
         "_factory",
         "_hook",
         "_hook_ended_at",
-        "_hook_timer",
         "_hooks_task",
         "_interrupted",
-        "_limit_timers",
         "_name",
         "_reading",
         "_server_task",
         "_shutting_down",
-        "_stop_timer",
         "_stopped_reading",
     )
 
@@ -87,19 +87,17 @@ class Lifecycle:
         self._cancellation: asyncio.CancelledError | None = None
         self._channel = channel
         self._config: ConnectionConfig = channel.config
+        self._deadlines: Deadlines | None = None
         self._factory = factory
         self._name = name
         self._done: Callable[[Lifecycle], None] | None = None
         self._hook: str | None = None
         self._hook_ended_at = channel.last_frame_at
-        self._hook_timer: Timer | None = None
         self._hooks_task: asyncio.Task[None] | None = None
         self._interrupted = False
-        self._limit_timers: dict[LimitName, Timer] | None = None
         self._reading = False
         self._server_task: asyncio.Task[Any] | None = None
         self._shutting_down = False
-        self._stop_timer: Timer | None = None
         self._stopped_reading = False
         channel.owner = self
 
@@ -154,11 +152,7 @@ class Lifecycle:
 
     def _end_if_over(self) -> None:
         done = self._done
-        if (
-            done is not None
-            and cast(DirectChannel, self._channel).lost
-            and cast("asyncio.Task[None]", self._hooks_task).done()
-        ):
+        if done is not None and self._channel.lost and cast("asyncio.Task[None]", self._hooks_task).done():
             # The transport may be lost between the end of the task and its callback.
             self._done = None
             self._release()
@@ -166,9 +160,8 @@ class Lifecycle:
 
     def _release(self) -> None:
         channel = self._channel
-        _cancel(self._stop_timer)
-        _cancel(self._hook_timer)
-        self._cancel_limits()
+        if self._deadlines is not None:
+            self._deadlines.cancel_all()
         channel.release()
         channel.owner = None
 
@@ -230,27 +223,17 @@ class Lifecycle:
 
     def channel_accepted(self) -> None:
         """Start the deadlines of an open connection."""
-        self._cancel_limits()
         config = self._config
+        self._cancel_deadlines("connect_timeout")
         if config.max_connection_duration is not None:
-            self._limit("max_connection_duration", config.max_connection_duration, self._duration_over)
+            self._set_deadline("max_connection_duration", config.max_connection_duration, self._duration_over)
         if config.idle_timeout is not None:
-            self._limit("idle_timeout", config.idle_timeout, self._check_idle)
-
-    def _limit(self, name: LimitName, seconds: float, callback: Callable[[], object]) -> None:
-        if self._limit_timers is None:
-            self._limit_timers = {}
-        self._limit_timers[name] = self._after(seconds, callback)
-
-    def _cancel_limits(self) -> None:
-        timers, self._limit_timers = self._limit_timers, None
-        for timer in (timers or {}).values():
-            timer.cancel()
+            self._set_deadline("idle_timeout", config.idle_timeout, self._check_idle)
 
     def channel_ended(self) -> None:
         """Decide how long a hook that still runs may go on."""
-        self._cancel_limits()
-        self._stop_timer = self._after(self._config.close_timeout, self._stop)
+        self._cancel_deadlines(*_LIMITS)
+        self._set_deadline("close", self._config.close_timeout, self._stop)
         reason = self._channel.reason
         if isinstance(reason, Close) and reason.code == CloseCode.SERVICE_RESTART and reason.by == "server":
             self._shutting_down = True
@@ -273,7 +256,7 @@ class Lifecycle:
         now = clock.time()
         quiet_since = now if self._hook is not None else max(self._channel.last_frame_at, self._hook_ended_at)
         if quiet_since + seconds > now:
-            self._limit("idle_timeout", quiet_since + seconds - now, self._check_idle)
+            self._set_deadline("idle_timeout", quiet_since + seconds - now, self._check_idle)
         else:
             self._time_out("idle_timeout", seconds)
 
@@ -281,22 +264,28 @@ class Lifecycle:
         message = f"{limit} of {seconds:g} s is over"
         self._channel.close(CloseCode.GOING_AWAY, message, Timeout(message, limit))
 
+    def _set_deadline(self, name: str, seconds: float, action: Callable[[], object]) -> None:
+        if self._deadlines is None:
+            self._deadlines = Deadlines(self._channel.clock)
+        self._deadlines.set(name, seconds, action)
+
+    def _cancel_deadlines(self, *names: str) -> None:
+        if self._deadlines is not None:
+            self._deadlines.cancel(*names)
+            if len(self._deadlines) == 0:
+                # An idle connection without limits keeps nothing of those it began with.
+                self._deadlines = None
+
     def _limit_hook(self, seconds: float) -> None:
-        _cancel(self._hook_timer)
-        self._hook_timer = self._after(seconds, self._interrupt)
+        self._set_deadline("hook", seconds, self._interrupt)
 
     def _interrupt(self) -> None:
         # Called by a timer, never from inside a hook: the task is suspended, so its cancellation arrives in the hook.
-        self._hook_timer = None
         self._channel.discard_inbox()
         if self._hook is not None:
             self._interrupted = True
             cast("asyncio.Task[None]", self._hooks_task).cancel()
             self._limit_hook(_CANCEL_AGAIN)
-
-    def _after(self, seconds: float, callback: Callable[[], object]) -> Timer:
-        clock = self._channel.clock
-        return clock.call_at(clock.time() + seconds, callback)
 
     # The hooks' task.
 
@@ -310,7 +299,7 @@ class Lifecycle:
             if channel.accepted:
                 self.channel_accepted()
             else:
-                self._limit("connect_timeout", self._config.connect_timeout, self._connect_over)
+                self._set_deadline("connect_timeout", self._config.connect_timeout, self._connect_over)
             connected: object = None
             try:
                 handler = self._factory(channel.request)
@@ -320,7 +309,7 @@ class Lifecycle:
                 await self._call_on_connect(on_connect)
                 del on_connect
                 if self._done is not None:
-                    cast(DirectChannel, channel).pack_request()
+                    channel.pack_request()
                 await self._call_on_message(hooks, bound_hook(handler, "on_message"))
             except BaseException as exc:
                 if self._is_thrown_away():
@@ -333,7 +322,7 @@ class Lifecycle:
             self._hook_over()
             if connected is not None:
                 await self._call_on_disconnect(connected)
-            _cancel(self._hook_timer)
+            self._cancel_deadlines("hook")
         if not channel.accepted:
             # Where the handshake was refused no closing handshake follows, so no event need come.
             await channel.flushed()
@@ -398,7 +387,7 @@ class Lifecycle:
         undelivered = self._channel.undelivered
         if undelivered:
             logger.info("%s: %d messages of %s reached no hook", self._name, undelivered, self._channel.addr)
-        _cancel(self._hook_timer)
+        self._cancel_deadlines("hook")
         grace, close_timeout = self._config.disconnect_grace, self._config.close_timeout
         if self._shutting_down:
             self._limit_hook(close_timeout)
@@ -428,7 +417,7 @@ class Lifecycle:
             self._hook_ended_at = self._channel.clock.time()
         if self._interrupted:
             self._interrupted = False
-            _cancel(self._hook_timer)
+            self._cancel_deadlines("hook")
         task = self._hooks_task
         while task is not None and task.cancelling():
             task.uncancel()
@@ -482,8 +471,3 @@ def _described(exc: BaseException) -> str:
     except Exception:
         # Its own __str__ fails, which must not cost the connection its on_disconnect.
         return kind
-
-
-def _cancel(timer: Timer | None) -> None:
-    if timer is not None:
-        timer.cancel()
