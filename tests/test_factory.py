@@ -20,8 +20,8 @@ from starlette.requests import HTTPConnection, Request
 from wsdeco.channels.data import Address
 from wsdeco.channels.sink import Sink
 from wsdeco.definition.base import Factory, HandlerMeta, Hooks, WebSocketHandler, bound_hook, hooks_of
-from wsdeco.definition.checks import HOOK_NAMES
 from wsdeco.definition.factory import build_factory, class_factory, headers_factory
+from wsdeco.definition.hooks import HOOK_NAMES
 from wsdeco.reasons import HandlerError, HandlerWarning, Unknown
 
 T = TypeVar("T")

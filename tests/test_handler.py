@@ -22,7 +22,7 @@ from wsdeco import reasons
 from wsdeco.channels.data import Address
 from wsdeco.channels.sink import Sink
 from wsdeco.definition.base import HandlerMeta, Hooks, WebSocketHandler, bound_hook, hooks_of, inspect_handler
-from wsdeco.definition.checks import HOOK_NAMES
+from wsdeco.definition.hooks import HOOK_NAMES
 from wsdeco.reasons import Close, DisconnectReason, HandlerError, HandlerWarning, Unknown
 
 T = TypeVar("T")

@@ -34,7 +34,7 @@ from wsdeco.channels.sink import Sink
 from wsdeco.config import ConnectionConfig
 from wsdeco.connection.deadlines import Deadlines
 from wsdeco.definition.base import Factory, bound_hook, hooks_of
-from wsdeco.definition.checks import Hooks
+from wsdeco.definition.hooks import Hooks
 from wsdeco.reasons import (
     Close,
     CloseCode,

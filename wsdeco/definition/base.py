@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABCMeta
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from itertools import chain
 from types import MethodType
 from typing import Any, Final, TypeAlias
 from weakref import WeakKeyDictionary
@@ -13,33 +14,41 @@ from starlette.requests import HTTPConnection
 from wsdeco.channels.data import Address
 from wsdeco.channels.sink import Sink
 from wsdeco.definition.checks import (
-    HOOK_NAMES,
-    Hooks,
     abstract_faults,
-    class_name,
     handler_faults,
     hook_faults,
-    raise_class_faults,
-    read_hooks,
     require_class,
     warn_of_shared_attributes,
 )
+from wsdeco.definition.faults import class_name, raise_class_faults
+from wsdeco.definition.hooks import HOOK_NAMES, Hook, Hooks, find_hooks, summary
 from wsdeco.reasons import DisconnectReason, HandlerError
 
 __all__ = [
     "DEFAULT_HOOKS",
     "Factory",
+    "Generated",
     "HandlerMeta",
     "Hooks",
     "WebSocketHandler",
     "bound_hook",
     "hooks_of",
     "inspect_handler",
-    "remember_hooks",
+    "keep_hooks",
+    "share_hooks",
 ]
 
 Factory: TypeAlias = Callable[[HTTPConnection], object]
 """Makes the handler instance of a connection from its handshake request."""
+
+
+class Generated:
+    """Comes first in the bases of a generated subclass, and keeps it from the `__init_subclass__` of the others."""
+
+    __slots__ = ()
+
+    def __init_subclass__(cls, **keywords: object) -> None:
+        pass
 
 
 class HandlerMeta(ABCMeta):
@@ -51,7 +60,9 @@ class HandlerMeta(ABCMeta):
 
     def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], /, **kwargs: Any) -> None:
         super().__init__(name, bases, namespace, **kwargs)
-        raise_class_faults(cls, hook_faults(cls))
+        # A generated class was checked as the one it is made from, which only a metaclass of the user's could change.
+        if type(cls) is not HandlerMeta or bases[:1] != (Generated,):
+            raise_class_faults(cls, hook_faults(cls, find_hooks(cls)))
 
 
 class WebSocketHandler(metaclass=HandlerMeta):
@@ -137,9 +148,10 @@ def inspect_handler(cls: type) -> Hooks:
         HandlerWarning: A mutable class attribute is shared by all connections.
     """
     require_class(cls)
-    raise_class_faults(cls, [*handler_faults(cls), *abstract_faults(cls)])
-    warn_of_shared_attributes(cls)
-    return read_hooks(cls)
+    found = find_hooks(cls)
+    raise_class_faults(cls, chain(handler_faults(cls, found), abstract_faults(cls)))
+    warn_of_shared_attributes(cls, found)
+    return summary(found)
 
 
 def hooks_of(cls: type) -> Hooks:
@@ -154,9 +166,22 @@ def hooks_of(cls: type) -> Hooks:
     return hooks
 
 
-def remember_hooks(cls: type, hooks: Hooks) -> None:
-    """Have `hooks_of` answer `hooks` for `cls`, a class generated from one that was inspected."""
-    _known_hooks[cls] = hooks
+def keep_hooks(cls: type, found: Mapping[str, Hook]) -> Hooks:
+    """Return what `hooks_of` says of `cls` from now on, in which these hooks were found and no faults.
+
+    Warns:
+        HandlerWarning: As `inspect_handler`, at the first time.
+    """
+    hooks = _known_hooks.get(cls)
+    if hooks is None:
+        warn_of_shared_attributes(cls, found)
+        hooks = _known_hooks[cls] = summary(found)
+    return hooks
+
+
+def share_hooks(generated: type, hooks: Hooks) -> None:
+    """Have `hooks_of` answer `hooks` for a class generated from one that was inspected."""
+    _known_hooks[generated] = hooks
 
 
 def bound_hook(handler: object, name: str) -> Any:

@@ -8,31 +8,24 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from operator import attrgetter
 from types import new_class
 from typing import Any, Final, Protocol, TypeAlias, cast
 
-from starlette.datastructures import Headers, QueryParams
+from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 
-from wsdeco.definition.base import DEFAULT_HOOKS, Factory, HandlerMeta, hooks_of, remember_hooks
-from wsdeco.definition.checks import (
-    HOOK_NAMES,
-    abstract_faults,
-    class_name,
-    described,
-    handler_faults,
-    raise_class_faults,
-    raise_faults,
-    require_class,
-    user_bases,
-)
+from wsdeco.definition.base import DEFAULT_HOOKS, Factory, Generated, HandlerMeta, keep_hooks, share_hooks
+from wsdeco.definition.checks import abstract_faults, handler_faults, require_class
+from wsdeco.definition.faults import class_name, described, raise_class_faults, raise_faults
+from wsdeco.definition.hooks import HOOK_NAMES, find_hooks, user_bases
 from wsdeco.definition.paths import parameter_kinds
 from wsdeco.definition.signatures import (
+    UNKNOWN,
     accepts,
     bindable,
     namespace_of,
@@ -42,6 +35,7 @@ from wsdeco.definition.signatures import (
     shown_type,
     signature_of,
 )
+from wsdeco.definition.supply import SUPPLIES, Getter, Supply, path_supplies, request_supply
 from wsdeco.reasons import HandlerError
 
 __all__ = ["HandlerFactory", "SupportsCreate", "build_factory", "class_factory", "headers_factory"]
@@ -58,43 +52,28 @@ class SupportsCreate(Protocol):
 HandlerFactory: TypeAlias = Callable[[Headers], object] | SupportsCreate | type[SupportsCreate]
 """What users may write to make handlers by themselves."""
 
-_Getter: TypeAlias = Callable[[HTTPConnection], object]
-
-
-@dataclass(frozen=True, slots=True)
-class _Supply:
-    """What a constructor parameter can be given: its class, `None` where that is not known, and its source."""
-
-    kind: type | None
-    get: _Getter
-
 
 @dataclass(frozen=True, slots=True)
 class _Constructor:
-    """How a class is called, and the globals of the annotations in it."""
+    """How a class is called, and what defines it: the annotations in its signature stand in the globals of one."""
 
     signature: inspect.Signature
-    namespace: Mapping[str, object]
+    makers: tuple[object, ...]
+
+    def shown(self, cls: type) -> str:
+        """Return the call as it is written."""
+        return f"{class_name(cls)}{self.signature.replace(return_annotation=UNKNOWN)}"
+
+    def resolved(self, annotation: object) -> object:
+        """Return what an annotation of the signature stands for."""
+        namespaces = (cast("dict[str, object]", namespace_of(maker)) for maker in reversed(self.makers))
+        return resolve(annotation, ChainMap(*namespaces))
 
 
-_SUPPLIES: Final = {
-    "headers": _Supply(Headers, attrgetter("headers")),
-    "query_params": _Supply(QueryParams, attrgetter("query_params")),
-    "request": _Supply(HTTPConnection, lambda connection: connection),
-}
-
+_SUPPLIES: Final = SUPPLIES | {"request": request_supply(HTTPConnection)}
 
 _KEPT: Final = ("addr", "sink")
 """The attributes that the default `on_connect` sets."""
-
-
-class _Unannounced:
-    """Comes first in the bases of a generated subclass, and keeps it from the `__init_subclass__` of the others."""
-
-    __slots__ = ()
-
-    def __init_subclass__(cls, **keywords: object) -> None:
-        pass
 
 
 def build_factory(cls: type, path: str, factory: object | None = None) -> Factory:
@@ -116,10 +95,11 @@ def build_factory(cls: type, path: str, factory: object | None = None) -> Factor
     if factory is None:
         return class_factory(cls, parameter_kinds(path))
     require_class(cls)
-    raise_class_faults(cls, chain(handler_faults(cls), _factory_faults(factory)))
+    found = find_hooks(cls)
+    raise_class_faults(cls, chain(handler_faults(cls, found), _factory_faults(factory)))
     # An abstract class only says what the factory's handlers look like.
     if not inspect.isabstract(cls):
-        hooks_of(cls)
+        keep_hooks(cls, found)
     return _from_headers(factory)
 
 
@@ -147,18 +127,15 @@ def class_factory(cls: type, path_params: Mapping[str, type | None]) -> Factory:
         HandlerError: `cls` cannot handle connections, or nothing can make its instances; the error lists every fault.
     """
     require_class(cls)
-    supplies = _SUPPLIES | {name: _Supply(kind, _path_parameter(name)) for name, kind in path_params.items()}
+    found = find_hooks(cls)
     constructor = _constructor_of(cls)
-    own_faults = handler_faults(cls), abstract_faults(cls), _attribute_faults(cls)
+    supplies = _SUPPLIES | path_supplies(path_params)
+    own_faults = handler_faults(cls, found), abstract_faults(cls), _attribute_faults(cls)
     raise_class_faults(cls, chain(*own_faults, _constructor_faults(cls, constructor, supplies)))
-    hooks = hooks_of(cls)
+    hooks = keep_hooks(cls, found)
     generated = _generate(cls)
-    remember_hooks(generated, hooks)
+    share_hooks(generated, hooks)
     return _from_supplies(generated, constructor.signature, supplies)
-
-
-def _path_parameter(name: str) -> _Getter:
-    return lambda connection: connection.path_params[name]
 
 
 def _constructor_of(cls: type) -> _Constructor:
@@ -167,28 +144,24 @@ def _constructor_of(cls: type) -> _Constructor:
     A metaclass, `__new__` or `__init__` that passes everything on leaves the word to the next of the three.
     """
     signature = signature_of(cls)
-    namespace: dict[str, object] = {}
-    for name in ("__new__", "__init__"):
-        maker: object = getattr(cls, name)
-        namespace |= namespace_of(maker)
+    makers: tuple[object, ...] = tuple(getattr(cls, name) for name in ("__new__", "__init__"))
+    for maker in makers:
         if signature is not None and passes_on(signature):
             signature = signature_of(maker, bound=True)
-    parameters = () if signature is None else tuple(signature.parameters.values())
-    return _Constructor(inspect.Signature(parameters), namespace)
+    return _Constructor(inspect.Signature() if signature is None else signature, makers)
 
 
-def _constructor_faults(cls: type, constructor: _Constructor, supplies: Mapping[str, _Supply]) -> Iterator[str]:
-    label = f"{class_name(cls)}{constructor.signature}"
+def _constructor_faults(cls: type, constructor: _Constructor, supplies: Mapping[str, Supply]) -> Iterator[str]:
     for name, parameter in constructor.signature.parameters.items():
         supply = supplies.get(name)
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if supply is None:
             if parameter.default is parameter.empty:
-                yield f"{label} needs `{name}`, which nothing supplies: {_advice(name, supplies)}"
-        elif supply.kind is not None and not accepts(resolve(parameter.annotation, constructor.namespace), supply.kind):
+                yield f"{constructor.shown(cls)} needs `{name}`, which nothing supplies: {_advice(name, supplies)}"
+        elif supply.kind is not None and not accepts(constructor.resolved(parameter.annotation), supply.kind):
             yield (
-                f"{label} annotates `{name}: {shown_type(parameter.annotation)}`, and gets "
+                f"{constructor.shown(cls)} annotates `{name}: {shown_type(parameter.annotation)}`, and gets "
                 f"{_full_name(supply.kind)}: write `{name}: {supply.kind.__name__}`"
             )
 
@@ -197,7 +170,7 @@ def _full_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
 
 
-def _advice(name: str, supplies: Mapping[str, _Supply]) -> str:
+def _advice(name: str, supplies: Mapping[str, Supply]) -> str:
     if name in _KEPT:
         return (
             f"it comes with the connection, so write `async def on_connect(self, addr, sink)` and keep `{name}` there"
@@ -233,9 +206,7 @@ def _generate(cls: type) -> type:
         namespace["__slots__"] = [name for name in _KEPT if not _has_setter(cls, name)]
     try:
         metaclass = _handler_metaclass(type(cls))
-        return new_class(
-            cls.__name__, (_Unannounced, cls), {"metaclass": metaclass}, lambda body: body.update(namespace)
-        )
+        return new_class(cls.__name__, (Generated, cls), {"metaclass": metaclass}, lambda body: body.update(namespace))
     except Exception as exc:
         raise HandlerError(
             f"the metaclass {type(cls).__name__} of class {class_name(cls)} does not let a subclass be made, which "
@@ -257,9 +228,9 @@ def _handler_metaclass(kind: type[type]) -> type[type]:
     return new_class(f"Handler{kind.__name__}", (HandlerMeta, kind))
 
 
-def _from_supplies(cls: type, signature: inspect.Signature, supplies: Mapping[str, _Supply]) -> Factory:
-    positional: list[_Getter] = []
-    named: dict[str, _Getter] = {}
+def _from_supplies(cls: type, signature: inspect.Signature, supplies: Mapping[str, Supply]) -> Factory:
+    positional: list[Getter] = []
+    named: dict[str, Getter] = {}
     for name, parameter in signature.parameters.items():
         supply = supplies.get(name)
         if parameter.kind is parameter.POSITIONAL_ONLY:
@@ -276,7 +247,7 @@ def _from_supplies(cls: type, signature: inspect.Signature, supplies: Mapping[st
     return make
 
 
-def _constant(value: object) -> _Getter:
+def _constant(value: object) -> Getter:
     return lambda connection: value
 
 

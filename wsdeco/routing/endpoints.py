@@ -25,8 +25,8 @@ from wsdeco.connection.admission import Slots
 from wsdeco.connection.lifecycle import Lifecycle
 from wsdeco.connection.live import LiveConnections
 from wsdeco.definition.base import Factory, hooks_of
-from wsdeco.definition.checks import HOOK_NAMES
 from wsdeco.definition.factory import HandlerFactory, build_factory, class_factory, headers_factory
+from wsdeco.definition.hooks import HOOK_NAMES
 from wsdeco.definition.paths import check_path
 from wsdeco.origins import origin_allowed
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, HandlerError, printable

@@ -7,13 +7,11 @@ import inspect
 import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from types import NoneType
 from typing import Any, Final, cast
 
 from starlette.concurrency import run_in_threadpool
 from starlette.convertors import CONVERTOR_TYPES
-from starlette.datastructures import Headers, QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
@@ -21,7 +19,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from wsdeco.channels.asgi import refusal_done
-from wsdeco.definition.checks import described, raise_faults
+from wsdeco.definition.faults import described, raise_faults
 from wsdeco.definition.paths import parameter_kinds
 from wsdeco.definition.signatures import (
     UNKNOWN,
@@ -33,6 +31,7 @@ from wsdeco.definition.signatures import (
     shown_type,
     signature_of,
 )
+from wsdeco.definition.supply import SUPPLIES, Supply, path_supplies, request_supply
 from wsdeco.reasons import CloseCode, HandlerError
 from wsdeco.rooms.members import Members
 from wsdeco.routing.endpoints import Context, WebSocketUpgrade
@@ -46,22 +45,9 @@ _CLOSE_MATCH: Final = 0.75
 """Similarity from which the name of a parameter counts as a misspelt one."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Supply:
-    """What a parameter is given: its class, `None` where that is not known, and its source."""
+_UPGRADE: Final = Supply(WebSocketUpgrade, lambda it: it if isinstance(it, WebSocketUpgrade) else None)
 
-    kind: type | None
-    get: Callable[[HTTPConnection], object]
-
-
-_UPGRADE: Final = _Supply(WebSocketUpgrade, lambda it: it if isinstance(it, WebSocketUpgrade) else None)
-
-_SUPPLIES: Final = {
-    "request": _Supply(Request, lambda it: it),
-    "headers": _Supply(Headers, lambda it: it.headers),
-    "query_params": _Supply(QueryParams, lambda it: it.query_params),
-    "upgrade": _UPGRADE,
-}
+_SUPPLIES: Final = {"request": request_supply(Request)} | SUPPLIES | {"upgrade": _UPGRADE}
 
 
 def endpoint_routes(
@@ -118,7 +104,7 @@ class _Call:
         self.name = str(getattr(function, "__qualname__", type(function).__qualname__)).rpartition("<locals>.")[2]
         self._function = function
         self._outcome = outcome_of(function, None)
-        self._arguments: dict[str, _Supply] = {}
+        self._arguments: dict[str, Supply] = {}
         self.takes_requests = True
         signature = signature_of(function)
         self._parameters = [] if signature is None else list(signature.parameters.values())
@@ -152,7 +138,7 @@ class _Call:
         if self._outcome.running == "stream":
             yield f"{label} has a `yield`: return a response, such as StreamingResponse(...)"
         namespace = namespace_of(self._function)
-        supplies = _SUPPLIES | {name: _path_parameter(name, kind) for name, kind in parameter_kinds(path).items()}
+        supplies = _SUPPLIES | path_supplies(parameter_kinds(path))
         for parameter in self._parameters:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
@@ -166,8 +152,8 @@ class _Call:
                 self.takes_requests &= supply is not _UPGRADE or accepts(annotation, NoneType)
 
     def _supply_of(
-        self, parameter: inspect.Parameter, annotation: object, supplies: Mapping[str, _Supply]
-    ) -> _Supply | None:
+        self, parameter: inspect.Parameter, annotation: object, supplies: Mapping[str, Supply]
+    ) -> Supply | None:
         if WebSocketUpgrade in alternatives(annotation):
             return _UPGRADE
         if parameter.name in supplies or parameter is not self._parameters[0] or not _is_required(parameter):
@@ -241,21 +227,17 @@ def _check_methods(methods: object) -> None:
         raise TypeError(f"methods must be a list of HTTP methods such as ['GET', 'POST'], not {methods!r}")
 
 
-def _path_parameter(name: str, kind: type | None) -> _Supply:
-    return _Supply(kind, lambda it: it.path_params[name])
-
-
 def _is_required(parameter: inspect.Parameter) -> bool:
     return parameter.default is UNKNOWN
 
 
-def _misspelt(name: str, supplies: Mapping[str, _Supply]) -> str | None:
+def _misspelt(name: str, supplies: Mapping[str, Supply]) -> str | None:
     close = difflib.get_close_matches(name, supplies, 1, _CLOSE_MATCH)
     return close[0] if close else None
 
 
 def _fault_of(
-    parameter: inspect.Parameter, annotation: object, supply: _Supply | None, supplies: Mapping[str, _Supply]
+    parameter: inspect.Parameter, annotation: object, supply: Supply | None, supplies: Mapping[str, Supply]
 ) -> str | None:
     name = parameter.name
     if supply is None:

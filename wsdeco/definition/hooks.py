@@ -1,0 +1,160 @@
+"""The hooks of a handler class: which it has, how each is called, how it runs, what it takes and gives.
+
+Pure: a class is read, nothing of it is called. Each signature is read once, and a text is made for a fault only.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partialmethod, singledispatchmethod
+from types import FunctionType, MethodType
+from typing import Any, Final
+
+from wsdeco.definition.faults import class_name, described
+from wsdeco.definition.signatures import (
+    UNKNOWN,
+    Outcome,
+    accepts,
+    call_of,
+    innermost,
+    is_wrapper,
+    namespace_of,
+    outcome_of,
+    receivers,
+    resolve,
+    signature_of,
+)
+
+__all__ = ["ARGUMENTS", "HOOK_NAMES", "Hook", "Hooks", "find_hooks", "is_default", "summary", "user_bases"]
+
+HOOK_NAMES: Final = ("on_connect", "on_message", "on_disconnect")
+
+ARGUMENTS: Final = {"on_connect": ("addr", "sink"), "on_message": ("text",), "on_disconnect": ("reason",)}
+"""What each hook is called with, positionally."""
+
+_BOUND: Final = (MethodType, partialmethod)
+"""What has been given its `self`, when `_called` has looked at it."""
+
+_DEFAULTS_MODULE: Final = "wsdeco.definition.base"
+"""Where the hooks are defined that stand in for missing ones; those do not count as defined."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the lifecycle needs to know of a handler class.
+
+    Attributes:
+        takes_text: `on_message` takes text messages.
+        takes_binary: `on_message` takes binary messages.
+        streams: `on_message` is an asynchronous generator, each of whose values is a reply.
+    """
+
+    takes_text: bool
+    takes_binary: bool
+    streams: bool
+
+
+class Hook:
+    """A hook as a class defines it.
+
+    Attributes:
+        name: Which of the hooks it is.
+        raw: What stands in the class.
+        function: What is called, before `self` is bound.
+        signature: How the bound hook is called, if that can be read.
+    """
+
+    def __init__(self, name: str, owner: type, raw: object) -> None:
+        """Describe what stands under `name` in the namespace of the class `owner`."""
+        self.name = name
+        self.raw = raw
+        self.function = _called(raw)
+        self._owner = owner
+        self._bound = hasattr(type(raw), "__get__") and not _is_one_of(_BOUND, raw)
+        self._layer, self.signature = call_of(self.function, bound=self._bound)
+        self._namespace = namespace_of(self.function)
+
+    @property
+    def label(self) -> str:
+        """Its class, name, signature and place, for messages."""
+        return described(f"{class_name(self._owner)}.{self.name}", self.function)
+
+    @cached_property
+    def parameters(self) -> list[tuple[inspect.Parameter, object]]:
+        """The parameters that receive the hook's arguments, each with its resolved annotation.
+
+        A wrapper may convert what it passes on, so what it has from the wrapped function tells nothing here.
+        """
+        received = [] if self.signature is None else receivers(self.signature, len(ARGUMENTS[self.name]))
+        converts = is_wrapper(self._layer)
+        return [(each, UNKNOWN if converts else resolve(each.annotation, self._namespace)) for each in received]
+
+    @cached_property
+    def data(self) -> object:
+        """The resolved annotation of the first argument, in a wrapped function as well."""
+        inner = innermost(self.function)
+        if inner is self._layer and self.parameters:
+            return self.parameters[0][1]
+        signature = signature_of(inner, bound=self._bound)
+        first = [] if signature is None else receivers(signature, 1)
+        return resolve(first[0].annotation, self._namespace) if first else UNKNOWN
+
+    @cached_property
+    def outcome(self) -> Outcome:
+        """How it runs and what it gives."""
+        return outcome_of(self.function, self.signature)
+
+
+def find_hooks(cls: type) -> dict[str, Hook]:
+    """Return the hooks that `cls` or a base of it defines, by name; the defaults of this library do not count."""
+    found: dict[str, Hook] = {}
+    for name in HOOK_NAMES:
+        for owner in cls.__mro__:
+            if name in vars(owner):
+                raw: object = vars(owner)[name]
+                if not is_default(raw):
+                    found[name] = Hook(name, owner, raw)
+                break
+    return found
+
+
+def summary(found: Mapping[str, Hook]) -> Hooks:
+    """Return what the lifecycle needs to know of a class with these hooks, which have no faults."""
+    hook = found.get("on_message")
+    if hook is None:
+        return Hooks(takes_text=False, takes_binary=False, streams=False)
+    takes_binary = hook.data is not UNKNOWN and accepts(hook.data, bytes)
+    return Hooks(
+        takes_text=not takes_binary or accepts(hook.data, str),
+        takes_binary=takes_binary,
+        streams=hook.outcome.running == "stream",
+    )
+
+
+def user_bases(cls: type) -> list[type]:
+    """Return the classes of the method resolution order that are neither Python's root nor this library's."""
+    return [base for base in cls.__mro__ if base is not object and base.__module__ != _DEFAULTS_MODULE]
+
+
+def is_default(raw: object) -> bool:
+    """Return whether `raw` is a hook of this library, which stands in for a missing one."""
+    # Its globals, as `functools.wraps` would give its `__module__` to a function of the user's.
+    return isinstance(raw, FunctionType) and raw.__globals__.get("__name__") == _DEFAULTS_MODULE
+
+
+def _is_one_of(kinds: tuple[type, ...], raw: object) -> bool:
+    return isinstance(raw, kinds)
+
+
+def _called(raw: Any) -> object:
+    match raw:
+        case property():
+            return raw.fget
+        case singledispatchmethod() | cached_property():
+            return raw.func
+        case partialmethod():
+            return raw.__get__(_BOUND, tuple)
+        case _:
+            return raw
