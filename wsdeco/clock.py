@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 __all__ = ["Clock", "Deadline", "Timer"]
 
@@ -48,18 +48,22 @@ class Deadline:
 
     def __init__(self, clock: Clock, seconds: float, action: Callable[[], object]) -> None:
         self._clock = clock
-        self._action = action
         self._due = clock.time() + seconds
-        self._timer = clock.call_at(self._due, self._judge)
+        # Gone when it is over: each refers to an object that may refer to this one.
+        self._action: Callable[[], object] | None = action
+        self._timer: Timer | None = clock.call_at(self._due, self._judge)
 
     def cancel(self) -> None:
         """Make sure that the action is not called any more."""
-        self._timer.cancel()
+        timer, self._timer, self._action = self._timer, None, None
+        if timer is not None:
+            timer.cancel()
 
     def _judge(self) -> None:
         now = self._clock.time()
         if now - self._due > _MAX_LATENESS:
             self._due = now + _SECOND_LOOK
             self._timer = self._clock.call_at(self._due, self._judge)
-        else:
-            self._action()
+            return
+        action, self._action, self._timer = cast("Callable[[], object]", self._action), None, None
+        action()

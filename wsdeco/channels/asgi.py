@@ -207,7 +207,11 @@ class AsgiChannel(Channel):
         written = self.loop.create_future()
         self._outbox.append(_Queued(message, 0, written))
         self._flush_soon()
-        await written
+        try:
+            await written
+        finally:
+            # The traceback of what it raises holds this frame.
+            del written
 
     def send_nowait(self, data: Data) -> bool:
         """Leave the message to the task that empties the outbox."""
@@ -255,7 +259,8 @@ class AsgiChannel(Channel):
             self._writer.cancel()
 
     def release(self) -> None:
-        """Cancel the timers."""
+        """Cancel the timers, and let go of the server's task, which keeps the exception that has cancelled it."""
+        self._reader = None
         for timer in (self._send_timer, self._lost_timer):
             if timer is not None:
                 timer.cancel()

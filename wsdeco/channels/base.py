@@ -19,7 +19,7 @@ from wsdeco.channels.data import Address, Data, HeaderItems, wire_size
 from wsdeco.channels.packed_request import PackedRequest
 from wsdeco.clock import Clock
 from wsdeco.config import ConnectionConfig
-from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, Unknown
+from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, Error, Unknown
 from wsdeco.wire.outgoing import Encoded
 
 __all__ = ["Channel", "Membership", "Owner"]
@@ -292,6 +292,15 @@ class Channel(ABC):
         if self.owner is not None:
             self.owner.channel_ended()
         return True
+
+    def forget_exception(self) -> None:
+        """Let go of the exception that has ended the channel, now that `on_disconnect` has had it.
+
+        Its traceback holds the frames of the hooks, and they the handler, its messages and this channel: as long as the
+        channel held it too, only the garbage collector could free them.
+        """
+        if isinstance(self.reason, Error):
+            self.reason = Error(self.reason.message)
 
     def _leave_rooms(self) -> None:
         rooms, self.rooms = self.rooms, ()

@@ -127,8 +127,12 @@ class Lifecycle:
             flushing = await self._interrupted_in(channel.flushed())
         cancellation, self._cancellation = self._cancellation, None
         if cancellation is not None:
-            # The one that arrived: anyio knows its own cancellations by their text.
-            raise cancellation
+            try:
+                # The one that arrived: anyio knows its own cancellations by their text.
+                raise cancellation
+            finally:
+                # Its traceback holds this frame.
+                del cancellation
 
     def start(self, done: Callable[[Lifecycle], None]) -> None:
         """Serve a connection whose channel reads by itself; call `done` when everything about it has ended.
@@ -164,6 +168,8 @@ class Lifecycle:
             self._deadlines.cancel_all()
         channel.release()
         channel.owner = None
+        # A task that was cancelled keeps the exception, whose traceback holds this object.
+        self._server_task = None
 
     @property
     def shutdown_time(self) -> float:
@@ -323,6 +329,7 @@ class Lifecycle:
             if connected is not None:
                 await self._call_on_disconnect(connected)
             self._cancel_deadlines("hook")
+            channel.forget_exception()
         if not channel.accepted:
             # Where the handshake was refused no closing handshake follows, so no event need come.
             await channel.flushed()
