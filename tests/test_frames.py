@@ -22,6 +22,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
+import wsdeco.wire.gathering
 import wsdeco.wire.incoming
 from tests import client_frames as wire
 from tests.client_frames import BINARY, CLOSE, CONT, PING, PONG, TEXT, client_frame
@@ -632,9 +633,11 @@ class TestBounds:
 def test_masking_without_the_c_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "websockets.speedups", None)
+        importlib.reload(wsdeco.wire.gathering)
         pure = importlib.reload(wsdeco.wire.incoming)
         assert pure.apply_mask.__module__ == "websockets.utils"
         assert pure.Framing(100_000).receive(wire.text("héllo" * 1000)) == ["héllo" * 1000]
+    importlib.reload(wsdeco.wire.gathering)
     importlib.reload(wsdeco.wire.incoming)
 
 

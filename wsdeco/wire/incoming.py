@@ -9,12 +9,13 @@ time for a fragment and ten times for a ping, and leaves UTF-8 to its owner.
 - **Boundaries.** `Framing` reads the header, refuses what can be refused from it (reserved bits and opcodes, a missing
   mask, long or fragmented control frames, lengths that are not minimal, a continuation out of place, a message over
   the limit), and waits until the frame is whole.
-- **Memory.** Bytes wait in one buffer, which grows as they arrive, never as a header announces. Fragments are
-  appended to one `bytearray`: three million of them cost what their payload costs. With the limit checked from each
+- **Memory.** What waits grows as it arrives, never as a header announces: frames of less than 16 KiB in one buffer,
+  larger ones, and fragments, in pieces (`wsdeco.wire.gathering`). Small pieces share a buffer: three million
+  fragments cost what their payload costs. With the limit checked from each
   header against what has been reassembled, both together hold no more than `max_message_size` and a header; of a
   compressed frame an eighth more may wait, as much as data that cannot be compressed may grow.
-- **UTF-8.** Fragments of a text pass an incremental decoder as they arrive, so that a message is refused (1007) at the
-  first fragment that makes it invalid.
+- **UTF-8.** Fragments of a text are checked as they arrive, so that a message is refused (1007) at the first fragment
+  that makes it invalid.
 - **Time.** Tiny fragments, pings and compressed messages cost far more than their bytes. One call of `receive` does a
   bounded amount of such work; if it stops before the end of its input, `unread` says so, and the rest
   waits for the next call.
@@ -27,7 +28,6 @@ A pong is due for every ping, but a peer that does not read its pongs must not f
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Callable
 from typing import Final, TypeAlias, cast
 
@@ -37,12 +37,8 @@ from websockets.frames import Opcode
 
 from wsdeco.reasons import Close, CloseCode
 from wsdeco.wire.deflate import Deflate
+from wsdeco.wire.gathering import Fragments, LargeFrame, apply_mask
 from wsdeco.wire.outgoing import Encoded, encode_close, encode_message, encode_ping, encode_pong
-
-try:
-    from websockets.speedups import apply_mask
-except ImportError:
-    from websockets.utils import apply_mask
 
 __all__ = ["Framing", "Message", "encode_close", "encode_message", "encode_ping"]
 
@@ -69,14 +65,14 @@ _INLINE_SHUT: Final = -1
 
 _TURN_BUDGET: Final = 1000
 """Frames of one call of `receive` that are not taken inline; a compressed one counts for more. A few milliseconds."""
+_LARGE: Final = 16 * 1024
+"""Payload size of a frame from which it is unmasked as it arrives, if it does not arrive in one read."""
 _VIEW_FROM: Final = 4096
 """Payload size from which a view costs less than a copy."""
 _INFLATED_BYTES_PER_FRAME: Final = 256
 """Inflated bytes that take about the time of one small frame."""
 _DEFLATED_BYTES_PER_FRAME: Final = 32
 """The same of deflated bytes, at worst: those that inflate to nothing."""
-
-_new_utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class _Fault(Exception):
@@ -117,7 +113,6 @@ class Framing:
         "_max_message_size",
         "_message_is_compressed",
         "_pongs",
-        "_utf8",
         "_wanted",
         "close_sent",
         "encode",
@@ -133,10 +128,9 @@ class Framing:
         self._deflate = deflate
         self.encode: Callable[[Message], bytes] = encode_message if deflate is None else deflate.encode_message
         self._inline_limit = max_message_size
-        self._held: bytearray | None = None
+        self._held: bytearray | LargeFrame | None = None
         self._wanted = 0
-        self._fragments: bytearray | None = None
-        self._utf8: codecs.IncrementalDecoder | None = None
+        self._fragments: Fragments | None = None
         self._message_is_compressed = False
         self._active = False
         self._pongs: list[bytes] | None = None
@@ -176,20 +170,33 @@ class Framing:
         if self.ended is not None:
             return messages
         chunk: bytes | bytearray = data
-        held = self._held
-        if held is not None:
-            held += data
-            if len(held) < self._wanted:
-                return messages
-            self._held = None
-            chunk = held
         position = 0
-        size = len(chunk)
-        wanted = 2
         budget = _TURN_BUDGET
-        limit = self._inline_limit
-        short_limit = limit if limit < _LONG else _LONG - 1
         try:
+            held = self._held
+            if isinstance(held, bytearray):
+                held += data
+                if len(held) < self._wanted:
+                    return messages
+                self._held = None
+                chunk = held
+            elif held is not None:
+                position = held.missing
+                if position > len(data):
+                    held.add(data)
+                    return messages
+                held.add(memoryview(data)[:position])
+                self._held = None
+                budget -= self._take_large(held, messages)
+                if budget <= 0 and position < len(data):
+                    self._held = bytearray(memoryview(data)[position:])
+                    self._wanted = 0
+                    self.unread = self.noticed = True
+                    return messages
+            size = len(chunk)
+            wanted = 2
+            limit = self._inline_limit
+            short_limit = limit if limit < _LONG else _LONG - 1
             while size - position > 1:
                 first = chunk[position]
                 length = chunk[position + 1] - _MASKED
@@ -211,6 +218,9 @@ class Framing:
                     start, stop = self._read_header(chunk, position, size)
                 if stop > size:
                     wanted = stop - position
+                    if size >= start and stop - start >= _LARGE:
+                        self._held = self._begin_large(first, memoryview(chunk)[start - 4 :], stop - start)
+                        position = size
                     break
                 payload = chunk[start:stop] if stop - start < _VIEW_FROM else memoryview(chunk)[start:stop]
                 payload = apply_mask(payload, chunk[start - 4 : start])
@@ -240,6 +250,12 @@ class Framing:
                 self._wanted = wanted
             self.unread = wanted == 0
         return messages
+
+    def _begin_large(self, first: int, rest: memoryview, length: int) -> LargeFrame:
+        frame = LargeFrame(first, bytes(rest[:4]), length, is_text=first == _TEXT)
+        if len(rest) > 4:
+            frame.add(rest[4:])
+        return frame
 
     def _read_header(self, chunk: bytes | bytearray, position: int, size: int) -> tuple[int, int]:  # noqa: C901, PLR0912 - one check per line of the RFC
         """Return where the payload of a frame starts, and where it stops.
@@ -285,7 +301,7 @@ class Framing:
 
     @property
     def _reassembled(self) -> int:
-        return 0 if self._fragments is None else len(self._fragments)
+        return 0 if self._fragments is None else self._fragments.size
 
     def _too_big(self) -> _Fault:
         return _Fault(CloseCode.TOO_BIG, f"message is longer than {self._max_message_size} bytes")
@@ -305,6 +321,12 @@ class Framing:
         self._take_data(first & _OPCODE, payload, messages, ends=ends, rsv1=rsv1)
         return cost
 
+    def _take_large(self, frame: LargeFrame, messages: list[Message]) -> int:
+        if frame.first & _RSV1 == 0 and frame.first >= _FIN and self._fragments is None:
+            messages.append(frame.message())
+            return 1
+        return self._take_frame(frame.first, frame.payload(), messages)
+
     def _inflate(self, payload: bytes, *, ends: bool) -> bytes:
         room = self._max_message_size - self._reassembled
         try:
@@ -320,15 +342,12 @@ class Framing:
             if ends:
                 messages.append(payload.decode() if opcode == Opcode.TEXT else payload)
                 return
-            fragments = self._fragments = bytearray()
+            fragments = self._fragments = Fragments(is_text=opcode == Opcode.TEXT)
             self._inline_limit = _INLINE_SHUT
             self._message_is_compressed = rsv1
-            self._utf8 = _new_utf8_decoder() if opcode == Opcode.TEXT else None
-        fragments += payload
-        if self._utf8 is not None:
-            self._utf8.decode(payload, ends)
+        fragments.add(payload, ends=ends)
         if ends:
-            messages.append(bytes(fragments) if self._utf8 is None else fragments.decode())
+            messages.append(fragments.message())
             self._drop_fragments()
         else:
             self._active = self.noticed = True
@@ -353,7 +372,7 @@ class Framing:
             self._pongs.append(pong)
 
     def _drop_fragments(self) -> None:
-        self._fragments = self._utf8 = None
+        self._fragments = None
         self._message_is_compressed = False
         self._inline_limit = self._max_message_size
 

@@ -1,0 +1,143 @@
+"""What has arrived of a large frame, or of a message in fragments: pieces, joined once when the last is there.
+
+A buffer that grows towards a size copies what it holds again and again, and takes fresh pages for it: on the way to
+1 MiB that cost more than all else together. A piece is as large as the read that brought it, whatever the header
+announced, is unmasked while it is still in the processor's cache, and goes with the join. Small pieces share a buffer,
+so that the memory follows the payload however it was cut.
+"""
+
+from __future__ import annotations
+
+import sys
+from codecs import utf_8_decode
+from typing import Final
+
+try:
+    from websockets.speedups import apply_mask
+except ImportError:
+    from websockets.utils import apply_mask
+
+__all__ = ["Fragments", "LargeFrame", "apply_mask"]
+
+_WHOLE: Final = 1024
+"""Size of a piece whose own object costs next to nothing."""
+_SHARED: Final = 64 * 1024
+"""Size at which a buffer of small pieces is full."""
+
+
+def _add(pieces: list[bytes | bytearray], piece: bytes) -> None:
+    if len(piece) >= _WHOLE:
+        pieces.append(piece)
+        return
+    last = pieces[-1] if pieces else None
+    if isinstance(last, bytearray) and len(last) < _SHARED:
+        last += piece
+    else:
+        pieces.append(bytearray(piece))
+
+
+class Fragments:
+    """The fragments of a message (RFC 6455, section 5.4).
+
+    Args:
+        is_text: Each fragment is checked as it comes.
+
+    Attributes:
+        size: Bytes of payload that are here.
+    """
+
+    __slots__ = ("_is_text", "_pieces", "_tail", "size")
+
+    def __init__(self, *, is_text: bool) -> None:
+        self._is_text = is_text
+        self._pieces: list[bytes | bytearray] = []
+        self._tail = b""
+        self.size = 0
+
+    def add(self, payload: bytes, *, ends: bool) -> None:
+        """Take the payload of a fragment; `ends` says that it is the last one.
+
+        Raises:
+            UnicodeDecodeError: The text is no UTF-8, whatever may come behind it.
+        """
+        self.size += len(payload)
+        _add(self._pieces, payload)
+        if self._is_text and (self._tail or not payload.isascii()):
+            unchecked = self._tail + payload
+            self._tail = unchecked[utf_8_decode(unchecked, "strict", ends)[1] :]
+
+    def message(self) -> str | bytes:
+        """Return the message, all of whose fragments have been added."""
+        payload = b"".join(self._pieces)
+        return payload.decode() if self._is_text else payload
+
+
+class LargeFrame:
+    """A data frame of which more is to come, unmasked piece by piece.
+
+    Args:
+        first: The first byte of its header.
+        key: The masking key.
+        length: Bytes of its payload.
+        is_text: It is a whole message of text. What arrives is decoded at once where that takes no more memory, so that
+            no turn of the loop has to decode everything.
+
+    Attributes:
+        first: The first byte of its header.
+        missing: Bytes of its payload that have yet to arrive.
+    """
+
+    __slots__ = ("_decodes", "_is_text", "_key", "_pieces", "_tail", "_texts", "first", "missing")
+
+    def __init__(self, first: int, key: bytes, length: int, *, is_text: bool) -> None:
+        self.first = first
+        self.missing = length
+        self._is_text = self._decodes = is_text
+        self._key = key
+        self._pieces: list[bytes | bytearray] = []
+        self._tail = b""
+        self._texts: list[str] = []
+
+    def add(self, masked: bytes | memoryview) -> None:
+        """Take what has arrived, no more than `missing`."""
+        size = len(masked)
+        key = self._key
+        piece = apply_mask(masked, key)
+        self.missing -= size
+        turned = size & 3
+        self._key = key[turned:] + key[:turned]
+        if self._decodes:
+            piece = self._tail + piece
+            self._tail = b""
+            try:
+                text, used = utf_8_decode(piece, "strict", False)
+            except UnicodeDecodeError:
+                # It is told when the frame is whole, as of a small one.
+                pass
+            else:
+                if sys.getsizeof(text) * 8 <= len(piece) * 9:
+                    self._texts.append(text)
+                    self._tail = piece[used:]
+                    return
+            # Beyond the BMP a character among others makes four bytes of each: that has to wait for the whole message.
+            self._decodes = False
+        _add(self._pieces, piece)
+
+    def payload(self) -> bytes:
+        """Return the payload of a frame that is no whole text; once, as nothing of it is kept."""
+        pieces, self._pieces = self._pieces, []
+        first = pieces[0]
+        return first if len(pieces) == 1 and isinstance(first, bytes) else b"".join(pieces)
+
+    def message(self) -> str | bytes:
+        """Return the payload of a frame that is a whole message; once, as nothing of it is kept.
+
+        Raises:
+            UnicodeDecodeError: The text is no UTF-8.
+        """
+        if not self._is_text:
+            return self.payload()
+        self._pieces.append(self._tail)
+        texts, self._texts = self._texts, []
+        texts.append(self.payload().decode())
+        return "".join(texts)
