@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -141,6 +141,9 @@ class Owner:
 
     def transport_lost(self) -> None:
         self.heard.append("transport_lost")
+
+    def create_task(self, work: Coroutine[Any, Any, Any], name: str | None) -> "asyncio.Task[Any]":
+        raise NotImplementedError
 
 
 class Server:

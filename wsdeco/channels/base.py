@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Coroutine, Mapping
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import HTTPConnection
 
@@ -24,6 +24,8 @@ from wsdeco.wire.outgoing import Encoded
 
 __all__ = ["Channel", "Membership", "Owner"]
 
+T = TypeVar("T")
+
 
 class Owner(Protocol):
     """Who is told what happens to a channel."""
@@ -33,6 +35,10 @@ class Owner(Protocol):
 
     def channel_ended(self) -> None:
         """Take notice that `reason` is set; called once."""
+
+    def create_task(self, work: Coroutine[Any, Any, T], name: str | None) -> asyncio.Task[T]:
+        """Run `work` in a task that ends with the connection."""
+        ...
 
     def transport_lost(self) -> None:
         """Take notice that the transport is gone, where a channel can tell; called once."""

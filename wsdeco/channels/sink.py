@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from operator import attrgetter
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from starlette.datastructures import Headers, QueryParams
 from starlette.requests import HTTPConnection
 
-from wsdeco.channels.base import Channel
+from wsdeco.channels.base import Channel, Owner
 from wsdeco.channels.data import Address, HeaderItems, checked_data, wire_size
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, check_close_code, cut_close_reason
 
 __all__ = ["Sink", "channel_of"]
+
+T = TypeVar("T")
 
 
 class Sink:
@@ -122,22 +124,27 @@ class Sink:
         Messages wait there until the upgrade is accepted and the peer reads. Where `max_outbox` would be
         exceeded, `slow_consumer` decides: the peer is closed with 1013, or the message dropped and counted.
 
+        Any thread may call it. From outside of the event loop of the connection the message is handed over, and goes in
+        soon.
+
         Returns:
-            Whether the message went in; `False` also when the connection has ended.
+            Whether the message went in or was handed over; `False` also when the connection or its event loop has
+            ended.
 
         Raises:
-            RuntimeError: The call comes from another event loop.
             TypeError: `data` is neither text nor bytes.
             ValueError: `data` is larger than `max_outbox`, or text with a lone surrogate.
         """
-        self._check_loop()
+        channel = self._channel
         data = checked_data(data)
-        if wire_size(data) > self._channel.config.max_outbox:
+        if wire_size(data) > channel.config.max_outbox:
             raise ValueError(
-                f"a message of {wire_size(data)} bytes never fits max_outbox={self._channel.config.max_outbox}: "
+                f"a message of {wire_size(data)} bytes never fits max_outbox={channel.config.max_outbox}: "
                 "set a larger max_outbox, or use `await sink.send(...)`"
             )
-        return self._channel.send_nowait(data)
+        if self._is_at_home():
+            return channel.send_nowait(data)
+        return not channel.closed and self._hand_over(channel.send_nowait, data)
 
     async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
         """Close the connection behind everything sent before; calling it again does nothing.
@@ -166,16 +173,95 @@ class Sink:
             channel.close(code, reason, Close(code, reason, by="server"))
         await channel.flushed()
 
-    def _check_loop(self) -> None:
+    def close_nowait(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
+        """Do what `close` does, without waiting for the peer, from synchronous code of any thread.
+
+        From outside of the event loop of the connection it is handed over, and done soon.
+
+        Args:
+            code: As for `close`.
+            reason: As for `close`.
+
+        Raises:
+            TypeError: As `close`.
+            ValueError: As `close`.
+        """
+        code, reason = check_close_code(code), cut_close_reason(reason)
+        if self._is_at_home():
+            self._close_nowait(code, reason)
+        else:
+            self._hand_over(self._close_nowait, code, reason)
+
+    def _close_nowait(self, code: int, reason: str) -> None:
+        channel = self._channel
+        if channel.closed:
+            return
+        if channel.accepted:
+            channel.close(code, reason, Close(code, reason, by="server"))
+        else:
+            # The upgrade comes first, which an ASGI server is awaited for.
+            _ = self.create_task(self.close(code, reason))
+
+    def create_task(self, work: Coroutine[Any, Any, T], *, name: str | None = None) -> asyncio.Task[T]:
+        """Run a coroutine in a task that belongs to the connection, beside its hooks.
+
+        It is cancelled when the last `on_message` has ended, and `on_disconnect` waits for its end, within
+        `disconnect_grace`, or `close_timeout` at shutdown. An exception that leaves it counts as one of a hook: it is
+        logged, and closes the connection with 1011; unless somebody awaits the task, who gets it then.
+        `WebSocketException` closes with its code. `idle_timeout` goes on meanwhile.
+
+        Args:
+            work: The coroutine.
+            name: The name of the task, for the log; by default asyncio's.
+
+        Returns:
+            The task, to be awaited or cancelled.
+
+        Raises:
+            ConnectionClosed: The connection has ended.
+            RuntimeError: The call comes from another event loop.
+            TypeError: `work` is no coroutine.
+        """
+        if not asyncio.iscoroutine(work):
+            raise TypeError(
+                f"create_task() takes a coroutine, not {type(work).__name__}: call the async function, "
+                "as in sink.create_task(self.work())"
+            )
         try:
-            running = asyncio.get_running_loop()
+            owner = self._open_owner()
+        except BaseException:
+            # Or Python would warn that it was never awaited.
+            work.close()
+            raise
+        return owner.create_task(work, name)
+
+    def _open_owner(self) -> Owner:
+        self._check_loop()
+        channel = self._channel
+        if channel.owner is None or channel.closed:
+            raise channel.closed_error()
+        return channel.owner
+
+    def _is_at_home(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self._channel.loop
         except RuntimeError:
-            running = None
-        if running is not self._channel.loop:
+            return False
+
+    def _hand_over(self, call: Callable[..., object], *arguments: object) -> bool:
+        try:
+            self._channel.loop.call_soon_threadsafe(call, *arguments)
+        except RuntimeError:
+            # Closed.
+            return False
+        return True
+
+    def _check_loop(self) -> None:
+        if not self._is_at_home():
             raise RuntimeError(
-                "this connection belongs to another event loop: "
-                "use asyncio.run_coroutine_threadsafe(sink.send(...), loop) with the loop of its hooks"
-            ) from None
+                "this connection belongs to another event loop: use sink.send_nowait(...) or sink.close_nowait(...), "
+                "or asyncio.run_coroutine_threadsafe(sink.send(...), loop) with the loop of its hooks"
+            )
 
     def __repr__(self) -> str:
         return f"<Sink {self.addr} {'closed' if self.closed else 'open'}>"

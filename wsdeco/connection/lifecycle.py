@@ -20,21 +20,22 @@ sets. `Lifecycle.channel_ended` is called at that moment and decides how long a 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine
 from contextvars import copy_context
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException, WebSocketException
 
 from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Address, Data, checked_data
 from wsdeco.channels.sink import Sink
 from wsdeco.config import ConnectionConfig
+from wsdeco.connection.answers import close_of, described, refusal_of
 from wsdeco.connection.deadlines import Deadlines
-from wsdeco.definition.base import Factory, bound_hook, hooks_of
-from wsdeco.definition.hooks import Hooks
+from wsdeco.connection.tasks import Tasks
+from wsdeco.definition.base import Factory, bound_hook
+from wsdeco.definition.plan import Plan, keep_connection, plan_of
 from wsdeco.reasons import (
     Close,
     CloseCode,
@@ -44,12 +45,13 @@ from wsdeco.reasons import (
     LimitName,
     Timeout,
     Unknown,
-    printable,
 )
 
 __all__ = ["Lifecycle"]
 
 logger = logging.getLogger("wsdeco")
+
+T = TypeVar("T")
 
 _CANCEL_AGAIN: Final = 1.0
 """Seconds after which a hook that has swallowed its cancellation is cancelled again."""
@@ -80,6 +82,7 @@ class Lifecycle:
         "_server_task",
         "_shutting_down",
         "_stopped_reading",
+        "_tasks",
     )
 
     def __init__(self, channel: Channel, factory: Factory, name: str) -> None:
@@ -99,6 +102,7 @@ class Lifecycle:
         self._server_task: asyncio.Task[Any] | None = None
         self._shutting_down = False
         self._stopped_reading = False
+        self._tasks: Tasks | None = None
         channel.owner = self
 
     # The server's task.
@@ -166,6 +170,8 @@ class Lifecycle:
         channel = self._channel
         if self._deadlines is not None:
             self._deadlines.cancel_all()
+        if self._tasks is not None:
+            self._tasks.cancel()
         channel.release()
         channel.owner = None
         # A task that was cancelled keeps the exception, whose traceback holds this object.
@@ -224,6 +230,33 @@ class Lifecycle:
         if self._reading and not self._stopped_reading:
             self._stopped_reading = True
             cast("asyncio.Task[Any]", self._server_task).cancel()
+
+    # Work that belongs to the connection.
+
+    def create_task(self, work: Coroutine[Any, Any, T], name: str | None) -> asyncio.Task[T]:
+        """Run `work` in a task that ends before `on_disconnect`."""
+        if self._tasks is None:
+            self._tasks = Tasks(self._task_failed)
+        return self._tasks.create(self._channel.loop, work, name)
+
+    def _task_failed(self, name: str, exc: BaseException) -> None:
+        self._fail(exc, f"{self._name}: task {name}")
+
+    async def _end_tasks(self) -> None:
+        tasks = self._tasks
+        if tasks is None:
+            return
+        self._limit_ending()
+        # Counts as a hook, so that a deadline reaches it.
+        self._hook = "create_task"
+        try:
+            await tasks.end()
+        except asyncio.CancelledError:
+            if self._is_thrown_away():
+                raise
+            left = ", ".join(tasks.names())
+            logger.warning("%s: tasks of %s ignore their cancellation: %s", self._name, self._channel.addr, left)
+        self._hook_over()
 
     # Deadlines.
 
@@ -309,23 +342,31 @@ class Lifecycle:
             connected: object = None
             try:
                 handler = self._factory(channel.request)
-                hooks = hooks_of(type(handler))
+                plan = plan_of(type(handler))
                 on_connect = bound_hook(handler, "on_connect")
                 connected = handler
-                await self._call_on_connect(on_connect)
-                del on_connect
+                sink = Sink(channel)
+                if plan.keeps:
+                    keep_connection(plan, handler, channel.addr, sink)
+                await self._call_on_connect(on_connect, sink)
+                del on_connect, sink
                 if self._done is not None:
                     channel.pack_request()
-                await self._call_on_message(hooks, bound_hook(handler, "on_message"))
+                await self._call_on_message(plan, bound_hook(handler, "on_message"))
             except BaseException as exc:
                 if self._is_thrown_away():
                     raise
-                if isinstance(exc, HTTPException) and not channel.accepted and channel.reason is None:
+                if (
+                    isinstance(exc, HTTPException | WebSocketException)
+                    and not channel.accepted
+                    and channel.reason is None
+                ):
                     connected = None
                     await self._refuse(exc)
                 else:
                     self._fail(exc)
             self._hook_over()
+            await self._end_tasks()
             if connected is not None:
                 await self._call_on_disconnect(connected)
             self._cancel_deadlines("hook")
@@ -335,17 +376,17 @@ class Lifecycle:
             await channel.flushed()
             self._stop_reading()
 
-    async def _call_on_connect(self, on_connect: Callable[[Address, Sink], Awaitable[None]]) -> None:
+    async def _call_on_connect(self, on_connect: Callable[[Address, Sink], Awaitable[None]], sink: Sink) -> None:
         channel = self._channel
         self._hook = "on_connect"
-        await on_connect(channel.addr, Sink(channel))
+        await on_connect(channel.addr, sink)
         if not channel.closed:
             # Part of the hook, so that a deadline reaches it where the peer does not read.
             await channel.accept()
         self._hook_over()
 
     async def _call_on_message(  # noqa: C901, PLR0912 - the fast path: a call costs
-        self, hooks: Hooks, on_message: Callable[[Data], Any]
+        self, plan: Plan, on_message: Callable[[Data], Any]
     ) -> None:
         channel = self._channel
         task = cast("asyncio.Task[None]", self._hooks_task)
@@ -357,12 +398,12 @@ class Lifecycle:
                     return
                 await channel.event()
                 continue
-            if not (hooks.takes_text if isinstance(data, str) else hooks.takes_binary):
+            if not (plan.takes_text if isinstance(data, str) else plan.takes_binary):
                 channel.undelivered += 1
                 continue
             self._hook = "on_message"
             try:
-                if hooks.streams:
+                if plan.streams:
                     await self._stream(on_message(data))
                 else:
                     reply = await on_message(data)
@@ -394,12 +435,7 @@ class Lifecycle:
         undelivered = self._channel.undelivered
         if undelivered:
             logger.info("%s: %d messages of %s reached no hook", self._name, undelivered, self._channel.addr)
-        self._cancel_deadlines("hook")
-        grace, close_timeout = self._config.disconnect_grace, self._config.close_timeout
-        if self._shutting_down:
-            self._limit_hook(close_timeout)
-        elif grace is not None:
-            self._limit_hook(max(grace, close_timeout))
+        self._limit_ending()
         self._hook = "on_disconnect"
         try:
             await bound_hook(handler, "on_disconnect")(reason)
@@ -408,6 +444,14 @@ class Lifecycle:
                 raise
             self._fail(exc)
         self._hook_over()
+
+    def _limit_ending(self) -> None:
+        self._cancel_deadlines("hook")
+        grace, close_timeout = self._config.disconnect_grace, self._config.close_timeout
+        if self._shutting_down:
+            self._limit_hook(close_timeout)
+        elif grace is not None:
+            self._limit_hook(max(grace, close_timeout))
 
     async def _reason(self) -> DisconnectReason:
         try:
@@ -429,27 +473,37 @@ class Lifecycle:
         while task is not None and task.cancelling():
             task.uncancel()
 
-    async def _refuse(self, exc: HTTPException) -> None:
+    async def _refuse(self, exc: HTTPException | WebSocketException) -> None:
         # Also where __init__ refuses: a deadline reaches only what counts as a hook.
         self._hook = "on_connect"
-        detail: object = exc.detail
         try:
-            body = detail if isinstance(detail, str) else json.dumps(detail)
-            await self._channel.refuse(exc.status_code, body, exc.headers)
+            if isinstance(exc, WebSocketException):
+                logger.info("%s refused by %s: %s", self._channel.addr, self._name, described(exc))
+            await self._channel.refuse(*refusal_of(exc))
         except BaseException as failure:
             if self._is_thrown_away():
                 raise
             self._fail(failure)
 
-    def _fail(self, exc: BaseException) -> None:
+    def _fail(self, exc: BaseException, where: str | None = None) -> None:
         if self._is_departure(exc):
             return
-        where = f"{self._name}.{self._hook}" if self._hook is not None else self._name
+        if where is None:
+            where = f"{self._name}.{self._hook}" if self._hook is not None else self._name
+        if isinstance(exc, WebSocketException):
+            try:
+                close = close_of(exc)
+            except (TypeError, ValueError) as fault:
+                exc = fault
+            else:
+                logger.info("%s closes %s: %s", where, self._channel.addr, described(exc))
+                self._channel.close(close.code, close.reason, close)
+                return
         if isinstance(exc, asyncio.CancelledError) and self._is_expected_cancellation():
             logger.warning("%s for %s was cancelled: %s", where, self._channel.addr, self._channel.reason)
             return
         logger.error("%s failed for %s", where, self._channel.addr, exc_info=exc)
-        message = f"{where} raised {_described(exc)}"
+        message = f"{where} raised {described(exc)}"
         self._channel.close(CloseCode.INTERNAL_ERROR, INTERNAL_ERROR, Error(message, exc))
 
     def _is_thrown_away(self) -> bool:
@@ -469,12 +523,3 @@ class Lifecycle:
         # A handshake that is over cannot be refused any more, and need not be.
         is_late_refusal = isinstance(exc, HTTPException) and self._hook == "on_connect" and not self._channel.accepted
         return is_late_refusal or isinstance(exc, ConnectionClosed)
-
-
-def _described(exc: BaseException) -> str:
-    kind = type(exc).__name__
-    try:
-        return printable(f"{kind}: {exc}")
-    except Exception:
-        # Its own __str__ fails, which must not cost the connection its on_disconnect.
-        return kind

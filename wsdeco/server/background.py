@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import logging
 import threading
+from collections.abc import Coroutine
+from concurrent.futures import CancelledError
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from wsdeco.reasons import ServerError
 from wsdeco.routing.application import Application
@@ -18,6 +21,8 @@ from wsdeco.server.serving import Server, join_threads
 __all__ = ["BackgroundServer", "run_in_background"]
 
 logger = logging.getLogger("wsdeco")
+
+T = TypeVar("T")
 
 
 def run_in_background(app: Application, host: str, port: int, options: dict[str, Any]) -> BackgroundServer:
@@ -103,6 +108,47 @@ class BackgroundServer:
         """
         self._server.end(timeout)
         self._thread.join()
+
+    def call(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        """Run a coroutine in the event loop of the server, and return what it returns.
+
+        For synchronous code beside the server: `server.call(ws.broadcast("/chat", "hello"))` in a cell of a notebook,
+        or in a thread. The caller waits; in a thread with a running event loop that loop does not go on meanwhile.
+
+        Args:
+            work: The coroutine.
+            timeout: Seconds to wait at most; then the coroutine is cancelled. By default as long as it takes.
+
+        Raises:
+            ServerError: The server has ended, or the caller is one of its hooks.
+            TimeoutError: It took longer than `timeout`.
+            TypeError: `work` is no coroutine.
+        """
+        if not asyncio.iscoroutine(work):
+            raise TypeError(
+                f"call() takes a coroutine, not {type(work).__name__}: call the async function, as in "
+                'server.call(ws.broadcast("/chat", "hello"))'
+            )
+        try:
+            result = asyncio.run_coroutine_threadsafe(work, self._loop_of_others())
+        except BaseException:
+            # Or Python would warn that it was never awaited.
+            work.close()
+            raise
+        try:
+            return result.result(timeout)
+        except CancelledError:
+            raise ServerError(f"the server at {self.http_url} has ended meanwhile") from None
+        finally:
+            result.cancel()
+
+    def _loop_of_others(self) -> asyncio.AbstractEventLoop:
+        loop = self._server.loop
+        if loop is None or loop.is_closed() or not self.running:
+            raise ServerError(f"the server at {self.http_url} has ended: start it again with run()")
+        if threading.current_thread() is self._thread:
+            raise ServerError("a hook of the server is in its event loop already: await the coroutine there")
+        return loop
 
     def __enter__(self) -> Self:
         return self

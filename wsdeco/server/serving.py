@@ -51,6 +51,7 @@ class Server(uvicorn.Server):
         app: The app.
         listeners: Where it listens, or will.
         thread: The thread whose event loop serves.
+        loop: That event loop; `None` before it is made.
         on_start: Called in that thread as soon as it serves.
         on_end: Called in another one when a signal has begun its end, with the seconds that may take at most.
         ended: Set when it has ended, or could not start.
@@ -61,6 +62,7 @@ class Server(uvicorn.Server):
         self.app = app
         self.listeners = Listeners(config.host, config.port, [])
         self.thread = threading.current_thread()
+        self.loop: asyncio.AbstractEventLoop | None = None
         self.on_start: Callable[[], None] = lambda: None
         self.on_end: Callable[[float], None] | None = None
         self.ended = threading.Event()
@@ -116,7 +118,7 @@ class Server(uvicorn.Server):
         Raises:
             ServerError: The start-up part of the lifespan has failed.
         """
-        loop = _new_event_loop(self.config.loop)
+        loop = self.loop = _new_event_loop(self.config.loop)
         threads = ThreadPoolExecutor(thread_name_prefix=self.thread_prefix)
         loop.set_default_executor(threads)
         try:

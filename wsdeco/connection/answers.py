@@ -1,0 +1,49 @@
+"""What the peer and the log are told of an exception that leaves a hook."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from starlette.exceptions import HTTPException, WebSocketException
+
+from wsdeco.reasons import Close, check_close_code, cut_close_reason, printable
+
+__all__ = ["close_of", "described", "refusal_of"]
+
+
+def refusal_of(exc: HTTPException | WebSocketException) -> tuple[int, str, Mapping[str, str] | None]:
+    """Return status, body and headers of the response that refuses a handshake.
+
+    Raises:
+        TypeError: JSON has no form for the detail of the exception.
+        ValueError: The detail refers to itself.
+    """
+    if isinstance(exc, WebSocketException):
+        # As Starlette does.
+        return 403, exc.reason or "Forbidden", None
+    detail: object = exc.detail
+    if isinstance(detail, str):
+        return exc.status_code, detail, exc.headers
+    headers = {name.lower(): value for name, value in (exc.headers or {}).items()}
+    return exc.status_code, json.dumps(detail), {"content-type": "application/json"} | headers
+
+
+def close_of(exc: WebSocketException) -> Close:
+    """Return how the connection ends.
+
+    Raises:
+        TypeError: The code is not an `int`, or the reason not a `str`.
+        ValueError: No endpoint may send the code, or UTF-8 has no form for the reason.
+    """
+    return Close(check_close_code(exc.code), cut_close_reason(exc.reason or ""), by="server")
+
+
+def described(exc: BaseException) -> str:
+    """Return class and text of an exception, fit for one line of a log."""
+    kind = type(exc).__name__
+    try:
+        return printable(f"{kind}: {exc}")
+    except Exception:
+        # Its own __str__ fails, which must not cost the connection its on_disconnect.
+        return kind
