@@ -45,15 +45,24 @@ class World:
         self.received = 0
         self.served: list[str] = []
         self.gate = asyncio.Event()
+        self.protocols: list[Any] = []
         world = self
 
         class Protocol(tested):  # type: ignore[misc, valid-type] # a base class that is a parameter
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                world.protocols.append(self)
+                super().connection_made(transport)
+
             def data_received(self, data: bytes) -> None:
                 world.received += len(data)
                 super().data_received(data)
 
         setattr(Protocol, "clock", clock)  # noqa: B010 - the base class is not known to have it
         self.protocol: type[asyncio.Protocol] = Protocol
+
+    def queued(self) -> list[int]:
+        """Return how many parsed requests wait for their turn on each connection."""
+        return [len(getattr(protocol, "pipeline", ())) for protocol in self.protocols]
 
     @asynccontextmanager
     async def serve(self, **options: Any) -> AsyncGenerator[Server]:
@@ -81,14 +90,23 @@ class World:
     async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.served.append(f"{scope['method']} {scope['path']}")
         start: Message = {"type": "http.response.start", "status": 200, "headers": [(b"x-n", b"%d" % len(self.served))]}
+        if scope["path"] == "/early":
+            await send(start)
+            await send({"type": "http.response.body", "body": b"/early"})
+            return
         if scope["path"] == "/wait":
             await self.gate.wait()
+        if scope["path"] == "/ask":
+            await receive()
+            asking = asyncio.ensure_future(receive())
+            await self.gate.wait()
+            asking.cancel()
         if scope["path"] == "/part":
             await send(start)
             await send({"type": "http.response.body", "body": b"part", "more_body": True})
             await self.gate.wait()
         body = b""
-        more = True
+        more = scope["path"] != "/ask"
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -179,6 +197,53 @@ async def test_pipelined_requests_are_served_in_order(world: World) -> None:
         posted = request("/b", "Content-Length: 4", method="POST", body=b"body")
         await peer.write(request("/a") + posted + request("/c"))
         assert [await response(peer) for _ in range(3)] == [b"/a", b"body", b"/c"]
+
+
+@pytest.mark.parametrize("path", ["/wait", "/ask"])
+async def test_requests_that_are_sent_for_ever_wait_as_bytes(world: World, path: str) -> None:
+    async with world.serve() as server, dial(server) as peer:
+        await peer.write(request(path))
+        await until(lambda: world.served == [f"GET {path}"])
+        peer.writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 100_000)
+        await until(lambda: world.received > 1 << 16)
+        async with server.http() as client:
+            assert (await client.get("/other")).text == "/other"
+        # With TLS some may have been read when reading is paused.
+        world.protocols[0].data_received(request("/late"))
+        # An app that asks for the end of its request does not make the server read on.
+        assert world.received < 1 << 20
+        assert max(world.queued()) <= 64
+        assert world.served == [f"GET {path}", "GET /other"]
+        world.gate.set()
+
+
+async def test_thousands_of_pipelined_requests_are_all_served_in_order(world: World) -> None:
+    count = 3000
+    async with world.serve() as server, dial(server) as peer:
+        await peer.write(request("/wait"))
+        await until(lambda: world.served == ["GET /wait"])
+        writing = asyncio.create_task(peer.write(b"".join(request(f"/{number}") for number in range(count))))
+        await until(lambda: world.received > 1 << 16)
+        # The app has yet to ask for a body, which lets an ordinary server read on.
+        world.gate.set()
+        assert await response(peer) == b"/wait"
+        for number in range(count):
+            assert await response(peer) == b"/%d" % number
+        await writing
+
+
+async def test_a_client_that_pipelines_may_leave(world: World) -> None:
+    async with world.serve() as server:
+        for end in ("close", "reset"):
+            async with dial(server) as peer:
+                world.gate.clear()
+                served = len(world.served)
+                await peer.write(request("/wait") + b"".join(request(f"/{number}") for number in range(1000)))
+                await until(lambda served=served: len(world.served) > served)  # type: ignore[misc]
+                getattr(peer.writer if end == "close" else peer, end)()
+                world.gate.set()
+        async with server.http() as client:
+            assert (await client.get("/other")).text == "/other"
 
 
 async def test_a_body_may_be_large_and_come_with_the_next_head(world: World) -> None:
@@ -308,6 +373,82 @@ async def test_an_upgraded_connection_has_no_deadline_of_ours(world: World) -> N
         await world.clock.advance(TIMEOUT * 10)
         await peer.send("x")
         assert await peer.receive() == "x"
+
+
+# Time for a body.
+
+
+def posted(path: str, size: int) -> bytes:
+    return request(path, f"Content-Length: {size}", method="POST")
+
+
+@pytest.mark.parametrize("path", ["/a", "/part"])
+async def test_a_dribbled_body_ends_its_request(world: World, path: str) -> None:
+    async with world.serve() as server, dial(server) as peer:
+        await peer.write(posted(path, 1000))
+        await until(lambda: world.served == [f"POST {path}"])
+        for _ in range(9):
+            before = world.received
+            await peer.write(b"x")
+            await until(lambda before=before: world.received == before + 1)  # type: ignore[misc]
+            await world.clock.advance(1)
+        assert world.served == [f"POST {path}"]
+        await world.clock.advance(1)
+        read = await answer(peer)
+        assert read.startswith(b"HTTP/1.1 408 ") if path == "/a" else read.startswith(b"HTTP/1.1 200 ")
+        world.gate.set()
+        await until(lambda: world.served == [f"POST {path}", "disconnect"])
+
+
+async def test_an_upload_over_a_slow_line_is_taken(world: World) -> None:
+    async with world.serve() as server, dial(server) as peer:
+        await peer.write(posted("/a", 24_000))
+        await until(lambda: world.served == ["POST /a"])
+        for _ in range(4):
+            before = world.received
+            await peer.write(b"x" * 6000)
+            await until(lambda before=before: world.received == before + 6000)  # type: ignore[misc]
+            await world.clock.advance(TIMEOUT)
+        assert await response(peer) == b"x" * 24_000
+
+
+async def test_a_body_that_the_app_does_not_ask_for_is_not_late(world: World) -> None:
+    size = 1 << 20
+    async with world.serve() as server, dial(server) as peer, dial(server) as polite:
+        peer.writer.write(posted("/wait", size) + b"x" * size)
+        await polite.write(request("/wait", "Expect: 100-continue", "Content-Length: 4", method="POST"))
+        await until(lambda: len(world.served) == 2 and world.received > 1 << 16)
+        for _ in range(3):
+            await world.clock.advance(TIMEOUT)
+        world.gate.set()
+        assert len(await response(peer)) == size
+        assert await polite.status() == 100
+        await polite.write(b"body")
+        assert await response(polite) == b"body"
+
+
+async def test_dribbled_bodies_do_not_hold_up_the_end_of_the_server(world: World) -> None:
+    async with world.serve() as server, dial(server) as peer:
+        await peer.write(posted("/a", 1000))
+        await until(lambda: world.served == ["POST /a"])
+        before = world.received
+        await peer.write(b"x")
+        await until(lambda: world.received == before + 1)
+        stopping = asyncio.create_task(server.stop())
+        await until(lambda: world.clock.pending == 2)
+        await world.clock.advance(LINGER)
+        assert (await answer(peer)).startswith(b"HTTP/1.1 408 ")
+        peer.writer.close()
+        await soon(stopping)
+    assert world.served == ["POST /a", "disconnect"]
+
+
+async def test_the_body_of_a_refused_upload_may_not_be_dribbled_either(world: World) -> None:
+    async with world.serve() as server, dial(server) as peer:
+        await peer.write(posted("/early", 1000))
+        assert await response(peer) == b"/early"
+        await world.clock.advance(TIMEOUT)
+        await peer.at_end()
 
 
 # Size.
@@ -486,6 +627,48 @@ async def test_a_failed_upgrade_ends_the_connection(world: World, head: bytes, s
     assert all(each == "GET /ws" for each in world.served)
 
 
+@pytest.mark.parametrize("size", [0, 4, 300_000])
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+async def test_a_post_of_java_that_offers_http2_is_an_ordinary_request(world: World, size: int, chunked: bool) -> None:
+    sent = b"x" * size
+    framing = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {size}"
+    offer = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAAB")
+    body = (b"%x\r\n%s\r\n" % (size, sent) if size else b"") + b"0\r\n\r\n" if chunked else sent
+    head = request("/a", *offer, framing, method="POST")
+    for separate in (False, True):
+        async with world.serve() as server, dial(server) as peer:
+            if separate:
+                await peer.write(head)
+                await until(lambda: world.served == ["POST /a"])
+                await peer.write(body[:7])
+                await peer.write(body[7:] + SECRET)
+            else:
+                await peer.write(head + body + SECRET)
+            assert await response(peer) == sent or b"/a"
+            await peer.at_end()
+        assert world.served == ["POST /a"]
+        world.served.clear()
+
+
+async def test_a_body_behind_an_offer_has_a_deadline_as_well(world: World) -> None:
+    async with world.serve() as server, dial(server) as peer:
+        head = request("/a", "Connection: upgrade", "Upgrade: h2c", "Content-Length: 4", method="POST")
+        await peer.write(head + b"bo")
+        await until(lambda: world.served == ["POST /a"])
+        await world.clock.advance(TIMEOUT)
+        assert (await answer(peer)).startswith(b"HTTP/1.1 408 ")
+        await until(lambda: world.served == ["POST /a", "disconnect"])
+
+
+async def test_a_body_behind_an_offer_whose_end_nobody_finds_is_refused(world: World) -> None:
+    async with world.serve() as server, dial(server) as peer:
+        head = request("/a", "Connection: upgrade", "Upgrade: h2c", "Transfer-Encoding: gzip", method="POST")
+        await peer.write(head + SECRET)
+        read = await answer(peer)
+        assert read[:12] in {b"HTTP/1.1 400", b"HTTP/1.1 501"}
+    assert "GET /secret" not in world.served
+
+
 @pytest.mark.parametrize(
     "head",
     [
@@ -649,7 +832,9 @@ class StandInTransport(asyncio.Transport):
         return "close" in self.done or "abort" in self.done
 
 
-def connected(transport: StandInTransport, clock: StalledClock) -> asyncio.Protocol:
+def connected(transport: StandInTransport, clock: StalledClock, *, handshake: float = 0) -> asyncio.Protocol:
+    """Return a protocol that gets a transport `handshake` seconds after it has been accepted."""
+
     class Protocol(HttpProtocol):  # type: ignore[misc, valid-type] # a base class that is a variable
         pass
 
@@ -660,6 +845,7 @@ def connected(transport: StandInTransport, clock: StalledClock) -> asyncio.Proto
         server_state=ServerState(),
         app_state={},
     )
+    clock.now += handshake
     protocol.connection_made(transport)
     return protocol
 
@@ -681,6 +867,14 @@ async def test_a_stalled_loop_judges_once_it_has_read() -> None:
     connected(transport, clock)
     clock.fire(at=TIMEOUT + 3)
     clock.fire(at=TIMEOUT + 3.1)
+    assert transport.done == ["abort"]
+
+
+async def test_the_deadline_starts_when_the_connection_is_accepted() -> None:
+    clock, transport = StalledClock(), StandInTransport(half_closes=False)
+    connected(transport, clock, handshake=7.9)
+    assert [round(due - TIMEOUT, 1) for due, _ in clock.timers] == [-0.1]
+    clock.fire(at=clock.timers[0][0])
     assert transport.done == ["abort"]
 
 

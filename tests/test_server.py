@@ -32,8 +32,9 @@ from websockets.exceptions import ConnectionClosed
 from tests.programs import PATIENCE, RESTART, Program, client, close_code, echo_app, receive, taken_port, wait_until
 from tests.raw import handshake, text
 from wsdeco import App, DisconnectReason, ServerError
-from wsdeco.server import foreground, listen
+from wsdeco.server import foreground, listen, serving
 from wsdeco.server.background import BackgroundServer
+from wsdeco.transport.deadlines import HEAD_TIMEOUT
 
 SHORT: Final = 0.05
 """Seconds of a deadline that a test has to see pass in real time."""
@@ -375,16 +376,39 @@ def test_the_address_can_be_opened_as_it_is_shown(host: str, shown: str) -> None
         assert server.http_url == f"http://{shown}:{server.port}"
 
 
-def test_tls(tmp_path: Path) -> None:
+def tls_files(directory: Path) -> dict[str, Any]:
+    """Write a certificate for localhost; return the options that name it. The authority is in authority.pem."""
     authority = trustme.CA()
     certificate = authority.issue_cert("localhost")
-    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+    chain, key = directory / "chain.pem", directory / "key.pem"
     certificate.cert_chain_pems[0].write_to_path(chain)
     certificate.private_key_pem.write_to_path(key)
-    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    authority.cert_pem.write_to_path(directory / "authority.pem")
+    authority.issue_cert("client").private_key_and_cert_chain_pem.write_to_path(directory / "client.pem")
+    return {"ssl_certfile": chain, "ssl_keyfile": key}
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "auto"])
+def test_a_silent_tls_hello_has_the_deadline_of_a_head(
+    loop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert serving.TLS_TIMEOUT == HEAD_TIMEOUT
+    monkeypatch.setattr(serving, "TLS_TIMEOUT", SHORT)
+    app, _ = echo_app()
+    server = app.run("127.0.0.1", 0, background=True, loop=loop, **tls_files(tmp_path))
+    assert server is not None
+    with server:
+        for hello in (b"", b"\x16\x03\x01"):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as silent:
+                silent.sendall(hello)
+                assert silent.recv(1) == b""
+
+
+def test_tls(tmp_path: Path) -> None:
+    options = tls_files(tmp_path)
     trusted = ssl.create_default_context(cafile=tmp_path / "authority.pem")
     app, _ = echo_app()
-    server = app.run("localhost", 0, background=True, ssl_certfile=chain, ssl_keyfile=key)
+    server = app.run("localhost", 0, background=True, **options)
     assert server is not None
     with server, client(f"{server.url}/ws", trusted=trusted) as connection:
         connection.send("hello")

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Final
+from functools import partial
+from typing import Any, Final, cast
 
 import uvicorn
 
@@ -21,7 +22,7 @@ from wsdeco.reasons import ServerError
 from wsdeco.routing.application import Application, registry_of
 from wsdeco.server.listen import Listeners, listen
 
-__all__ = ["ANYIO_THREAD", "Server", "join_threads", "server_of"]
+__all__ = ["ANYIO_THREAD", "TLS_TIMEOUT", "Server", "join_threads", "server_of"]
 
 logger = logging.getLogger("wsdeco")
 
@@ -33,6 +34,9 @@ _MARGIN: Final = 1.0
 
 _POLLING: Final = 0.5
 """Seconds that uvicorn's shutdown spends between its steps, whose ends it polls for."""
+
+TLS_TIMEOUT: Final = 10.0
+"""Seconds for the TLS handshake: as many as for the head of a request, whose deadline it is a part of."""
 
 _ACCEPTED_AT_ONCE: Final = 64
 """Connections that asyncio accepts without a turn for those it has."""
@@ -141,15 +145,28 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Run the start-up part of the lifespan, then accept connections."""
-        backlog = self.config.backlog
-        # As often as this asyncio goes on accepting, and reports each failure, when no descriptor is left.
-        self.config.backlog = min(backlog, _ACCEPTED_AT_ONCE)
-        try:
-            await super().startup(sockets)
-        except SystemExit:
-            raise ServerError("the lifespan of the app has failed, as the log says") from None
+        config = self.config
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            raise ServerError("the lifespan of the app has failed, as the log says")
+        protocol = partial(
+            cast("Callable[..., asyncio.Protocol]", config.http_protocol_class),
+            config=config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        loop = asyncio.get_running_loop()
+        tls: dict[str, Any] = {}
+        if config.ssl is not None:
+            # uvicorn leaves it at asyncio's minute.
+            tls = {"ssl": config.ssl, "ssl_handshake_timeout": TLS_TIMEOUT}
+        self.servers = []
         for listener in sockets or ():
-            listener.listen(backlog)
+            # As often as this asyncio goes on accepting, and reports each failure, when no descriptor is left.
+            at_once = min(config.backlog, _ACCEPTED_AT_ONCE)
+            self.servers.append(await loop.create_server(protocol, sock=listener, backlog=at_once, **tls))
+            listener.listen(config.backlog)
+        self.started = True
         self.on_start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -7,14 +7,14 @@ request for an upgrade in the same segment. Here
   lifecycle bounds what follows by itself. The next head of a connection that is kept alive has its deadline from its
   first byte; uvicorn has a timer for the time before;
 - a head has at most 64 KiB and 128 lines, else the answer is 431;
+- a body that brings less than 500 bytes a second, for ten seconds, ends its connection;
+- of requests that are sent without waiting for responses few are parsed, and the others wait as bytes;
 - what follows the head of an upgrade reaches the WebSocket protocol;
+- a request that asks for another upgrade is an ordinary one, with its body (RFC 9110, section 7.8);
 - a handshake that is the first thing on its connection, and comes in one piece, is parsed once: it goes straight to
   wsdeco's WebSocket protocol, and uvicorn's class is not even set up. Whatever is unusual about a request leaves it
   to uvicorn;
 - an upgrade that fails ends the connection, and what was sent behind it is never a request.
-
-The deadline starts when asyncio hands over the transport. With TLS this is after the TLS handshake, which asyncio
-bounds by itself.
 
 What is relied on of uvicorn's classes is written beside it. None of it has changed since uvicorn 0.35, and the tests
 of this module fail should it change.
@@ -28,94 +28,51 @@ from abc import ABC, abstractmethod
 from http import HTTPStatus
 from importlib.util import find_spec
 from typing import Any, Final, TypeAlias, cast
-from weakref import WeakKeyDictionary
 
 import h11
 from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from wsdeco.clock import Clock, Timer
+from wsdeco.clock import Clock
+from wsdeco.transport.deadlines import Deadlines, HttpDeadlines, deadlines_of
 from wsdeco.transport.protocol import WebSocketProtocol
 from wsdeco.wire.handshake import MAX_HEAD_LINES, MAX_HEAD_SIZE, read_handshake, refusal_response
 
 __all__ = ["BoundedH11Protocol", "HttpProtocol"]
 
-_HEAD_TIMEOUT: Final = 10.0
-"""Seconds for the head of a request."""
-_LINGER: Final = 2.0
-"""Seconds for a refused peer to read the refusal and to close."""
-_TICK: Final = 0.02
-"""Least seconds between two runs of a timer: what is due by then is done in one go."""
-_MAX_LATENESS: Final = 0.5
-"""Seconds by which a timer may be late before the loop counts as having stood still."""
-_DOUBT: Final = 0.1
-"""Seconds to read what has arrived while the loop stood still."""
+_LEAST_RATE: Final = 500
+"""Bytes a second that a body has to bring, as with Apache's `RequestReadTimeout`."""
+_PIECE: Final = 1024
+"""Bytes that are parsed at once outside of a body: up to 57 requests, each of which takes about 6 KiB of memory."""
+_PIECE_OF_BODY: Final = 4096
+"""The same inside of a body, whose end may lie in it with requests behind it."""
 
 _REQUEST_LINE_SIZE: Final = len(b"GET  HTTP/1.1\r\n")
 """Bytes of a request line around its target."""
 _HEADER_LINE_SIZE: Final = len(b": \r\n")
 """Bytes of a header line around its name and value."""
 
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
+"""Header fields by which the end of a body is found."""
 _EMPTY_LINE: Final = b"\r\n"
 
 _TOO_LARGE: Final = "The request head is too large."
 
 
-class _Deadlines:
-    """One delay for all connections of a server, so that their order is that of time, and one timer serves them."""
+class _Flow(FlowControl):
+    """Reads nothing while requests wait, whatever an app that asks for a body wants.
 
-    def __init__(self, clock: Clock, seconds: float) -> None:
-        self._clock = clock
-        self._seconds = seconds
-        self._due: dict[_BoundedProtocol, float] = {}
-        self._timer: Timer | None = None
-        self._timer_due = 0.0
+    Attributes:
+        holding: Requests wait behind the one that is answered.
+    """
 
-    def add(self, connection: _BoundedProtocol) -> None:
-        """Let `connection` expire one delay from now, unless it waits for that already."""
-        if connection not in self._due:
-            self._due[connection] = self._clock.time() + self._seconds
-            if self._timer is None:
-                self._set_timer(self._due[connection])
+    holding = False
 
-    def discard(self, connection: _BoundedProtocol) -> None:
-        """Forget `connection`. The timer stays: to set and to cancel it for every request would cost more."""
-        self._due.pop(connection, None)
-
-    def _set_timer(self, when: float) -> None:
-        self._timer_due = max(when, self._clock.time() + _TICK)
-        self._timer = self._clock.call_at(self._timer_due, self._run)
-
-    def _run(self) -> None:
-        now = self._clock.time()
-        if now - self._timer_due > _MAX_LATENESS:
-            # A loop that has been busy runs its timers before it reads what has arrived meanwhile.
-            self._set_timer(now + _DOUBT)
-            return
-        due: list[_BoundedProtocol] = []
-        for connection, when in self._due.items():
-            if when > now:
-                break
-            due.append(connection)
-        for connection in due:
-            del self._due[connection]
-        for connection in due:
-            connection.expire()
-        self._timer = None
-        if self._due:
-            self._set_timer(next(iter(self._due.values())))
-
-
-class _Shared:
-    """What the connections of one server share."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.heads = _Deadlines(clock, _HEAD_TIMEOUT)
-        self.lingering = _Deadlines(clock, _LINGER)
-
-
-_shared: WeakKeyDictionary[ServerState, _Shared] = WeakKeyDictionary()
+    def resume_reading(self) -> None:
+        if not self.holding:
+            super().resume_reading()
 
 
 class _BoundedProtocol(asyncio.Protocol, ABC):
@@ -132,7 +89,14 @@ class _BoundedProtocol(asyncio.Protocol, ABC):
     cycle: Any = None
     """The newest request with its response, or `None`; `shutdown` sets its `keep_alive` as we do."""
 
-    _deadlines: _Shared
+    _flow: _Flow
+    _deadlines: HttpDeadlines
+    _head: Deadlines
+    """Where the deadline for the next head is, or will be."""
+    _body: Deadlines
+    """The same for a body."""
+    _body_size = 0
+    """Bytes of a body since its deadline began."""
     _silent = True
     _deaf = False
     _status = HTTPStatus.BAD_REQUEST
@@ -152,6 +116,9 @@ class _BoundedProtocol(asyncio.Protocol, ABC):
         self.app_state = app_state
         self.connections: set[Any] = server_state.connections
         self.loop = asyncio.get_running_loop() if _loop is None else _loop
+        # With TLS it is long before the transport is handed over, since the TLS handshake comes first.
+        self._deadlines = deadlines_of(server_state, self.loop if self.clock is None else self.clock)
+        self._accepted_at = self._deadlines.clock.time()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a transport, and start the deadline."""
@@ -159,11 +126,9 @@ class _BoundedProtocol(asyncio.Protocol, ABC):
         # Nobody can tell it any more when the peer has reset the connection behind its handshake.
         self._peer_name = transport.get_extra_info("peername")
         self.connections.add(self)
-        deadlines = _shared.get(self.server_state)
-        if deadlines is None:
-            deadlines = _shared[self.server_state] = _Shared(self.loop if self.clock is None else self.clock)
-        self._deadlines = deadlines
-        deadlines.heads.add(self)
+        self._head = self._deadlines.first_heads(self._accepted_at)
+        self._body = self._deadlines.bodies
+        self._head.add(self)
 
     def data_received(self, data: bytes) -> None:
         """Take bytes from the peer."""
@@ -176,6 +141,7 @@ class _BoundedProtocol(asyncio.Protocol, ABC):
             transport, uvicorns = self.transport, cast(Any, super())
             uvicorns.__init__(self.config, self.server_state, self.app_state, self.loop)
             uvicorns.connection_made(transport)
+            self._flow = cast(Any, self).flow = _Flow(transport)
         self._take_http(data)
 
     @abstractmethod
@@ -191,7 +157,7 @@ class _BoundedProtocol(asyncio.Protocol, ABC):
             return False
         request, early = found
         self.connections.discard(self)
-        self._deadlines.heads.discard(self)
+        self._end_head()
         protocol = protocol_class(self.config, self.server_state, self.app_state, self.loop)
         protocol.connection_made(self.transport)
         self.transport.set_protocol(protocol)
@@ -200,7 +166,8 @@ class _BoundedProtocol(asyncio.Protocol, ABC):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Take the loss of the transport."""
-        self._deadlines.heads.discard(self)
+        self._end_head()
+        self._body.discard(self)
         self._deadlines.lingering.discard(self)
         if self._silent:
             self.connections.discard(self)
@@ -213,17 +180,45 @@ class _BoundedProtocol(asyncio.Protocol, ABC):
             self.transport.close()
         else:
             cast(Any, super()).shutdown()
+            waits = self._body.discard(self)
+            self._body = self._deadlines.last_bodies
+            if waits:
+                self._await_body()
+
+    def _end_head(self) -> None:
+        self._head.discard(self)
+        self._head = self._deadlines.heads
+
+    def _await_body(self, size: int = 0) -> None:
+        if self._body.add(self):
+            self._body_size = 0
+        self._body_size += size
 
     def expire(self) -> None:
         """End a connection whose deadline has run out."""
         if self._answering and not self._deaf:
             # The rest of the next head may wait behind our response: uvicorn stops reading for it.
-            self._deadlines.heads.add(self)
+            self._head.add(self)
         elif self._deaf or self._silent or not self.transport.can_write_eof():
             # What a browser opens in advance must not hold a 408 already; and with TLS, close() waits for the peer.
             self.transport.abort()
         else:
             self._write_refusal(HTTPStatus.REQUEST_TIMEOUT, "The request head took too long.")
+            self.transport.close()
+
+    def expire_body(self) -> None:
+        """End a connection whose body has made no progress, unless that is the app's doing, which does not read it."""
+        cycle = self.cycle
+        if (
+            self._body_size >= self._body.seconds * _LEAST_RATE
+            or self._flow.read_paused
+            or (cycle.waiting_for_100_continue and not cycle.response_started)
+        ):
+            self._await_body()
+        elif cycle.response_started:
+            self.transport.abort()
+        else:
+            self._write_refusal(HTTPStatus.REQUEST_TIMEOUT, "The request body took too long.")
             self.transport.close()
 
     @property
@@ -251,7 +246,7 @@ class _BoundedProtocol(asyncio.Protocol, ABC):
 
     def _end_after_response(self) -> None:
         self._deaf = True
-        self._deadlines.heads.discard(self)
+        self._end_head()
         self.cycle.keep_alive = False
 
     def _write_refusal(self, status: HTTPStatus, message: str) -> None:
@@ -259,7 +254,8 @@ class _BoundedProtocol(asyncio.Protocol, ABC):
         self.transport.write(refusal_response(status, body=message.encode(), default_headers=defaults))
         # Nobody waits for a refused peer, not even the shutdown.
         self.connections.discard(self)
-        self._deadlines.heads.discard(self)
+        self._end_head()
+        self._body.discard(self)
         self._deadlines.lingering.add(self)
         self._deaf = True
 
@@ -274,6 +270,10 @@ class _BoundedProtocol(asyncio.Protocol, ABC):
         except OSError:
             # The peer has reset the connection, and the loop has yet to notice.
             self.transport.abort()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        # Java's HTTP client and `curl --http2` ask for it with each request: it is no fault.
+        pass
 
     def _pass_on(self, early: bytes) -> None:
         # uvicorn has handed the transport to the WebSocket protocol, by `set_protocol`.
@@ -291,10 +291,12 @@ class _H11Connection(h11.Connection):
     Attributes:
         fault: The HTTP status for what the peer did wrong.
         asked_to_upgrade: The newest request has an `Upgrade` header.
+        paused: What has arrived waits for the response to the newest request.
     """
 
     fault = HTTPStatus.BAD_REQUEST
     asked_to_upgrade = False
+    paused = False
 
     def next_event(self) -> _H11Event:
         try:
@@ -304,6 +306,7 @@ class _H11Connection(h11.Connection):
         except h11.RemoteProtocolError as error:
             self.fault = HTTPStatus(error.error_status_hint)
             raise
+        self.paused = event is h11.PAUSED
         return event
 
     def _check(self, request: h11.Request) -> None:
@@ -325,14 +328,24 @@ class BoundedH11Protocol(_BoundedProtocol, H11Protocol):
             # uvicorn's own has taken no bytes yet.
             self.conn = _H11Connection(h11.SERVER, MAX_HEAD_SIZE + len(_EMPTY_LINE))
         if self.conn.their_state is h11.IDLE:
-            self._deadlines.heads.add(self)
+            self._head.add(self)
+        self._body_size += len(data)
         H11Protocol.data_received(self, data)
         if self.conn.their_state is not h11.IDLE:
-            self._deadlines.heads.discard(self)
+            self._end_head()
 
     def handle_events(self) -> None:
         """Do what the bytes say. uvicorn calls it for bytes, and for pipelined ones at the end of a response."""
+        flow = self._flow
+        if flow.holding:
+            flow.holding = False
+            flow.resume_reading()
         super().handle_events()
+        flow.holding = self.conn.paused
+        if self.conn.their_state is not h11.SEND_BODY:
+            self._body.discard(self)
+        elif not self._deaf:
+            self._await_body()
         if self.conn.asked_to_upgrade and self.cycle is not None:
             # The response to it, if it is not one of the WebSocket protocol, has not begun: it is a task's.
             self.cycle.keep_alive = False
@@ -347,7 +360,7 @@ class BoundedH11Protocol(_BoundedProtocol, H11Protocol):
         if event.http_version != b"1.1":
             self._refuse(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "A WebSocket handshake needs HTTP/1.1.")
             return
-        self._deadlines.heads.discard(self)
+        self._end_head()
         super().handle_websocket_upgrade(event)
         early, _ = self.conn.trailing_data
         self._pass_on(early)
@@ -363,29 +376,77 @@ if find_spec("httptools") is not None:
     class _HeadTooLarge(Exception):
         pass
 
+    class _BodyOf:
+        """Gets what a parser finds in the body of a request."""
+
+        def __init__(self, owner: BoundedHttpToolsProtocol) -> None:
+            self.on_body = owner.on_body
+            self.on_message_complete = owner.on_message_complete
+
     class BoundedHttpToolsProtocol(_BoundedProtocol, HttpToolsProtocol):
         """uvicorn's class on httptools, with bounds. What begins with `on_` is called by httptools."""
 
         parser: httptools.HttpRequestParser
         _data = b""
+        _start = 0
+        _end = 0
+        """Where the piece of the data that the parser has just now starts and ends."""
+        _held = b""
+        """What has arrived behind requests that wait."""
         _head_size = 0
         _head_lines = 0
         _reading_body = False
+        _body_follows = False
+        """The parser takes the body for another protocol."""
+        _is_last = False
         _parsed = False
         _unparsed_size = 0
 
         def _take_http(self, data: bytes) -> None:
+            if self._held:
+                # It was read already when reading was paused.
+                self._held += data
+                return
             if not self._reading_body:
-                self._deadlines.heads.add(self)
+                self._head.add(self)
             self._data = data
-            self._parsed = False
-            HttpToolsProtocol.data_received(self, data)
+            self._end = 0
+            while self._end < len(data) and not self._deaf:
+                if self.pipeline:
+                    self._held = data[self._end :]
+                    break
+                self._parse_piece()
             self._data = b""
+            self._flow.holding = bool(self.pipeline)
+            if self._reading_body and not self._deaf:
+                self._await_body(len(data))
+
+        def _parse_piece(self) -> None:
+            start = self._start = self._end
+            end = self._end = min(len(self._data), start + (_PIECE_OF_BODY if self._reading_body else _PIECE))
+            self._parsed = False
+            HttpToolsProtocol.data_received(self, self._data[start:end])
             # A header is passed on when it is complete: bytes that the parser keeps to itself are counted here.
-            self._unparsed_size = 0 if self._parsed else self._unparsed_size + len(data)
+            self._unparsed_size = 0 if self._parsed else self._unparsed_size + end - start
             if self._unparsed_size > MAX_HEAD_SIZE and not self._deaf:
                 self._status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
                 self.send_400_response(_TOO_LARGE)
+
+        def on_response_complete(self) -> None:
+            """Go on with what waits. uvicorn calls it at the end of a response."""
+            super().on_response_complete()
+            if self._flow.holding and not self.pipeline:
+                # In a turn of its own, so that others have theirs.
+                self.loop.call_soon(self._go_on)
+
+        def _go_on(self) -> None:
+            if self.pipeline or self._deaf or self.transport.is_closing():
+                return
+            self._flow.holding = False
+            self._flow.resume_reading()
+            held, self._held = self._held, b""
+            if held:
+                self._take_http(held)
 
         def on_message_begin(self) -> None:
             """Start a request."""
@@ -415,13 +476,15 @@ if find_spec("httptools") is not None:
         def on_headers_complete(self) -> None:
             """Take the end of the head."""
             self._parsed = self._reading_body = True
-            self._deadlines.heads.discard(self)
+            self._end_head()
             before = self.cycle
             super().on_headers_complete()
             if self.cycle is not before and self.parser.should_upgrade():
-                # An upgrade that is not one to WebSocket: the app answers as if there were none, and httptools would
-                # take what follows, be it the body of this request, for the next one.
-                self._end_after_response()
+                # An upgrade that is not one to WebSocket: the app answers as if there were none.
+                self.cycle.keep_alive = False
+                self._body_follows = any(name in _FRAMING for name, _ in self.headers)
+                if not self._body_follows:
+                    self._end_after_response()
 
         def on_body(self, body: bytes) -> None:
             """Take a piece of the body."""
@@ -430,8 +493,29 @@ if find_spec("httptools") is not None:
 
         def on_message_complete(self) -> None:
             """Take the end of a request."""
+            if self._body_follows:
+                return
             self._reading_body = False
+            self._body.discard(self)
             super().on_message_complete()
+            if self._is_last:
+                self._end_after_response()
+
+        def _unsupported_upgrade_warning(self) -> None:
+            # uvicorn calls it where it handles HttpParserUpgrade.
+            if not self._body_follows:
+                return
+            self._body_follows = False
+            self._is_last = True
+            (parsed,) = cast(Exception, sys.exception()).args
+            self._end = self._start + parsed
+            # A parser of the body alone. It has to be told how its end is found.
+            self.parser = httptools.HttpRequestParser(_BodyOf(self))
+            framing = b"".join(b"%s: %s\r\n" % pair for pair in self.headers if pair[0] in _FRAMING)
+            try:
+                self.parser.feed_data(b"POST / HTTP/1.1\r\n%s\r\n" % framing)
+            except httptools.HttpParserError:
+                self.send_400_response("Invalid HTTP request received.")
 
         def handle_websocket_upgrade(self) -> None:
             """Hand the connection to the WebSocket protocol. uvicorn calls it where it handles HttpParserUpgrade."""
@@ -442,10 +526,11 @@ if find_spec("httptools") is not None:
             if self.scope["http_version"] != "1.1":
                 self._refuse(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "A WebSocket handshake needs HTTP/1.1.")
                 return
-            upgrade = sys.exception()
-            end: int = upgrade.args[0] if isinstance(upgrade, httptools.HttpParserUpgrade) else len(self._data)
+            (parsed,) = cast(Exception, sys.exception()).args
+            early = self._data[self._start + parsed :]
+            self._end = len(self._data)
             super().handle_websocket_upgrade()
-            self._pass_on(self._data[end:])
+            self._pass_on(early)
             # It refers back to its owner, and the two would wait for the garbage collector together.
             self.parser = cast(Any, None)
 
