@@ -20,8 +20,9 @@ from tests.brokers import BrokerProcess, nats_server, redis_server
 from tests.stacks import MEMORY, Server, soon, until
 from tests.wire import Logged
 from wsdeco import Address, App, Backplane, BackplaneError, Room, Sink, ws
-from wsdeco.backplanes.broker import BrokerBackplane, Supervision
+from wsdeco.backplanes.broker import BrokerBackplane
 from wsdeco.backplanes.envelope import subject_of
+from wsdeco.backplanes.session import Supervision
 from wsdeco.backplanes.urls import open_backplane
 from wsdeco.testing import MemoryBroker, check_backplane
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+import tracemalloc
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 from tests.stacks import soon, until
 from tests.wire import Logged
 from wsdeco import BackplaneCounters
-from wsdeco.backplanes.broker import BrokerBackplane, BrokerRefusal, Done, Link, Message, Receive, Supervision
+from wsdeco.backplanes.broker import BrokerBackplane
 from wsdeco.backplanes.envelope import ENVELOPE_BYTES, open_envelope, seal, subject_of
+from wsdeco.backplanes.link import BrokerRefusal, Done, Link, Message, Receive
+from wsdeco.backplanes.session import Supervision
 from wsdeco.testing import ManualClock
 
 LOBBY = "room:lobby"
@@ -26,10 +29,12 @@ class FakeLink:
 
     Attributes:
         subscribed: What is subscribed now.
+        commands: What was subscribed (+) and unsubscribed (-), in order.
         published: What has been published, without the envelopes.
         answers: Whether it answers.
         refuses: How many more messages of a batch are confirmed before the connection ends, if it does.
-        pings: How often it was asked.
+        pings: How often it was asked whether it is there.
+        confirms: How often it was asked to confirm.
         closed: Whether it was closed.
         closes: Whether that comes to an end.
     """
@@ -39,6 +44,7 @@ class FakeLink:
     def __init__(self, receive: Receive) -> None:
         self.receive = receive
         self.subscribed: list[str] = []
+        self.commands: list[str] = []
         self.published: list[str | bytes] = []
         self.batches: list[int] = []
         self.sealed: list[bytes] = []
@@ -47,6 +53,9 @@ class FakeLink:
         self.breaks_after: int | None = None
         self.refused: set[str | bytes] = set()
         self.pings = 0
+        self.confirms = 0
+        self.unanswered: list[bytes] = []
+        self.answering: asyncio.Task[None] | None = None
         self.closed = False
         self.closes = asyncio.Event()
         self.closes.set()
@@ -58,22 +67,36 @@ class FakeLink:
     async def subscribe(self, subjects: Sequence[str]) -> None:
         await asyncio.sleep(0)
         self.subscribed += subjects
+        self.commands += [f"+{subject}" for subject in subjects]
 
     async def unsubscribe(self, subjects: Sequence[str]) -> None:
         await asyncio.sleep(0)
         for subject in subjects:
             self.subscribed.remove(subject)
+            self.commands.append(f"-{subject}")
 
-    async def publish(self, messages: Sequence[Message], done: Done) -> None:
+    def publish(self, messages: Sequence[Message], done: Done) -> None:
         self.batches.append(len(messages))
+        self.unanswered += [sealed for _, sealed in messages]
+        if self.answering is None or self.answering.done():
+            self.answering = asyncio.create_task(self.answer(done))
+
+    async def answer(self, done: Done) -> None:
         await self.answers.wait()
-        for number, (_, sealed) in enumerate(messages):
+        if self.failure.done():
+            return
+        answered, self.unanswered = self.unanswered, []
+        for number, sealed in enumerate(answered):
             if number == self.breaks_after:
-                raise ConnectionError("broken")
+                self.fail(ConnectionError("broken"))
+                return
             data = open_envelope(sealed).data
             self.sealed.append(sealed)
             self.published.append(data)
             done(data not in self.refused)
+
+    def confirm(self) -> None:
+        self.confirms += 1
 
     async def ping(self) -> None:
         self.pings += 1
@@ -84,6 +107,8 @@ class FakeLink:
 
     async def close(self) -> None:
         await self.closes.wait()
+        if self.answering is not None:
+            self.answering.cancel()
         self.closed = True
 
 
@@ -272,7 +297,7 @@ async def test_a_lost_connection_is_made_again_with_its_rooms(caplog: pytest.Log
         party.backplane.subscribe("room:other")
         await party.settle()
         party.backplane.unsubscribe("room:other")
-        await party.settle()
+        await party.clock.advance(1)
         assert party.link.subscribed == [SUBJECT]
         party.link.fail(ConnectionResetError())
         await party.settle()
@@ -292,17 +317,19 @@ async def test_a_lost_connection_is_made_again_with_its_rooms(caplog: pytest.Log
     ]
 
 
-async def test_what_a_lost_connection_leaves_in_doubt_is_counted() -> None:
+async def test_what_a_lost_connection_leaves_in_doubt_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsdeco.backplanes.session._MAX_BATCH_MESSAGES", 5)
     async with started() as party:
         await party.settle()
         party.link.answers.clear()
         party.link.breaks_after = 2
         party.publish("1", "2", "3", "4", "5")
         await party.settle()
-        party.publish("6", "7")
+        party.publish("6", "7", "8")
         party.link.answers.set()
         await party.settle()
-        assert party.counters == BackplaneCounters(published=2, unconfirmed=3, lost=2)
+        # Those that were confirmed made room for two more.
+        assert party.counters == BackplaneCounters(published=2, unconfirmed=5, lost=1)
         assert party.backplane.error == "the connection was lost: broken"
 
 
@@ -334,10 +361,42 @@ async def test_an_idle_connection_is_looked_at() -> None:
         await until(lambda: party.state == "reconnecting")
 
 
+async def test_a_connection_that_is_ended_for_being_quiet_is_looked_at_more_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("wsdeco.backplanes.session._SHORTEST_QUIET", 0.005)
+    monkeypatch.setattr("wsdeco.backplanes.session._FREQUENT_PING", 0.001)
+    async with started() as party:
+        await party.settle()
+        first = party.link
+        await asyncio.sleep(0.01)
+        first.fail(ConnectionResetError())
+        await until(lambda: party.state == "reconnecting")
+        await party.clock.advance(0.1)
+        assert party.link is not first
+        await until(lambda: party.link.pings >= 2)
+
+
+async def test_a_broker_is_asked_to_confirm_when_more_waits_and_otherwise_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsdeco.backplanes.session._MAX_BATCH_MESSAGES", 2)
+    async with started(confirm_delay=0.001) as party:
+        await party.settle()
+        party.link.answers.clear()
+        party.publish("1")
+        await party.settle()
+        await until(lambda: party.link.confirms == 1)
+        party.publish("2", "3")
+        await party.settle()
+        assert party.link.confirms == 2
+        party.link.answers.set()
+        await until(lambda: party.counters.published == 3)
+
+
 # The queue.
 
 
-async def test_the_queue_is_bounded() -> None:
+async def test_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsdeco.backplanes.session._MAX_BATCH_MESSAGES", 7)
     async with started(max_queue=1100, high_water=400) as party:
         await party.settle()
         party.link.answers.clear()
@@ -367,19 +426,19 @@ async def test_a_message_may_be_larger_than_the_queue() -> None:
 
 
 async def test_batches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsdeco.backplanes.broker._MAX_BATCH_MESSAGES", 3)
+    monkeypatch.setattr("wsdeco.backplanes.session._MAX_BATCH_MESSAGES", 3)
     async with started() as party:
         party.publish(*"abcdefgh")
         await party.settle()
         assert party.link.batches == [3, 3, 2]
-        monkeypatch.setattr("wsdeco.backplanes.broker._MAX_BATCH_BYTES", 700)
+        monkeypatch.setattr("wsdeco.backplanes.session._MAX_BATCH_BYTES", 700)
         party.publish(*[b"x" * 500] * 3)
         await party.settle()
         assert party.link.batches[3:] == [2, 1]
 
 
 async def test_a_batch_may_leave_too_much_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsdeco.backplanes.broker._MAX_BATCH_MESSAGES", 3)
+    monkeypatch.setattr("wsdeco.backplanes.session._MAX_BATCH_MESSAGES", 3)
     async with started(high_water=300) as party:
         await party.settle()
         party.link.answers.clear()
@@ -439,8 +498,71 @@ async def test_a_room_left_and_joined_in_a_loop_is_subscribed_once() -> None:
             party.backplane.subscribe(LOBBY)
             await asyncio.sleep(0)
         party.backplane.unsubscribe(LOBBY)
-        await party.settle()
+        await party.clock.advance(1)
         assert party.link.subscribed == []
+
+
+async def test_connections_that_come_and_go_subscribe_their_room_once() -> None:
+    async with started() as party:
+        await party.settle()
+        for _ in range(20):
+            party.backplane.subscribe(LOBBY)
+            await party.clock.advance(0.3)
+            party.backplane.unsubscribe(LOBBY)
+            party.link.receive(*message(1, "nobody is there"))
+            await party.clock.advance(0.3)
+        assert party.got == []
+        assert party.link.commands == [f"+{SUBJECT}"]
+        party.backplane.subscribe("room:other")
+        party.backplane.unsubscribe("room:other")
+        await party.clock.advance(0.7)
+        assert party.link.commands == [f"+{SUBJECT}", f"-{SUBJECT}"]
+        party.backplane.unsubscribe("room:other")
+
+
+async def test_rooms_that_are_left_are_unsubscribed_early_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsdeco.backplanes.session._MAX_LINGERING", 2)
+    async with started() as party:
+        await party.settle()
+        for name in "abcd":
+            party.backplane.subscribe(name)
+        await party.settle()
+        for name in "abcd":
+            party.backplane.unsubscribe(name)
+        await party.settle()
+        assert party.link.subscribed == ["test.c", "test.d"]
+        await party.clock.advance(1)
+        assert party.link.subscribed == []
+
+
+async def test_nothing_is_kept_of_the_names_of_rooms_that_all_have_left() -> None:
+    async with started() as party:
+        await party.settle()
+        tracemalloc.start()
+        try:
+            for repeat in range(2):
+                before = tracemalloc.get_traced_memory()[0]
+                names = [f"room:{number:04}{'x' * 1000}" for number in range(1000)]
+                for name in names:
+                    party.backplane.subscribe(name)
+                await party.settle()
+                for name in names:
+                    party.backplane.publish_nowait(name, "x")
+                    party.link.receive(subject_of("test", name), message(1, "x")[1])
+                await party.settle()
+                for name in names:
+                    party.backplane.unsubscribe(name)
+                await party.clock.advance(1)
+                del names
+                party.got.clear()
+                party.link.sealed.clear()
+                party.link.published.clear()
+                party.link.commands.clear()
+                if repeat:
+                    # 1,000 names of 1 KB, or their digests, would be seen.
+                    assert tracemalloc.get_traced_memory()[0] - before < 50_000
+        finally:
+            tracemalloc.stop()
 
 
 # Receiving.
@@ -471,9 +593,18 @@ async def test_gaps_are_counted() -> None:
         assert party.counters == BackplaneCounters(received=8, missed=3)
 
 
+async def test_forged_numbers_count_for_a_bounded_gap() -> None:
+    async with started() as party:
+        party.backplane.subscribe(LOBBY)
+        await party.settle()
+        for number in (0, 2**64 - 1, 0, 2**64 - 1):
+            party.link.receive(*message(number, "forged"))
+        assert party.counters == BackplaneCounters(received=4, missed=2_000_000)
+
+
 async def test_what_is_remembered_of_rooms_and_publishers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsdeco.backplanes.broker._KNOWN_PUBLISHERS", 2)
-    monkeypatch.setattr("wsdeco.backplanes.broker._NUMBERED_ROOMS", 2)
+    monkeypatch.setattr("wsdeco.backplanes.numbers._KNOWN_PUBLISHERS", 2)
+    monkeypatch.setattr("wsdeco.backplanes.numbers._NUMBERED_ROOMS", 2)
     async with started() as party:
         party.backplane.subscribe(LOBBY)
         await party.settle()
@@ -547,7 +678,7 @@ async def test_the_end_does_not_wait_for_ever() -> None:
     await party.settle()
     party.publish("2", "3")
     await soon(party.backplane.close())
-    assert party.counters == BackplaneCounters(unconfirmed=1, lost=2)
+    assert party.counters == BackplaneCounters(unconfirmed=3)
     assert party.link.closed
 
 
@@ -734,6 +865,7 @@ def test_one_loop_after_another() -> None:
 
 
 def test_a_loop_that_was_closed_with_everything_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsdeco.backplanes.session._MAX_BATCH_MESSAGES", 1)
     loop = asyncio.new_event_loop()
 
     async def leave() -> Party:
@@ -756,7 +888,7 @@ def test_a_loop_that_was_closed_with_everything_in_it(monkeypatch: pytest.Monkey
     asyncio.run(party.backplane.close())
     assert party.state == "closed"
     assert party.counters == BackplaneCounters(unconfirmed=1, lost=1)
-    monkeypatch.undo()
+    monkeypatch.delattr(loop, "call_soon_threadsafe")
     for task in tasks:
         task.cancel()
     loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from wsdeco.config import DEFAULT_CONFIG, ConnectionConfig, Limits, Seconds, SlowConsumer, make_config
 
 FIELDS: Final = [field.name for field in dataclasses.fields(ConnectionConfig)]
-COUNTS: Final = ["max_connections", "max_connections_total", "max_message_size", "max_inbox", "max_outbox"]
+COUNTS: Final = ["max_connections", "max_connections_total", "max_message_size", "max_inbox", "max_outbox", "max_rooms"]
 POSITIVE_SECONDS: Final = [
     "max_connection_duration",
     "idle_timeout",
@@ -39,6 +39,7 @@ OPTIONAL: Final = [
     "idle_timeout",
     "send_timeout",
     "disconnect_grace",
+    "max_rooms",
     "allowed_origins",
     "ping_interval",
     "ping_timeout",
@@ -88,6 +89,7 @@ def test_defaults() -> None:
         "max_inbox": 64 * 1024,
         "max_outbox": 1024 * 1024,
         "slow_consumer": "close",
+        "max_rooms": 1000,
         "allowed_origins": None,
         "subprotocols": (),
         "ping_interval": 20.0,

@@ -480,6 +480,61 @@ async def test_a_name_is_text() -> None:
     assert repr(app.room("a")) == "<Room 'a' with 0 members>"
 
 
+@pytest.mark.parametrize("name", ["x" * 1025, "\u20ac" * 342, "\udc80" * 342, "x\r\n" * 100_000])
+def test_a_name_that_a_peer_has_made_long_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"may have 1024 bytes of UTF-8; one of \d+ characters that begins") as caught:
+        App().room(name)
+    assert len(str(caught.value)) < 400
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["x" * 1024, "\u20ac" * 341, "\udc80" * 341])
+def test_a_name_of_one_kibibyte_is_taken(name: str) -> None:
+    assert App().room(name).name == name
+
+
+async def test_a_peer_that_joins_too_many_rooms_is_closed_and_leaves_all_of_them(stack: Stack) -> None:
+    app, left = App(), Journal()
+
+    @app.handler("/ws", max_rooms=3)
+    class Greedy:
+        async def on_connect(self, addr: Address, sink: Sink) -> None:
+            self.sink = sink
+
+        async def on_message(self, text: str) -> str:
+            app.room(text).join(self.sink)
+            return text
+
+        async def on_disconnect(self, reason: DisconnectReason) -> None:
+            left.add(reason)
+
+    async with stack.serve(app) as server, server.connect("/ws") as peer:
+        for name in ("1", "2", "3", "3", "4"):
+            await peer.send(name)
+        assert await take(peer, 4) == ["1", "2", "3", "3"]
+        with pytest.raises(ConnectionClosed) as closed:
+            await peer.receive()
+        assert closed.value.reason == Close(1008, "more than max_rooms=3 rooms", by="server")
+        assert await left.next() == Close(1008, "more than max_rooms=3 rooms", by="server")
+        assert [len(app.room(name)) for name in "1234"] == [0, 0, 0, 0]
+
+
+async def test_a_room_that_was_left_makes_room_for_another() -> None:
+    rooms = Rooms()
+    channel = ListChannel(max_rooms=2)
+    sink = Sink(channel)
+    for number in range(5):
+        Room(str(number), rooms).join(sink)
+        Room(str(number - 1), rooms).leave(sink)
+    Room("another", rooms).join(sink)
+    with pytest.raises(ConnectionClosed):
+        Room("one more", rooms).join(sink)
+    assert channel.reason == Close(1008, "more than max_rooms=2 rooms", by="server")
+    unlimited = Sink(ListChannel(max_rooms=None))
+    for number in range(2000):
+        Room(str(number), rooms).join(unlimited)
+
+
 async def test_rooms_of_one_name_are_one_room() -> None:
     app = App()
     assert app.room("a") == app.room("a") != app.room("b")
@@ -629,8 +684,8 @@ class ListChannel(Channel):
         at_end: Called when it ends.
     """
 
-    def __init__(self) -> None:
-        super().__init__(HTTPConnection(websocket_scope()), DEFAULT_CONFIG)
+    def __init__(self, **limits: Any) -> None:
+        super().__init__(HTTPConnection(websocket_scope()), DEFAULT_CONFIG.replace(**limits))
         self.accepted = True
         self.got: list[str | bytes] = []
         self.room_for = 1_000_000
@@ -760,11 +815,12 @@ async def test_joining_and_leaving_at_once_leaves_nobody_behind() -> None:
     assert rooms.find("room:lobby") is None
 
 
-async def test_a_connection_may_be_in_many_rooms() -> None:
+@pytest.mark.parametrize("number_of_rooms", [8, 9, 50])
+async def test_a_connection_may_be_in_many_rooms(number_of_rooms: int) -> None:
     rooms = Rooms()
     channel = ListChannel()
     sink = Sink(channel)
-    names = [f"room {number}" for number in range(10)]
+    names = [f"room {number}" for number in range(number_of_rooms)]
     for name in names:
         Room(name, rooms).join(sink)
         Room(name, rooms).join(sink)

@@ -78,6 +78,7 @@ class Plain:
     max_inbox=8192,
     max_outbox=65536,
     slow_consumer="drop",
+    max_rooms=10,
     allowed_origins=["https://example.com"],
     subprotocols=("chat.v2", "chat.v1"),
 )

@@ -163,11 +163,11 @@ class App(Application):
         """Return the room of this name, a group of connections to broadcast to.
 
         Args:
-            name: Any text.
+            name: Any text of up to 1 KiB in UTF-8.
 
         Raises:
             TypeError: `name` is not a `str`.
-            ValueError: `name` is empty.
+            ValueError: `name` is empty, or too long.
         """
         return Room(name, self._rooms)
 

@@ -38,6 +38,7 @@ class Limits(TypedDict, total=False):
     max_inbox: int
     max_outbox: int
     slow_consumer: SlowConsumer
+    max_rooms: int | None
     allowed_origins: Literal["*"] | Iterable[str] | None
     subprotocols: Sequence[str]
     ping_interval: Seconds | None
@@ -71,6 +72,8 @@ class ConnectionConfig:
         max_outbox: Size of the messages that wait for the peer to read; past it `slow_consumer` applies.
         slow_consumer: `"close"` closes a peer whose outbox is full with 1013, `"drop"` drops the message and
             counts it in `Sink.dropped`.
+        max_rooms: Rooms that the connection may be in at a time, as their names often come from peers. One more closes
+            it with 1008. `None` sets no limit.
         allowed_origins: Origins whose pages may connect: `None` for the same origin only, `"*"` for every one,
             or a list such as `["https://example.com"]`. A client that sends no Origin is let in always.
         subprotocols: Subprotocols the route speaks, the preferred one first; the first that the client offers
@@ -98,6 +101,7 @@ class ConnectionConfig:
     max_inbox: int
     max_outbox: int
     slow_consumer: SlowConsumer
+    max_rooms: int | None
     allowed_origins: Literal["*"] | tuple[str, ...] | None
     subprotocols: tuple[str, ...]
     ping_interval: float | None
@@ -119,6 +123,7 @@ class ConnectionConfig:
         max_inbox: int = 64 * 1024,
         max_outbox: int = 1024 * 1024,
         slow_consumer: SlowConsumer = "close",
+        max_rooms: int | None = 1000,
         allowed_origins: Literal["*"] | Iterable[str] | None = None,
         subprotocols: Sequence[str] = (),
         ping_interval: Seconds | None = 20.0,
@@ -138,6 +143,7 @@ class ConnectionConfig:
             "max_inbox": _count("max_inbox", max_inbox),
             "max_outbox": _count("max_outbox", max_outbox),
             "slow_consumer": _slow_consumer(slow_consumer),
+            "max_rooms": _optional(_count, "max_rooms", max_rooms),
             "allowed_origins": _origins(allowed_origins),
             "subprotocols": _subprotocols(subprotocols),
             "ping_interval": _optional(_positive, "ping_interval", ping_interval),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import sys
-from functools import lru_cache
 from hashlib import sha256
 from typing import Final, NamedTuple, TypeAlias
 from urllib.parse import quote
@@ -73,7 +72,6 @@ def open_envelope(sealed: bytes, max_size: int = sys.maxsize) -> Envelope:
     return Envelope(publisher, number, payload.decode() if kind == _TEXT else payload)
 
 
-@lru_cache(maxsize=4096)
 def subject_of(prefix: str, key: str) -> str:
     """Return the subject, or channel, of a room: no dots, blanks or wildcards but the dot behind `prefix`.
 

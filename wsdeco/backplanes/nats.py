@@ -1,20 +1,28 @@
-"""NATS by nats-py: one connection, which is not reconnected, since the supervisor does that."""
+"""NATS by nats-py: one connection, which is not reconnected, since the supervisor does that.
+
+nats-py makes a queue and a task for each subscription (4 to 6 KB), and wakes two tasks for each message that is
+published. What it does not offer are many subjects for one subscription, and a PING that nobody waits for: for these
+its internals are used.
+"""
+
+# ruff: noqa: SLF001
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 from urllib.parse import SplitResult, unquote
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 from nats.errors import SlowConsumerError
+from nats.protocol import command
 
-from wsdeco.backplanes.broker import BrokerRefusal, Done, Link, Message, Receive
+from wsdeco.backplanes.link import BrokerRefusal, Done, Link, Message, Receive
 
 __all__ = ["NatsBroker"]
 
@@ -27,9 +35,10 @@ _NEVER: Final = 365 * 24 * 3600
 _CLOSE_TIME: Final = 1.0
 """Seconds for a connection to be closed in an orderly way."""
 
-_QUICK_LOOKS: Final = 10
-_LOOK_AGAIN: Final = 0.001
-"""Turns of the loop, and then the seconds between two looks, for nats-py to write what it was given."""
+_PING: Final = b"PING\r\n"
+
+_commands: Any = command
+"""How commands are written; untyped in nats-py."""
 
 
 class NatsBroker:
@@ -73,15 +82,15 @@ class _NatsLink:
         self.max_payload = 0
         self._encrypted = encrypted
         self._receive = receive
-        self._client = Client()
-        # The type of the method is only partially known.
-        client: Any = self._client
-        self._subscribe: Callable[..., Awaitable[Subscription]] = client.subscribe
-        self._subscriptions: dict[str, Subscription] = {}
+        self._client: Any = Client()
+        self._subscription: Any = None
+        self._numbers: dict[str, int] = {}
+        self._done: Done | None = None
+        self._unasked = 0
+        self._asked: deque[int] = deque()
         self._error: Exception | None = None
         self._refused = 0
         self._lost = asyncio.Event()
-        self._flushing: asyncio.Task[None] | None = None
 
     async def open(self, servers: list[str], credentials: dict[str, str]) -> None:
         # nats-py goes on without TLS where the server, or somebody on the way, does not ask for it. It looks at the
@@ -98,7 +107,7 @@ class _NatsLink:
                 connect_timeout=_NEVER,
                 ping_interval=_NEVER,
                 no_echo=True,
-                **cast(Any, checked),
+                **checked,
             )
             self._checked("")
         except Exception as exc:
@@ -113,7 +122,7 @@ class _NatsLink:
         self._lost.clear()
 
     def _checked(self, credential: str) -> str:
-        told: dict[str, Any] = getattr(self._client, "_server_info")  # noqa: B009 - nats-py has no other way
+        told: dict[str, Any] = self._client._server_info
         if self._encrypted and not told.get("tls_required"):
             raise ConnectionError(
                 "the server does not encrypt, as tls:// wants it: let it require TLS, or write nats://"
@@ -122,30 +131,53 @@ class _NatsLink:
 
     async def subscribe(self, subjects: Sequence[str]) -> None:
         for subject in subjects:
-            self._subscriptions[subject] = await self._subscribe(subject, cb=self._take)
+            if self._subscription is None:
+                self._subscription = await self._client.subscribe(subject, cb=self._take)
+                self._numbers[subject] = self._client._sid
+                continue
+            self._client._sid += 1
+            self._numbers[subject] = self._client._sid
+            self._client._subs[self._client._sid] = self._subscription
+            self._write(_commands.sub_cmd(subject, "", self._client._sid))
 
     async def unsubscribe(self, subjects: Sequence[str]) -> None:
         for subject in subjects:
-            await self._subscriptions.pop(subject).unsubscribe()
+            number = self._numbers.pop(subject)
+            self._client._subs.pop(number, None)
+            self._write(_commands.unsub_cmd(number, 0))
 
-    async def publish(self, messages: Sequence[Message], done: Done) -> None:
-        self._refused = 0
-        for subject, payload in messages:
-            await self._client.publish(subject, payload)
-        await self.ping()
-        for number in range(len(messages)):
-            done(number >= self._refused)
+    def publish(self, messages: Sequence[Message], done: Done) -> None:
+        self._done = done
+        self._unasked += len(messages)
+        self._write(b"".join([_commands.pub_cmd(subject, "", payload) for subject, payload in messages]))
+
+    def confirm(self) -> None:
+        if self._unasked:
+            _ = self._ask()
+
+    def _ask(self) -> asyncio.Future[Any]:
+        answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._asked.append(self._unasked)
+        self._unasked = 0
+        self._client._pongs.append(answered)
+        self._write(_PING)
+        answered.add_done_callback(self._answered)
+        return answered
+
+    def _answered(self, answered: asyncio.Future[Any]) -> None:
+        messages = self._asked.popleft()
+        if self._done is not None and not answered.cancelled():
+            for number in range(messages):
+                self._done(number >= self._refused)
+            self._refused = 0
+
+    def _write(self, written: bytes) -> None:
+        if not self._lost.is_set():
+            self._client._transport.write(written)
 
     async def ping(self) -> None:
-        # nats-py writes a PING at once but a command in a later turn of the loop, and it has to come behind them.
-        turns = 0
-        while self._client.pending_data_size and not self._client.is_closed:
-            await asyncio.sleep(0 if turns < _QUICK_LOOKS else _LOOK_AGAIN)
-            turns += 1
-        self._flushing = asyncio.create_task(self._client.flush(_NEVER))
         # Not cancelled when the wait is: nats-py would report an answer that comes nevertheless as an error of its own.
-        await asyncio.wait((self._flushing,))
-        self._flushing.result()
+        await asyncio.wait((self._ask(),))
 
     async def lost(self) -> None:
         await self._lost.wait()
@@ -161,15 +193,13 @@ class _NatsLink:
 
     def _drop(self) -> None:
         # An orderly close waits for a server that does not read, and nats-py has no other one.
-        writer: Any = getattr(getattr(self._client, "_transport", None), "_io_writer", None)
+        writer = getattr(getattr(self._client, "_transport", None), "_io_writer", None)
         if writer is not None:
             writer.transport.abort()
-        for subscription in self._subscriptions.values():
-            # Of a close that was given up the tasks are left.
+        if self._subscription is not None:
+            # Of a close that was given up the task is left.
             with suppress(AttributeError):
-                getattr(subscription, "_wait_for_msgs_task").cancel()  # noqa: B009 - nats-py has no other way
-        if self._flushing is not None:
-            self._flushing.cancel()
+                self._subscription._wait_for_msgs_task.cancel()
 
     async def _take(self, msg: Msg) -> None:
         self._receive(msg.subject, msg.data)

@@ -11,7 +11,7 @@ from typing import Any, Final
 from redis.asyncio import ConnectionPool
 from redis.exceptions import AuthenticationError, ResponseError
 
-from wsdeco.backplanes.broker import BrokerRefusal, Done, Link, Message, Receive
+from wsdeco.backplanes.link import BrokerRefusal, Done, Link, Message, Receive
 
 __all__ = ["RedisBroker"]
 
@@ -55,6 +55,7 @@ class _RedisLink:
         self._publishing = publishing
         self._listening = listening
         self._pongs: deque[asyncio.Future[None]] = deque()
+        self._awaited: deque[Done | asyncio.Future[None]] = deque()
 
     async def open(self) -> None:
         for connection in (self._publishing, self._listening):
@@ -68,25 +69,47 @@ class _RedisLink:
     async def unsubscribe(self, subjects: Sequence[str]) -> None:
         await self._send(self._listening, ["UNSUBSCRIBE", *subjects])
 
-    async def publish(self, messages: Sequence[Message], done: Done) -> None:
-        await self._send(self._publishing, *(["PUBLISH", subject, payload] for subject, payload in messages))
-        for _ in messages:
+    def publish(self, messages: Sequence[Message], done: Done) -> None:
+        commands = self._publishing.pack_commands(["PUBLISH", subject, payload] for subject, payload in messages)
+        # Without waiting for the server to read, which whoever publishes limits, and redis-py always does.
+        self._publishing._writer.writelines(commands)  # noqa: SLF001
+        self._awaited.extend([done] * len(messages))
+
+    def confirm(self) -> None:
+        """Do nothing: the server answers each command."""
+
+    async def ping(self) -> None:
+        for connection, answers in ((self._publishing, self._awaited), (self._listening, self._pongs)):
+            pong: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            answers.append(pong)
+            await self._send(connection, ["PING"])
+            await pong
+
+    async def lost(self) -> None:
+        # Both are read at all times, as a server may end either: one that is quiet, for instance.
+        reading = [asyncio.ensure_future(each) for each in (self._take_messages(), self._take_answers())]
+        try:
+            await asyncio.gather(*reading)
+        finally:
+            for task in reading:
+                task.cancel()
+            await asyncio.gather(*reading, return_exceptions=True)
+
+    async def _take_answers(self) -> None:
+        while True:
             try:
                 await _answer(self._publishing)
             except ResponseError:
-                done(False)
+                taken = False
             else:
-                done(True)
+                taken = True
+            awaited = self._awaited.popleft()
+            if callable(awaited):
+                awaited(taken)
+            else:
+                awaited.set_result(None)
 
-    async def ping(self) -> None:
-        await self._send(self._publishing, ["PING"])
-        await _answer(self._publishing)
-        pong = asyncio.get_running_loop().create_future()
-        self._pongs.append(pong)
-        await self._send(self._listening, ["PING"])
-        await pong
-
-    async def lost(self) -> None:
+    async def _take_messages(self) -> None:
         while True:
             answer = await _answer(self._listening)
             if answer[0] == b"message":

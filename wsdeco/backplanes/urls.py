@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
-from wsdeco.backplanes.broker import Broker, BrokerBackplane, Supervision
+from wsdeco.backplanes.broker import BrokerBackplane
+from wsdeco.backplanes.link import Broker
+from wsdeco.backplanes.session import Supervision
 from wsdeco.reasons import BackplaneError
 
 __all__ = ["open_backplane"]

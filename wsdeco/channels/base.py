@@ -11,7 +11,7 @@ import asyncio
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from starlette.requests import HTTPConnection
 
@@ -25,6 +25,10 @@ from wsdeco.wire.outgoing import Encoded
 __all__ = ["Channel", "Membership", "Owner"]
 
 T = TypeVar("T")
+
+
+_FEW_ROOMS: Final = 8
+"""Rooms of one connection up to which they are a tuple, which takes less memory; more of them are a dict."""
 
 
 class Owner(Protocol):
@@ -105,7 +109,7 @@ class Channel(ABC):
         self.dropped = 0
         self.undelivered = 0
         self.route_room: Membership | None = None
-        self.rooms: tuple[Membership, ...] = ()
+        self.rooms: tuple[Membership, ...] | dict[Membership, None] = ()
         self._last_frame_at = self.clock.time()
         self.owner: Owner | None = None
         self._addr: Address | None = None
@@ -307,6 +311,24 @@ class Channel(ABC):
         """
         if isinstance(self.reason, Error):
             self.reason = Error(self.reason.message)
+
+    def note_room(self, room: Membership) -> None:
+        """Note that the channel is a member of `room`, to be left at its end."""
+        rooms = self.rooms
+        if isinstance(rooms, dict):
+            rooms[room] = None
+        elif len(rooms) < _FEW_ROOMS:
+            self.rooms = (*rooms, room)
+        else:
+            self.rooms = dict.fromkeys((*rooms, room))
+
+    def forget_room(self, room: Membership) -> None:
+        """Note that the channel is a member no more."""
+        rooms = self.rooms
+        if isinstance(rooms, dict):
+            del rooms[room]
+        else:
+            self.rooms = tuple(other for other in rooms if other is not room)
 
     def _leave_rooms(self) -> None:
         rooms, self.rooms = self.rooms, ()

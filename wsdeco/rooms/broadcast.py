@@ -15,7 +15,7 @@ from wsdeco.backplanes.interface import PublishErrors
 from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Data, checked_data
 from wsdeco.channels.sink import Sink, channel_of
-from wsdeco.reasons import BackplaneError
+from wsdeco.reasons import BackplaneError, printable
 from wsdeco.rooms.registry import Registry, running_loop
 
 __all__ = ["Broadcasts"]
@@ -96,7 +96,7 @@ class Broadcasts:
         try:
             self._publish(key, data, excluded)
         except (BackplaneError, ValueError):
-            logger.exception("a broadcast to %s from another thread failed", key)
+            logger.exception("a broadcast to %s from another thread failed", printable(key))
 
     def _publish(self, key: str, data: Data, excluded: Collection[Channel]) -> int:
         backplane = self._registry.backplane

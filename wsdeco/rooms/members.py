@@ -9,6 +9,7 @@ from typing import Protocol
 
 from wsdeco.channels.base import Channel
 from wsdeco.channels.sink import Sink
+from wsdeco.reasons import printable
 from wsdeco.wire.outgoing import Encoded
 
 __all__ = ["Home", "Members", "route_key"]
@@ -53,7 +54,7 @@ class Members:
             logger.warning(
                 "%s gets no broadcast to %s: the members of rooms live in one event loop, which is another one now",
                 channel.addr,
-                self.key,
+                printable(self.key),
             )
 
     def enter(self, channel: Channel, sink: Sink | None) -> None:

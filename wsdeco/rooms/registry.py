@@ -16,6 +16,7 @@ from wsdeco.backplanes.interface import Backplane
 from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Data
 from wsdeco.channels.sink import Sink, channel_of
+from wsdeco.reasons import Close, CloseCode
 from wsdeco.rooms.members import Members, route_key
 from wsdeco.wire.outgoing import Encoded
 
@@ -125,8 +126,13 @@ class Registry:
             members = Members(key, self)
         elif channel in members.channels:
             return
+        most = channel.config.max_rooms
+        if most is not None and len(channel.rooms) >= most:
+            text = f"more than max_rooms={most} rooms"
+            channel.close(CloseCode.POLICY, text, Close(CloseCode.POLICY, text, by="server"))
+            raise channel.closed_error()
         members.enter(channel, sink)
-        channel.rooms = (*channel.rooms, members)
+        channel.note_room(members)
 
     def leave(self, key: str, sink: Sink) -> None:
         """Make a connection a member no more: see `Room.leave`."""
@@ -135,7 +141,7 @@ class Registry:
         if members is None or channel not in members.channels:
             return
         _check_loop(channel, "leave")
-        channel.rooms = tuple(room for room in channel.rooms if room is not members)
+        channel.forget_room(members)
         members.discard(channel)
 
     def open(self, members: Members) -> None:

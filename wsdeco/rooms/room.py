@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 from wsdeco.channels.sink import Sink, channel_of
 from wsdeco.rooms.rooms import Rooms
 
 __all__ = ["Room"]
+
+_MAX_NAME: Final = 1024
+"""Bytes of UTF-8 that the name of a room may have."""
+
+_SHOWN: Final = 40
+"""Characters of a wrong name that an error shows."""
 
 
 class Room:
@@ -25,14 +32,21 @@ class Room:
 
         Raises:
             TypeError: `name` is not a `str`.
-            ValueError: `name` is empty.
+            ValueError: `name` is empty, or more than 1 KiB of UTF-8.
         """
         if not isinstance(name, str):
             raise TypeError(
-                f"the name of a room must be a str, not {type(name).__name__} {name!r}: write room('lobby')"
+                f"the name of a room must be a str, not {type(name).__name__} {repr(name)[:_SHOWN]}: "
+                "write room('lobby')"
             )
         if not name:
             raise ValueError("the name of a room must not be empty: write room('lobby'), for instance")
+        if len(name) > _MAX_NAME // 4 and len(name.encode(errors="surrogatepass")) > _MAX_NAME:
+            # Names often come from peers, and are kept with their rooms.
+            raise ValueError(
+                f"the name of a room may have {_MAX_NAME} bytes of UTF-8; one of {len(name)} characters that begins "
+                f"with {name[:_SHOWN]!a} is longer: check what peers send, or let a digest of it be the name"
+            )
         self._name = name
         self._key = f"room:{name}"
         self._rooms = rooms
@@ -52,7 +66,7 @@ class Room:
             sink: The sink of the connection, as `on_connect` receives it.
 
         Raises:
-            ConnectionClosed: The connection has ended.
+            ConnectionClosed: The connection has ended, or ends now, with 1008, as it is in `max_rooms` rooms already.
             RuntimeError: The call does not come from the event loop of the connection, or members of rooms live in
                 another one.
             TypeError: `sink` is none.
