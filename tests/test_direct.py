@@ -498,13 +498,13 @@ async def test_a_connection_that_cannot_begin_keeps_no_slot(monkeypatch: pytest.
             pass
         (route,) = app.app.routes
         endpoint: Any = getattr(route, "app")  # noqa: B009 - a route of Starlette has one
-        await until(lambda: endpoint.slots.taken == 0)
+        await until(lambda: endpoint.admission.slots.taken == 0)
         monkeypatch.setattr(Lifecycle, "start", fail)
         connection: Any = Stuck()
         scope: Scope = {"type": "websocket", "path": "/ws", "root_path": "", "headers": [], "scheme": "ws"}
         with pytest.raises(RuntimeError, match="on purpose"):
             app.start_connection(scope, connection)
-        assert endpoint.slots.taken == 0
+        assert endpoint.admission.slots.taken == 0
 
 
 @pytest.mark.parametrize("reset", [False, True])

@@ -642,7 +642,7 @@ async def test_the_endpoint_of_a_route_shows_its_limits_and_slots() -> None:
     endpoint = route.endpoint
     assert isinstance(endpoint, HandlerEndpoint)
     assert endpoint.config == ConnectionConfig(max_connections=2)
-    assert (endpoint.slots.limit, endpoint.slots.taken) == (2, 0)
+    assert (endpoint.admission.slots.limit, endpoint.admission.slots.taken) == (2, 0)
     async with connect(Starlette(routes=[route]), "/ws"):
-        assert endpoint.slots.taken == 1
-    assert endpoint.slots.taken == 0
+        assert endpoint.admission.slots.taken == 1
+    assert endpoint.admission.slots.taken == 0

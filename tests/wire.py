@@ -148,7 +148,7 @@ class Wire:
 def slots_taken(app: App) -> int:
     """Return how many slots of all routes are taken."""
     endpoints = [route.endpoint for route in app.app.routes if isinstance(route, WebSocketRoute)]
-    return sum(endpoint.slots.taken for endpoint in endpoints if isinstance(endpoint, HandlerEndpoint))
+    return sum(endpoint.admission.slots.taken for endpoint in endpoints if isinstance(endpoint, HandlerEndpoint))
 
 
 def assert_at_rest(app: App, clock: ManualClock) -> None:

@@ -21,7 +21,7 @@ from wsdeco.reasons import (
     WsdecoError,
 )
 from wsdeco.rooms.room import Room
-from wsdeco.routing.endpoints import WebSocketUpgrade, handle_socket, handle_upgrade, websocket_route
+from wsdeco.routing.upgrade import WebSocketUpgrade, handle_socket, handle_upgrade, websocket_route
 from wsdeco.server.orphans import end_with_parent as _end_with_parent
 
 __all__ = [

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol, TypeVar
 from starlette.requests import HTTPConnection
 
 from wsdeco.channels.data import Address, Data, HeaderItems, wire_size
+from wsdeco.channels.observer import Observer
 from wsdeco.channels.packed_request import PackedRequest
 from wsdeco.clock import Clock
 from wsdeco.config import ConnectionConfig
@@ -71,6 +72,7 @@ class Channel(ABC):
         subprotocol: The subprotocol agreed on.
         dropped: Outgoing messages dropped because the outbox was full (`slow_consumer="drop"`).
         undelivered: Incoming messages that no hook took: of a kind it does not take, or too late.
+        observer: Who watches what happens to it; `None` if nobody does.
         owner: Who is told when the upgrade is accepted and when the channel ends.
         route_room: The room of its route, whose member it is from the upgrade to its end.
         rooms: What else it is a member of; it leaves all of them as soon as `reason` is set.
@@ -90,6 +92,7 @@ class Channel(ABC):
         "config",
         "dropped",
         "loop",
+        "observer",
         "owner",
         "reason",
         "rooms",
@@ -111,6 +114,7 @@ class Channel(ABC):
         self.route_room: Membership | None = None
         self.rooms: tuple[Membership, ...] | dict[Membership, None] = ()
         self._last_frame_at = self.clock.time()
+        self.observer: Observer | None = None
         self.owner: Owner | None = None
         self._addr: Address | None = None
         self._inbox: list[Any] | None = None
@@ -254,6 +258,8 @@ class Channel(ABC):
     def deliver(self, data: Data) -> None:
         """Put a message that has arrived into the inbox (called by the reading side)."""
         self._last_frame_at = self.clock.time()
+        if self.observer is not None:
+            self.observer.messages_received(self, [data])
         # The newest message is the first of the list.
         if self.reason is not None or (self._inbox is not None and self._inbox[0] is None):
             self.undelivered += 1
@@ -344,6 +350,8 @@ class Channel(ABC):
         # A peer may have ended its side in the segment of its handshake already.
         if self.route_room is not None and self.reason is None:
             self.route_room.add(self)
+        if self.observer is not None:
+            self.observer.accepted(self)
         if self.owner is not None:
             self.owner.channel_accepted()
 

@@ -29,6 +29,7 @@ from starlette.exceptions import HTTPException, WebSocketException
 
 from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Address, Data, checked_data
+from wsdeco.channels.observer import Observer
 from wsdeco.channels.sink import Sink
 from wsdeco.config import ConnectionConfig
 from wsdeco.connection.answers import close_of, described, refusal_of
@@ -168,6 +169,8 @@ class Lifecycle:
 
     def _release(self) -> None:
         channel = self._channel
+        if channel.observer is not None:
+            self._tell_end(channel.observer)
         if self._deadlines is not None:
             self._deadlines.cancel_all()
         if self._tasks is not None:
@@ -176,6 +179,13 @@ class Lifecycle:
         channel.owner = None
         # A task that was cancelled keeps the exception, whose traceback holds this object.
         self._server_task = None
+
+    def _tell_end(self, observer: Observer) -> None:
+        channel = self._channel
+        if channel.accepted:
+            observer.ended(channel)
+        else:
+            observer.refused(channel.request.scope, *_refusal_for(channel.reason))
 
     @property
     def shutdown_time(self) -> float:
@@ -356,6 +366,7 @@ class Lifecycle:
             except BaseException as exc:
                 if self._is_thrown_away():
                     raise
+                self._tell_hook_ended(exc)
                 if (
                     isinstance(exc, HTTPException | WebSocketException)
                     and not channel.accepted
@@ -378,18 +389,31 @@ class Lifecycle:
 
     async def _call_on_connect(self, on_connect: Callable[[Address, Sink], Awaitable[None]], sink: Sink) -> None:
         channel = self._channel
-        self._hook = "on_connect"
+        self._begin_hook("on_connect")
         await on_connect(channel.addr, sink)
         if not channel.closed:
             # Part of the hook, so that a deadline reaches it where the peer does not read.
             await channel.accept()
+        self._tell_hook_ended(None)
         self._hook_over()
+
+    def _begin_hook(self, hook: str) -> None:
+        self._hook = hook
+        observer = self._channel.observer
+        if observer is not None:
+            observer.hook_started(self._channel, hook)
+
+    def _tell_hook_ended(self, exception: BaseException | None) -> None:
+        observer = self._channel.observer
+        if observer is not None and self._hook is not None:
+            observer.hook_ended(self._channel, self._hook, exception)
 
     async def _call_on_message(  # noqa: C901, PLR0912 - the fast path: a call costs
         self, plan: Plan, on_message: Callable[[Data], Any]
     ) -> None:
         channel = self._channel
         task = cast("asyncio.Task[None]", self._hooks_task)
+        observer = channel.observer
         has_idle_timeout = self._config.idle_timeout is not None
         while True:
             data = channel.take()
@@ -402,6 +426,8 @@ class Lifecycle:
                 channel.undelivered += 1
                 continue
             self._hook = "on_message"
+            if observer is not None:
+                observer.hook_started(channel, "on_message")
             try:
                 if plan.streams:
                     await self._stream(on_message(data))
@@ -417,6 +443,8 @@ class Lifecycle:
             except (ConnectionClosed, BaseExceptionGroup) as exc:
                 if not self._is_departure(exc):
                     raise
+            if observer is not None:
+                observer.hook_ended(channel, "on_message", None)
             if has_idle_timeout or self._interrupted or task.cancelling():
                 self._hook_over()
             else:
@@ -436,13 +464,16 @@ class Lifecycle:
         if undelivered:
             logger.info("%s: %d messages of %s reached no hook", self._name, undelivered, self._channel.addr)
         self._limit_ending()
-        self._hook = "on_disconnect"
+        self._begin_hook("on_disconnect")
         try:
             await bound_hook(handler, "on_disconnect")(reason)
         except BaseException as exc:
             if self._is_thrown_away():
                 raise
+            self._tell_hook_ended(exc)
             self._fail(exc)
+        else:
+            self._tell_hook_ended(None)
         self._hook_over()
 
     def _limit_ending(self) -> None:
@@ -479,11 +510,20 @@ class Lifecycle:
         try:
             if isinstance(exc, WebSocketException):
                 logger.info("%s refused by %s: %s", self._channel.addr, self._name, described(exc))
-            await self._channel.refuse(*refusal_of(exc))
+            refusal = refusal_of(exc)
+            await self._channel.refuse(*refusal)
         except BaseException as failure:
             if self._is_thrown_away():
                 raise
             self._fail(failure)
+        else:
+            self._tell_refusal(refusal[0])
+
+    def _tell_refusal(self, status: int) -> None:
+        channel = self._channel
+        observer, channel.observer = channel.observer, None
+        if observer is not None:
+            observer.refused(channel.request.scope, status, "handler")
 
     def _fail(self, exc: BaseException, where: str | None = None) -> None:
         if self._is_departure(exc):
@@ -523,3 +563,15 @@ class Lifecycle:
         # A handshake that is over cannot be refused any more, and need not be.
         is_late_refusal = isinstance(exc, HTTPException) and self._hook == "on_connect" and not self._channel.accepted
         return is_late_refusal or isinstance(exc, ConnectionClosed)
+
+
+def _refusal_for(reason: DisconnectReason | None) -> tuple[int, str]:
+    match reason:
+        case Error():
+            return 500, "failure"
+        case Timeout():
+            return 503, "connect_timeout"
+        case Close(by="server"):
+            return 503, "shutdown"
+        case _:
+            return 0, "gone"

@@ -25,7 +25,7 @@ from wsdeco.routing.functions import answer_not_found
 from wsdeco.routing.lifespan import LifespanFunction, checked_lifespan
 from wsdeco.routing.registry import Registry, RouteInfo
 
-__all__ = ["Application", "registry_of", "rooms_of"]
+__all__ = ["Application", "context_of", "registry_of", "rooms_of"]
 
 logger = logging.getLogger("wsdeco")
 
@@ -203,6 +203,9 @@ class Application:
 
 # What a server asks of an application, and a user need not see.
 
+
+context_of: Final[Callable[[Application], Context]] = attrgetter("_context")
+"""Returns what its endpoints share, which takes an observer of all connections."""
 
 registry_of: Final[Callable[[Application], Registry]] = attrgetter("_registry")
 """Returns what is registered, whose `message_size_cap` a server sets."""

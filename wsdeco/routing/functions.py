@@ -34,8 +34,9 @@ from wsdeco.definition.signatures import (
 from wsdeco.definition.supply import SUPPLIES, Supply, path_supplies, request_supply
 from wsdeco.reasons import CloseCode, HandlerError
 from wsdeco.rooms.members import Members
-from wsdeco.routing.endpoints import Context, WebSocketUpgrade
+from wsdeco.routing.endpoints import Context
 from wsdeco.routing.routes import HttpRoute, SocketRoute
+from wsdeco.routing.upgrade import WebSocketUpgrade
 
 __all__ = ["answer_not_found", "endpoint_routes"]
 

@@ -1,0 +1,103 @@
+"""Who watches what happens to connections: access logs, numbers, traces."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from starlette.types import Scope
+
+if TYPE_CHECKING:
+    from wsdeco.channels.base import Channel
+    from wsdeco.channels.data import Data
+
+__all__ = ["Observer", "Observers"]
+
+
+class Observer:
+    """The events of connections, each a method that does nothing here: override those to watch.
+
+    They are called in the event loop of the connection, in the middle of its work. So they return at once, raise
+    nothing, and change nothing. A connection without an observer pays one test of an attribute for each.
+    """
+
+    def refused(self, scope: Scope, status: int, cause: str) -> None:
+        """A handshake was answered with this HTTP status.
+
+        Args:
+            scope: The ASGI scope of the handshake.
+            status: The HTTP status; 0 if the peer left before it was answered.
+            cause: One word: `"full"`, `"shutdown"`, `"origin"`, `"handler"` (an `HTTPException`), `"failure"`,
+                `"connect_timeout"` or `"gone"`.
+        """
+
+    def accepted(self, channel: Channel) -> None:
+        """The upgrade was accepted."""
+
+    def messages_received(self, channel: Channel, messages: list[Data]) -> None:
+        """Messages arrived, which hooks have yet to take."""
+
+    def message_sent(self, channel: Channel, size: int) -> None:
+        """A message of this size in bytes, as UTF-8 where it is text, was handed to the server or the outbox."""
+
+    def message_dropped(self, channel: Channel) -> None:
+        """An outgoing message was dropped, or its peer closed, because the peer reads too slowly."""
+
+    def hook_started(self, channel: Channel, hook: str) -> None:
+        """A hook is about to be called, in the task that calls it."""
+
+    def hook_ended(self, channel: Channel, hook: str, exception: BaseException | None) -> None:
+        """A hook has ended, in the task that called it; `exception` is what it raised."""
+
+    def ended(self, channel: Channel) -> None:
+        """Everything about an accepted connection is over; `channel.reason` says why."""
+
+
+class Observers(Observer):
+    """Several observers as one.
+
+    Args:
+        observers: Those that are told, in this order.
+    """
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def refused(self, scope: Scope, status: int, cause: str) -> None:
+        """Tell all of them."""
+        for each in self._observers:
+            each.refused(scope, status, cause)
+
+    def accepted(self, channel: Channel) -> None:
+        """Tell all of them."""
+        for each in self._observers:
+            each.accepted(channel)
+
+    def messages_received(self, channel: Channel, messages: list[Data]) -> None:
+        """Tell all of them."""
+        for each in self._observers:
+            each.messages_received(channel, messages)
+
+    def message_sent(self, channel: Channel, size: int) -> None:
+        """Tell all of them."""
+        for each in self._observers:
+            each.message_sent(channel, size)
+
+    def message_dropped(self, channel: Channel) -> None:
+        """Tell all of them."""
+        for each in self._observers:
+            each.message_dropped(channel)
+
+    def hook_started(self, channel: Channel, hook: str) -> None:
+        """Tell all of them."""
+        for each in self._observers:
+            each.hook_started(channel, hook)
+
+    def hook_ended(self, channel: Channel, hook: str, exception: BaseException | None) -> None:
+        """Tell all of them."""
+        for each in self._observers:
+            each.hook_ended(channel, hook, exception)
+
+    def ended(self, channel: Channel) -> None:
+        """Tell all of them."""
+        for each in self._observers:
+            each.ended(channel)
