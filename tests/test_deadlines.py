@@ -14,7 +14,7 @@ from tests.wire import Logged, Wire, assert_at_rest, slots_taken, websocket_scop
 from wsdeco import Address, App, Close, ConnectionClosed, DisconnectReason, Sink, Timeout, Unknown
 from wsdeco.channels.asgi import AsgiChannel
 from wsdeco.config import ConnectionConfig
-from wsdeco.connection.lifecycle import Lifecycle
+from wsdeco.connection.reading import ReadingLifecycle
 from wsdeco.testing import ManualClock, connect
 
 HOUR: Final = 3600.0
@@ -809,7 +809,7 @@ async def test_limits_of_a_socket_that_was_accepted_before_count_from_the_start(
     reader = Recorder(world)
     config = ConnectionConfig(idle_timeout=60, max_connection_duration=100)
     channel = AsgiChannel(websocket_scope(), wire.receive, wire.send, config, world.clock, accepted=True)
-    running = asyncio.create_task(Lifecycle(channel, lambda request: reader, "Recorder").run())
+    running = asyncio.create_task(ReadingLifecycle(channel, lambda request: reader, "Recorder").run())
     wire.message("x")
     await world.clock.advance(30)
     wire.message("y")

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from starlette.exceptions import HTTPException, WebSocketException
 
-from wsdeco.reasons import Close, check_close_code, cut_close_reason, printable
+from wsdeco.reasons import Close, DisconnectReason, Error, Timeout, check_close_code, cut_close_reason, printable
 
-__all__ = ["close_of", "described", "refusal_of"]
+__all__ = ["close_of", "described", "refusal_for", "refusal_of"]
 
 
 def refusal_of(exc: HTTPException | WebSocketException) -> tuple[int, str, Mapping[str, str] | None]:
@@ -37,6 +37,19 @@ def close_of(exc: WebSocketException) -> Close:
         ValueError: No endpoint may send the code, or UTF-8 has no form for the reason.
     """
     return Close(check_close_code(exc.code), cut_close_reason(exc.reason or ""), by="server")
+
+
+def refusal_for(reason: DisconnectReason | None) -> tuple[int, str]:
+    """Return the HTTP status and the cause of a handshake that ended for `reason`; 0 if its peer left before."""
+    match reason:
+        case Error():
+            return 500, "failure"
+        case Timeout():
+            return 503, "connect_timeout"
+        case Close(by="server"):
+            return 503, "shutdown"
+        case _:
+            return 0, "gone"
 
 
 def described(exc: BaseException) -> str:

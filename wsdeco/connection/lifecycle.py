@@ -1,8 +1,8 @@
 """One connection from its handshake to exactly one `on_disconnect`.
 
-A connection is run by two tasks. The server's own task reads, so that a peer's close, a timeout or a shutdown is
-seen while a hook runs. A second task calls the hooks, one after the other, and is the only place that does; a hook
-is interrupted by cancelling that task.
+A task of its own calls the hooks, one after the other, and is the only place that does; a hook is interrupted by
+cancelling that task. The channel is read beside it, so a peer's close, a timeout or a shutdown is seen while a hook
+runs: the direct channel by its protocol, the ASGI channel by the server's task (`wsdeco.connection.reading`).
 
     state        event                               next
     CONNECTING   on_connect sends or returns         OPEN
@@ -32,7 +32,7 @@ from wsdeco.channels.data import Address, Data, checked_data
 from wsdeco.channels.observer import Observer
 from wsdeco.channels.sink import Sink
 from wsdeco.config import ConnectionConfig
-from wsdeco.connection.answers import close_of, described, refusal_of
+from wsdeco.connection.answers import close_of, described, refusal_for, refusal_of
 from wsdeco.connection.deadlines import Deadlines
 from wsdeco.connection.tasks import Tasks
 from wsdeco.definition.base import Factory, bound_hook
@@ -68,7 +68,6 @@ class Lifecycle:
     """Runs the hooks of one handler instance on one channel."""
 
     __slots__ = (
-        "_cancellation",
         "_channel",
         "_config",
         "_deadlines",
@@ -79,16 +78,12 @@ class Lifecycle:
         "_hooks_task",
         "_interrupted",
         "_name",
-        "_reading",
-        "_server_task",
         "_shutting_down",
-        "_stopped_reading",
         "_tasks",
     )
 
     def __init__(self, channel: Channel, factory: Factory, name: str) -> None:
         """Prepare to serve `channel` with what `factory` builds; `name` stands for the handler in the log."""
-        self._cancellation: asyncio.CancelledError | None = None
         self._channel = channel
         self._config: ConnectionConfig = channel.config
         self._deadlines: Deadlines | None = None
@@ -99,45 +94,9 @@ class Lifecycle:
         self._hook_ended_at = channel.last_frame_at
         self._hooks_task: asyncio.Task[None] | None = None
         self._interrupted = False
-        self._reading = False
-        self._server_task: asyncio.Task[Any] | None = None
         self._shutting_down = False
-        self._stopped_reading = False
         self._tasks: Tasks | None = None
         channel.owner = self
-
-    # The server's task.
-
-    async def run(self) -> None:
-        """Serve the connection; return when everything about it has ended.
-
-        Raises:
-            asyncio.CancelledError: The server has cancelled the task; `on_disconnect` has run all the same.
-        """
-        try:
-            if await self._channel.connect():
-                await self._run()
-        finally:
-            self._release()
-
-    async def _run(self) -> None:
-        channel = self._channel
-        self._server_task = asyncio.current_task()
-        self._hooks_task = self._start_hooks()
-        await self._read()
-        while not self._hooks_task.done():
-            await self._interrupted_in(asyncio.wait((self._hooks_task,)))
-        flushing = True
-        while flushing:
-            flushing = await self._interrupted_in(channel.flushed())
-        cancellation, self._cancellation = self._cancellation, None
-        if cancellation is not None:
-            try:
-                # The one that arrived: anyio knows its own cancellations by their text.
-                raise cancellation
-            finally:
-                # Its traceback holds this frame.
-                del cancellation
 
     def start(self, done: Callable[[Lifecycle], None]) -> None:
         """Serve a connection whose channel reads by itself; call `done` when everything about it has ended.
@@ -177,15 +136,13 @@ class Lifecycle:
             self._tasks.cancel()
         channel.release()
         channel.owner = None
-        # A task that was cancelled keeps the exception, whose traceback holds this object.
-        self._server_task = None
 
     def _tell_end(self, observer: Observer) -> None:
         channel = self._channel
         if channel.accepted:
             observer.ended(channel)
         else:
-            observer.refused(channel.request.scope, *_refusal_for(channel.reason))
+            observer.refused(channel.request.scope, *refusal_for(channel.reason))
 
     @property
     def shutdown_time(self) -> float:
@@ -201,28 +158,6 @@ class Lifecycle:
         self._channel.close(CloseCode.SERVICE_RESTART, text, Close(CloseCode.SERVICE_RESTART, text, by="server"))
         self._limit_hook(self._config.close_timeout)
 
-    async def _read(self) -> None:
-        self._reading = True
-        await self._interrupted_in(self._channel.read())
-        self._reading = False
-
-    async def _interrupted_in(self, awaitable: Awaitable[object]) -> bool:
-        try:
-            await awaitable
-        except asyncio.CancelledError as exc:
-            stopped, self._stopped_reading = self._stopped_reading, False
-            if stopped and cast("asyncio.Task[Any]", self._server_task).uncancel() == 0:
-                return False
-            self._cancellation = exc
-            self.shut_down()
-            return True
-        except Exception as exc:
-            # The server broke its side of ASGI: nothing more will come.
-            logger.debug("%s: receive() failed", self._name, exc_info=exc)
-            self._channel.abort()
-            self._channel.end(Unknown())
-        return False
-
     def _hooks_done(self, task: asyncio.Task[None]) -> None:
         if self._channel.reason is None:
             message = f"{self._name}: the task of the connection was cancelled from outside"
@@ -237,9 +172,7 @@ class Lifecycle:
         self._stop_reading()
 
     def _stop_reading(self) -> None:
-        if self._reading and not self._stopped_reading:
-            self._stopped_reading = True
-            cast("asyncio.Task[Any]", self._server_task).cancel()
+        """End what reads the channel: nothing, if it reads by itself."""
 
     # Work that belongs to the connection.
 
@@ -551,8 +484,7 @@ class Lifecycle:
         return asyncio.current_task(self._channel.loop) is not self._hooks_task
 
     def _is_expected_cancellation(self) -> bool:
-        server_task = self._server_task
-        return self._interrupted or self._shutting_down or (server_task is not None and server_task.cancelling() > 0)
+        return self._interrupted or self._shutting_down
 
     def _is_departure(self, exc: BaseException) -> bool:
         # ConnectionClosed from the sink of another connection is an error of the hook as long as this one lives.
@@ -563,15 +495,3 @@ class Lifecycle:
         # A handshake that is over cannot be refused any more, and need not be.
         is_late_refusal = isinstance(exc, HTTPException) and self._hook == "on_connect" and not self._channel.accepted
         return is_late_refusal or isinstance(exc, ConnectionClosed)
-
-
-def _refusal_for(reason: DisconnectReason | None) -> tuple[int, str]:
-    match reason:
-        case Error():
-            return 500, "failure"
-        case Timeout():
-            return 503, "connect_timeout"
-        case Close(by="server"):
-            return 503, "shutdown"
-        case _:
-            return 0, "gone"

@@ -17,6 +17,7 @@ from wsdeco.config import ConnectionConfig
 from wsdeco.connection.admission import Admission, Refusal, Slots, Ticket
 from wsdeco.connection.lifecycle import Lifecycle
 from wsdeco.connection.live import LiveConnections
+from wsdeco.connection.reading import ReadingLifecycle
 from wsdeco.definition.base import Factory
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed
 from wsdeco.rooms.members import Members
@@ -131,7 +132,7 @@ async def serve(channel: Channel, factory: Factory, admission: Admission, connec
         await _turn_away(channel, ticket, admission.name)
         return
     try:
-        connection = Lifecycle(channel, factory, admission.name)
+        connection = ReadingLifecycle(channel, factory, admission.name)
         connections.add(connection)
         try:
             await connection.run()
