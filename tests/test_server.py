@@ -3,7 +3,6 @@
 import asyncio
 import atexit
 import errno
-import gc
 import inspect
 import io
 import os
@@ -1102,20 +1101,6 @@ def test_threads_that_never_end_do_not_keep_the_process(
     assert events == [RESTART]
     assert forced_exit.status == 0
     assert "the process ends though hooks have left threads that still run: wsdeco-" in screen.getvalue()
-
-
-@pytest.mark.parametrize(("chosen", "kept"), [(700, False), (50_000, True), (0, True)])
-def test_the_garbage_collector_runs_less_often(chosen: int, kept: bool) -> None:
-    before = gc.get_threshold()
-    try:
-        gc.set_threshold(chosen, 5, 5)
-        with foreground.collect_garbage_rarely():
-            youngest, *older = gc.get_threshold()
-            assert youngest == (chosen if kept else 20_000)
-            assert older == [5, 5]
-        assert gc.get_threshold() == (chosen, 5, 5)
-    finally:
-        gc.set_threshold(*before)
 
 
 # As programs of their own.

@@ -249,8 +249,9 @@ class App(Application):
 
         Logging: uvicorn's from level "warning" on, since the addresses are printed; `log_level="info"` shows each
         request and connection as well. Compression (`ws_per_message_deflate=True`) is off: it takes about 34 KiB
-        of memory per connection. In the foreground the garbage collector runs less often while it serves
-        (`gc.set_threshold`), unless the program has chosen a higher threshold or none.
+        of memory per connection. In the foreground, on Linux, the garbage collector runs less often while it serves
+        (`gc.set_threshold`), but also when the process has grown, unless the program has chosen a higher threshold or
+        none.
 
         Args:
             host: Name or IP address to listen on; `"0.0.0.0"` and `"::"` are all IPv4 and all IPv6 addresses of

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import gc
 import os
 import queue
 import signal
@@ -15,13 +14,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Final
 
+from wsdeco.server.garbage import collect_garbage_rarely
 from wsdeco.server.serving import ANYIO_THREAD, Server, join_threads
 
 __all__ = [
     "NOTICE",
     "REPEAT",
     "SECOND_SIGNAL",
-    "collect_garbage_rarely",
     "end_process",
     "ending_signals_call",
     "say",
@@ -37,9 +36,6 @@ REPEAT: Final = 0.3
 
 _FLUSH: Final = 0.5
 """Seconds that buffered output gets when the process is ended by force."""
-
-_YOUNGEST: Final = 20_000
-"""Objects made and not gone after which the garbage collector has a look."""
 
 _STDERR: Final = 2
 """The descriptor of standard error."""
@@ -67,7 +63,7 @@ def serve_in_main_thread(server: Server, watch: Callable[[Callable[[], None]], N
     with ExitStack() as stack:
         stack.callback(server.release)
         end = stack.enter_context(_end_on_signals(server))
-        stack.enter_context(collect_garbage_rarely())
+        server.tick = stack.enter_context(collect_garbage_rarely())
         if watch is None:
             server.listen()
         else:
@@ -77,23 +73,6 @@ def serve_in_main_thread(server: Server, watch: Callable[[Callable[[], None]], N
     if left:
         # The interpreter would wait for them for ever, and nothing can interrupt them.
         end_process(f"the process ends though hooks have left threads that still run: {', '.join(left)}", 0)
-
-
-@contextmanager
-def collect_garbage_rarely() -> Generator[None]:
-    """Have the garbage collector look for cycles less often, in a process that does nothing but serve.
-
-    What one turn of the loop makes for thousands of messages is gone with the next. But the collector counts what has
-    been made, and would look at all connections again and again: a fifth of the time at 10,000 of them. A program that
-    has chosen a higher threshold, or switched the collector off, keeps that.
-    """
-    youngest, *older = before = gc.get_threshold()
-    if 0 < youngest < _YOUNGEST:
-        gc.set_threshold(_YOUNGEST, *older)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 @contextmanager

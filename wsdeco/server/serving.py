@@ -57,6 +57,7 @@ class Server(uvicorn.Server):
         thread: The thread whose event loop serves.
         loop: That event loop; `None` before it is made.
         on_start: Called in that thread as soon as it serves.
+        tick: Called in that thread ten times a second.
         on_end: Called in another one when a signal has begun its end, with the seconds that may take at most.
         ended: Set when it has ended, or could not start.
     """
@@ -68,6 +69,7 @@ class Server(uvicorn.Server):
         self.thread = threading.current_thread()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.on_start: Callable[[], None] = lambda: None
+        self.tick: Callable[[], None] = lambda: None
         self.on_end: Callable[[float], None] | None = None
         self.ended = threading.Event()
         self._grace = config.timeout_graceful_shutdown
@@ -168,6 +170,11 @@ class Server(uvicorn.Server):
             listener.listen(config.backlog)
         self.started = True
         self.on_start()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Do what has to be done now and then; return whether to end."""
+        self.tick()
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the connections of the app, then requests in progress and other connections, then the lifespan."""
