@@ -230,3 +230,37 @@ async def test_messages_dropped_for_a_slow_consumer_are_told_and_several_observe
     assert ("dropped",) in first.events
     assert first.events[-2:] == [("over", Close(1000, "", by="client")), ("refused", "/ws", 403, "origin")]
     assert not isinstance(first.events[-1], Timeout)
+
+
+async def test_an_observer_of_one_connection_sees_that_one_alone_and_no_messages_it_did_not_ask_for() -> None:
+    class Visit(Observer):
+        def __init__(self, ended: list[object]) -> None:
+            self.reasons = ended
+
+        def ended(self, channel: Channel) -> None:
+            self.reasons.append(channel.reason)
+
+    class Visits(Observer):
+        def __init__(self) -> None:
+            self.visits: list[list[object]] = []
+
+        def begin(self, channel: Channel) -> Observer:
+            self.visits.append([])
+            return Visit(self.visits[-1])
+
+    app = App()
+    visits = Visits()
+    context_of(app).observe(visits)
+
+    @app.handler("/ws")
+    class Echo:
+        async def on_message(self, text: str) -> str:
+            return text
+
+    for code in (4001, 4002):
+        async with connect(app, "/ws") as client:
+            await client.send("x")
+            await client.expect("x")
+            await client.close(code)
+    assert visits.visits == [[Close(4001, "", by="client")], [Close(4002, "", by="client")]]
+    assert (Visit.sees_messages, Visit.sees_hooks) == (False, False)

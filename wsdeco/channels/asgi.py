@@ -200,8 +200,8 @@ class AsgiChannel(Channel):
             await self._write(message)
         else:
             await self._write(self._accept_message(), message)
-        if self.observer is not None:
-            self.observer.message_sent(self, wire_size(data))
+        if self.message_observer is not None:
+            self.message_observer.message_sent(self, wire_size(data))
 
     async def _write_in_turn(self, message: Message) -> None:
         if not self.accepted:
@@ -228,8 +228,8 @@ class AsgiChannel(Channel):
             else:
                 self._drop_slow_consumer()
             return False
-        if self.observer is not None:
-            self.observer.message_sent(self, size)
+        if self.message_observer is not None:
+            self.message_observer.message_sent(self, size)
         self._outbox.append(_Queued(_send_message(data), size, None))
         self._outbox_size += size
         if self.accepted:

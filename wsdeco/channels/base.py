@@ -73,6 +73,7 @@ class Channel(ABC):
         dropped: Outgoing messages dropped because the outbox was full (`slow_consumer="drop"`).
         undelivered: Incoming messages that no hook took: of a kind it does not take, or too late.
         observer: Who watches what happens to it; `None` if nobody does.
+        message_observer: The same, if it wants to know of each message.
         owner: Who is told when the upgrade is accepted and when the channel ends.
         route_room: The room of its route, whose member it is from the upgrade to its end.
         rooms: What else it is a member of; it leaves all of them as soon as `reason` is set.
@@ -92,6 +93,7 @@ class Channel(ABC):
         "config",
         "dropped",
         "loop",
+        "message_observer",
         "observer",
         "owner",
         "reason",
@@ -115,6 +117,7 @@ class Channel(ABC):
         self.rooms: tuple[Membership, ...] | dict[Membership, None] = ()
         self._last_frame_at = self.clock.time()
         self.observer: Observer | None = None
+        self.message_observer: Observer | None = None
         self.owner: Owner | None = None
         self._addr: Address | None = None
         self._inbox: list[Any] | None = None
@@ -173,6 +176,13 @@ class Channel(ABC):
         """Let go of timers and the like, when everything about the connection has ended."""
 
     # What all of them share.
+
+    def watch(self, observer: Observer | None) -> None:
+        """Let `observer` know what happens from now on."""
+        if observer is not None:
+            self.observer = observer = observer.begin(self)
+            if observer.sees_messages:
+                self.message_observer = observer
 
     @property
     def request(self) -> HTTPConnection:
@@ -258,8 +268,8 @@ class Channel(ABC):
     def deliver(self, data: Data) -> None:
         """Put a message that has arrived into the inbox (called by the reading side)."""
         self._last_frame_at = self.clock.time()
-        if self.observer is not None:
-            self.observer.messages_received(self, [data])
+        if self.message_observer is not None:
+            self.message_observer.messages_received(self, [data])
         # The newest message is the first of the list.
         if self.reason is not None or (self._inbox is not None and self._inbox[0] is None):
             self.undelivered += 1

@@ -135,8 +135,8 @@ class DirectChannel(Channel):
 
     def messages_received(self, messages: list[Data]) -> None:
         """Take messages, in order."""
-        if self.observer is not None:
-            self.observer.messages_received(self, messages)
+        if self.message_observer is not None:
+            self.message_observer.messages_received(self, messages)
         if self.reason is not None:
             self.undelivered += len(messages)
             return
@@ -274,8 +274,8 @@ class DirectChannel(Channel):
         if not self.accepted:
             await self.accept()
         connection.send_message(data)
-        if self.observer is not None:
-            self.observer.message_sent(self, wire_size(data))
+        if self.message_observer is not None:
+            self.message_observer.message_sent(self, wire_size(data))
         if connection.write_paused:
             await self._drain()
 
@@ -288,8 +288,8 @@ class DirectChannel(Channel):
             connection.write_message(data)
         else:
             connection.send_message(data)
-        if self.observer is not None:
-            self.observer.message_sent(self, wire_size(data))
+        if self.message_observer is not None:
+            self.message_observer.message_sent(self, wire_size(data))
         return True
 
     async def _drain(self) -> None:
@@ -320,8 +320,8 @@ class DirectChannel(Channel):
         if self._connection.unsent + self._early_size + size > self.config.max_outbox:
             self._refuse_more()
             return False
-        if self.observer is not None:
-            self.observer.message_sent(self, size)
+        if self.message_observer is not None:
+            self.message_observer.message_sent(self, size)
         if self.accepted:
             self._connection.send_message(data)
             return True
@@ -337,8 +337,8 @@ class DirectChannel(Channel):
         if connection.closed or not self.accepted:
             return self.send_nowait(message.data)
         if connection.send_encoded(message, self.config.max_outbox):
-            if self.observer is not None:
-                self.observer.message_sent(self, message.size)
+            if self.message_observer is not None:
+                self.message_observer.message_sent(self, message.size)
             return True
         self._refuse_more()
         return False

@@ -17,8 +17,25 @@ class Observer:
     """The events of connections, each a method that does nothing here: override those to watch.
 
     They are called in the event loop of the connection, in the middle of its work. So they return at once, raise
-    nothing, and change nothing. A connection without an observer pays one test of an attribute for each.
+    nothing, and change nothing. A connection without an observer pays one test of an attribute for each. Events of
+    every message are told only to those who override them.
+
+    Attributes:
+        sees_messages: It overrides `messages_received` or `message_sent`.
+        sees_hooks: It overrides `hook_started`, or wants `hook_ended` of an `on_message` that did not fail.
     """
+
+    sees_messages: bool = False
+    sees_hooks: bool = False
+
+    def __init_subclass__(cls, **options: object) -> None:
+        super().__init_subclass__(**options)
+        cls.sees_messages = _overrides(cls, "messages_received", "message_sent")
+        cls.sees_hooks = _overrides(cls, "hook_started")
+
+    def begin(self, channel: Channel) -> Observer:
+        """Return who watches this one connection, whose handshake has arrived: itself, or one of its own."""
+        return self
 
     def refused(self, scope: Scope, status: int, cause: str) -> None:
         """A handshake was answered with this HTTP status.
@@ -52,6 +69,10 @@ class Observer:
         """Everything about an accepted connection is over; `channel.reason` says why."""
 
 
+def _overrides(cls: type[Observer], *names: str) -> bool:
+    return any(getattr(cls, name) is not getattr(Observer, name) for name in names)
+
+
 class Observers(Observer):
     """Several observers as one.
 
@@ -61,6 +82,12 @@ class Observers(Observer):
 
     def __init__(self, *observers: Observer) -> None:
         self._observers = observers
+        self.sees_messages = any(each.sees_messages for each in observers)
+        self.sees_hooks = any(each.sees_hooks for each in observers)
+
+    def begin(self, channel: Channel) -> Observer:
+        """Return those who watch this one connection."""
+        return Observers(*(each.begin(channel) for each in self._observers))
 
     def refused(self, scope: Scope, status: int, cause: str) -> None:
         """Tell all of them."""

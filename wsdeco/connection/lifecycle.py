@@ -346,7 +346,7 @@ class Lifecycle:
     ) -> None:
         channel = self._channel
         task = cast("asyncio.Task[None]", self._hooks_task)
-        observer = channel.observer
+        observer = channel.observer if channel.observer is not None and channel.observer.sees_hooks else None
         has_idle_timeout = self._config.idle_timeout is not None
         while True:
             data = channel.take()

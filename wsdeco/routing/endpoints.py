@@ -92,7 +92,7 @@ class HandlerEndpoint:
             return False
         try:
             channel = DirectChannel(scope, connection, self.config, context.clock)
-            channel.observer = context.observer
+            channel.watch(context.observer)
             channel.route_room = self.room
             connection.consumer = channel
             begun = Lifecycle(channel, self._factory, self.__name__)
@@ -119,7 +119,7 @@ def open_channel(
         channel = AsgiChannel(scope, receive, send, config, context.clock)
     else:
         channel = DirectChannel(scope, connection, config, context.clock)
-    channel.observer = context.observer
+    channel.watch(context.observer)
     channel.route_room = room
     return channel
 
