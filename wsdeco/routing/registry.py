@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,6 +47,12 @@ class Registered:
     routes: list[BaseRoute]
 
     @property
+    def keys(self) -> list[tuple[str, str]]:
+        """What it takes: the shape of its path with each method."""
+        shape = path_shape(self.info.path)
+        return [(shape, kind) for route in self.routes for kind in _methods(route)]
+
+    @property
     def place(self) -> str:
         """What it is called, and where it stands."""
         return f"{_full_name(self.target)} ({_place(self.target)})"
@@ -66,7 +75,7 @@ class Registry:
 
     def infos(self) -> list[RouteInfo]:
         """Return what is registered, in the order in which it is matched."""
-        registered = {id(route): each for each in self._registered.values() for route in each.routes}
+        registered = {id(route): each for each in list(self._registered.values()) for route in each.routes}
         matched = [registered.get(id(route)) for route in self._router.routes]
         return [each.info for each in dict.fromkeys(matched) if each is not None]
 
@@ -78,29 +87,38 @@ class Registry:
             ServerError: The server runs already and was started for smaller messages.
         """
         self._check_message_size(new.info)
-        shape = path_shape(new.info.path)
-        keys = [(shape, kind) for route in new.routes for kind in _methods(route)]
-        replaced: list[Registered] = []
-        for key in keys:
+        replaced: dict[int, Registered] = {}
+        for key in new.keys:
             old = self._registered.get(key)
             if old is None:
                 continue
-            if _full_name(old.target) != _full_name(new.target):
+            if not _is_same(old.target, new.target):
                 raise RouteError(
                     f"path {new.info.path!r} is taken: {old.place} is registered there, so {new.place} cannot be; "
                     "give one of them another path"
                 )
-            replaced.append(old)
-        routes = self._router.routes
-        gone = [route for old in replaced for route in old.routes]
-        position = next((index for index, route in enumerate(routes) if route in gone), len(routes))
-        left = [route for route in routes if route not in gone]
+            replaced[id(old)] = old
         # In one step, since a server in another thread may be matching a path at this moment.
-        routes[:] = [*left[:position], *new.routes, *left[position:]]
-        kept = {key: value for key, value in self._registered.items() if value not in replaced}
-        self._registered = kept | dict.fromkeys(keys, new)
-        served = (each.info for each in self._registered.values())
-        self.room_keys = {info.path: route_key(info.path) for info in served if info.kind != "http"}
+        if replaced:
+            self._router.routes[:] = self._routes_with(new, replaced.values())
+        else:
+            self._router.routes.extend(new.routes)
+        for old in replaced.values():
+            for key in old.keys:
+                del self._registered[key]
+            if old.info.kind != "http":
+                del self.room_keys[old.info.path]
+        self._registered |= dict.fromkeys(new.keys, new)
+        if new.info.kind != "http":
+            self.room_keys[new.info.path] = route_key(new.info.path)
+
+    def _routes_with(self, new: Registered, replaced: Iterable[Registered]) -> list[BaseRoute]:
+        """Return the routes with those of `new` where the first of the replaced stands."""
+        routes = self._router.routes
+        gone = {id(route) for old in replaced for route in old.routes}
+        left = [route for route in routes if id(route) not in gone]
+        position = next((index for index, route in enumerate(routes) if id(route) in gone), len(left))
+        return [*left[:position], *new.routes, *left[position:]]
 
     def _check_message_size(self, info: RouteInfo) -> None:
         config, cap = info.config, self.message_size_cap
@@ -120,6 +138,24 @@ def kind_of(routes: list[BaseRoute]) -> Literal["ws", "http", "http+ws"]:
 
 def _methods(route: BaseRoute) -> list[str]:
     return sorted(getattr(route, "methods", None) or {"websocket"})
+
+
+def _is_same(old: object, new: object) -> bool:
+    """Return whether `new` is `old`, made anew.
+
+    One file may be imported under several names: `__main__` where it is run, `__mp_main__` in a process of its own, and
+    its own name where a server or another module imports it.
+    """
+    if _full_name(old) == _full_name(new):
+        return True
+    same_name = getattr(old, "__qualname__", None) == getattr(new, "__qualname__", "")
+    return same_name and _file_of(old) == _file_of(new) is not None
+
+
+def _file_of(target: object) -> str | None:
+    module = sys.modules.get(getattr(target, "__module__", ""))
+    file: str | None = getattr(module, "__file__", None)
+    return None if file is None else os.path.realpath(file)
 
 
 def _full_name(target: object) -> str:
