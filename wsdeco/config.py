@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Any, Final, Literal, TypeAlias, TypedDict, cast
 
 from wsdeco.origins import parse_origin
+from wsdeco.tokens import is_token
 
 __all__ = ["DEFAULT_CONFIG", "ConnectionConfig", "Limits", "Seconds", "SlowConsumer", "make_config"]
 
@@ -19,8 +20,6 @@ Seconds: TypeAlias = float | timedelta
 
 SlowConsumer: TypeAlias = Literal["close", "drop"]
 """What happens to a peer whose outbox is full: closed with 1013, or the message dropped and counted."""
-
-_TOKEN_EXTRA: Final = frozenset("!#$%&'*+-.^_`|~")
 
 
 class Limits(TypedDict, total=False):
@@ -270,7 +269,7 @@ def _subprotocols(value: object) -> tuple[str, ...]:
         raise TypeError(f"subprotocols must be a list, as the preferred one comes first, not a set: {value!r}")
     names = _texts("subprotocols", value, "chat.v1")
     for name in names:
-        if not name or not all(c.isascii() and (c.isalnum() or c in _TOKEN_EXTRA) for c in name):
+        if not is_token(name):
             raise ValueError(
                 f"subprotocols holds {name!r}, which is not a token (RFC 9110, section 5.6.2): "
                 "write a name such as 'chat.v1'"

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, cast
 
 from wsdeco.reasons import printable
+from wsdeco.tokens import is_token
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -18,7 +19,6 @@ Data: TypeAlias = str | bytes
 HeaderItems: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
 """Header fields of a response, as a mapping or, where a name repeats, as pairs."""
 
-_TOKEN: Final = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _HANDSHAKE_HEADERS: Final = frozenset({"connection", "upgrade", "content-length", "transfer-encoding"})
 
 
@@ -85,7 +85,7 @@ def checked_headers(headers: HeaderItems) -> list[tuple[bytes, bytes]]:
     for name, value in pairs:
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"headers must be pairs of str, not {name!r}: {value!r}")
-        if not name or not _TOKEN.issuperset(name):
+        if not is_token(name):
             raise ValueError(f"header name {name!r} is not a token (RFC 9110, section 5.1)")
         if name.lower() in _HANDSHAKE_HEADERS or name.lower().startswith("sec-websocket-"):
             raise ValueError(f"header {name!r} belongs to the handshake: for a subprotocol write subprotocol=...")

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import Final, NamedTuple, TypeAlias
 
+from wsdeco.tokens import is_token_of_bytes
+
 __all__ = [
     "MAX_HEAD_SIZE",
     "Headers",
@@ -51,7 +53,6 @@ _SWITCHING: Final = (
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _IN_HEAD: Final = _CONTROL.sub(b"", bytes(range(256)))
 """What a line of a head may hold."""
-_TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _USUAL_NAMES: Final = {
     form: name.lower()
     for name in (
@@ -160,7 +161,7 @@ def parse_request(head: bytes) -> Request:
         sent_name, colon, value = line.partition(b":")
         name = _USUAL_NAMES.get(sent_name)
         if name is None:
-            if _TOKEN.fullmatch(sent_name) is None:
+            if not is_token_of_bytes(sent_name):
                 raise Refusal(HTTPStatus.BAD_REQUEST, "The request has a malformed header line.")
             name = sent_name.lower()
         if not colon:
@@ -245,7 +246,7 @@ def check_headers(headers: Iterable[tuple[object, object]]) -> list[tuple[bytes,
             raise TypeError(
                 f"a response header is a pair of bytes, not {name!r} and {value!r}: write b'name', b'value'"
             )
-        if _TOKEN.fullmatch(name) is None:
+        if not is_token_of_bytes(name):
             raise ValueError(f"response header name {name!r} is not a token (RFC 9110, section 5.1)")
         if _CONTROL.search(value) is not None:
             raise ValueError(f"response header {name!r} holds a control character: {value!r}")
