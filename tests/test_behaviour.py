@@ -563,6 +563,35 @@ async def test_a_reply_that_cannot_be_sent_is_an_error(stack: Stack, caplog: pyt
     assert len(take_errors(caplog)) == 2
 
 
+LARGE: dict[str, str | bytes] = {
+    "ASCII": "x" * 300_000,
+    "beyond ASCII": "größe, размер, 大きさ " * 10_000,
+    "beyond the BMP": "😀" * 30_000,
+    "binary": bytes(range(256)) * 2_000,
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+async def test_large_messages_come_back_as_they_were_and_in_order(stack: Stack, kind: str) -> None:
+    app = App()
+
+    @app.handler("/ws")
+    class Echo:
+        async def on_connect(self, addr: Address, sink: Sink) -> None:
+            self.sink = sink
+
+        async def on_message(self, message: str | bytes) -> str | bytes:
+            self.sink.send_nowait("once")
+            await self.sink.send(message)
+            return message
+
+    async with stack.serve(app) as server, server.connect("/ws") as peer:
+        await peer.send(LARGE[kind])
+        await peer.send("small")
+        assert [await peer.receive() for _ in range(3)] == ["once", LARGE[kind], LARGE[kind]]
+        assert [await peer.receive() for _ in range(3)] == ["once", "small", "small"]
+
+
 @pytest.mark.parametrize("message", ["x" * 101, "é" * 51, b"x" * 101, "x" * 100_000])
 async def test_a_message_that_is_too_big_is_a_1009(stack: Stack, message: str | bytes) -> None:
     app = App()

@@ -13,7 +13,8 @@ from tests.client_frames import BINARY, CONT, PING, TEXT, client_frame
 from tests.reference_framing import ReferenceFraming
 from wsdeco.reasons import Close
 from wsdeco.wire.deflate import Deflate
-from wsdeco.wire.incoming import Framing, Message
+from wsdeco.wire.incoming import Framing, Message, encode_message
+from wsdeco.wire.outgoing import frame_pieces
 
 SIZE = 300_000
 LIMIT = 1 << 20
@@ -176,3 +177,29 @@ def test_inflating_a_large_frame_counts_as_work() -> None:
     assert framing.unread
     assert framing.receive(b"") == ["next"]
     assert not framing.unread
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_the_pieces_of_a_text_are_its_frame(kind: str) -> None:
+    assert b"".join(frame_pieces(TEXTS[kind])) == encode_message(TEXTS[kind])
+
+
+def test_the_pieces_of_a_binary_message_are_its_frame() -> None:
+    content = random.Random(3).randbytes(SIZE)  # noqa: S311 - the same in every run
+    assert b"".join(frame_pieces(content)) == encode_message(content)
+
+
+def test_nothing_is_sent_of_a_text_that_utf8_cannot_carry() -> None:
+    with pytest.raises(UnicodeEncodeError):
+        next(frame_pieces("x" * SIZE + "\ud800"))
+
+
+def test_sending_allocates_no_copy_of_the_message() -> None:
+    for message in ("x" * 4_000_000, bytes(4_000_000)):
+        tracemalloc.start()
+        try:
+            for _ in frame_pieces(message):
+                pass
+            assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        finally:
+            tracemalloc.stop()

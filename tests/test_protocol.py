@@ -489,6 +489,47 @@ class TestMessages:
         assert session.transport.take() == b""
         await session.end()
 
+    @pytest.mark.parametrize("message", ["x" * 300_000, "ж" * 100_000, bytes(100_000)], ids=["ASCII", "text", "binary"])
+    async def test_a_large_message_keeps_its_place(self, message: str | bytes) -> None:
+        session = Session(Script(ACCEPT))
+        await session.open()
+        session.protocol.send_message("a")
+        session.protocol.send_message(message)
+        session.protocol.write_message("b")
+        assert session.transport.take() == b"".join(map(encode_message, ("a", message, "b")))
+        session.transport.fill()
+        session.protocol.send_message("c")
+        session.protocol.write_message(message)
+        session.protocol.send_message(message)
+        session.protocol.send_message("d")
+        assert session.transport.take() == b""
+        assert session.protocol.unsent == len(b"".join(map(encode_message, ("c", message, message, "d"))))
+        session.transport.empty()
+        assert session.transport.take() == b"".join(map(encode_message, ("c", message, message, "d")))
+        await session.end()
+
+    async def test_a_write_that_fails_is_the_last_of_a_large_message(self) -> None:
+        session = Session(Script(ACCEPT))
+        await session.open()
+        write = session.transport.write
+
+        def write_and_lose(data: bytes | bytearray | memoryview) -> None:
+            write(data)
+            session.transport.close()
+
+        session.transport.write = write_and_lose  # type: ignore[method-assign]
+        session.protocol.write_message(bytes(100_000))
+        assert len(session.transport.take()) < 100_000
+        await session.end()
+
+    async def test_a_large_message_that_cannot_be_encoded_leaves_nothing(self) -> None:
+        session = Session(Script(ACCEPT))
+        await session.open()
+        with pytest.raises(UnicodeEncodeError):
+            session.protocol.write_message("x" * 300_000 + "\ud800")
+        assert session.transport.take() == b""
+        await session.end()
+
     async def test_much_is_written_at_once(self) -> None:
         app = Script(ACCEPT)
         session = Session(app)

@@ -193,6 +193,8 @@ class AsgiChannel(Channel):
         """Write at once, or behind what waits already."""
         if self.closed:
             raise self.closed_error()
+        # Servers fail in ways of their own where UTF-8 cannot carry a text.
+        wire_size(data)
         message = _send_message(data)
         if self._writing or self._outbox:
             await self._write_in_turn(message)

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from starlette.requests import HTTPConnection
 
-from wsdeco.channels.data import Address, Data, HeaderItems, wire_size
+from wsdeco.channels.data import Address, Data, HeaderItems, exceeds
 from wsdeco.channels.observer import Observer
 from wsdeco.channels.packed_request import PackedRequest
 from wsdeco.clock import Clock
@@ -145,7 +145,11 @@ class Channel(ABC):
 
     @abstractmethod
     async def send(self, data: Data) -> None:
-        """Send one message; wait while the peer does not read."""
+        """Send one message; wait while the peer does not read.
+
+        Raises:
+            ValueError: It is text that UTF-8 cannot carry; so do the other ways to send.
+        """
 
     def try_send(self, data: Data) -> bool:
         """Send one message if that needs no waiting, and return whether it was sent."""
@@ -274,9 +278,7 @@ class Channel(ABC):
         if self.reason is not None or (self._inbox is not None and self._inbox[0] is None):
             self.undelivered += 1
             return
-        if len(data) * (4 if isinstance(data, str) else 1) > self.config.max_message_size and (
-            wire_size(data) > self.config.max_message_size
-        ):
+        if exceeds(data, self.config.max_message_size):
             # It ends the connection when the messages before it have been handled and answered.
             self._put([None], 0)
         else:

@@ -11,7 +11,18 @@ from wsdeco.tokens import is_token
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["Address", "Data", "HeaderItems", "checked_data", "checked_headers", "header_pairs", "wire_size"]
+__all__ = [
+    "Address",
+    "Data",
+    "HeaderItems",
+    "checked_data",
+    "checked_headers",
+    "checked_kind",
+    "exceeds",
+    "header_pairs",
+    "unsendable",
+    "wire_size",
+]
 
 Data: TypeAlias = str | bytes
 """A message: `str` travels as a text frame, `bytes` as a binary one."""
@@ -41,8 +52,22 @@ class Address(NamedTuple):
 
 
 def wire_size(data: Data) -> int:
-    """Return the bytes of payload that `data` takes in its frame."""
-    return len(data) if isinstance(data, bytes) or data.isascii() else len(data.encode())
+    """Return the bytes of payload that `data` takes in its frame.
+
+    Raises:
+        ValueError: `data` is text that UTF-8 cannot carry.
+    """
+    if isinstance(data, bytes) or data.isascii():
+        return len(data)
+    try:
+        return len(data.encode())
+    except UnicodeEncodeError as exc:
+        raise unsendable(exc) from None
+
+
+def exceeds(data: Data, limit: int) -> bool:
+    """Return whether the payload takes more than `limit` bytes; text is only encoded for that where it is close."""
+    return len(data) * (4 if isinstance(data, str) else 1) > limit and wire_size(data) > limit
 
 
 def checked_data(data: object) -> Data:
@@ -52,12 +77,18 @@ def checked_data(data: object) -> Data:
         TypeError: `data` is neither text nor bytes.
         ValueError: `data` is text that UTF-8 cannot carry.
     """
+    checked = checked_kind(data)
+    wire_size(checked)
+    return checked
+
+
+def checked_kind(data: object) -> Data:
+    """Return `data` as text or bytes; whether UTF-8 can carry the text is for the channel to find out.
+
+    Raises:
+        TypeError: `data` is neither text nor bytes.
+    """
     if isinstance(data, str):
-        if not data.isascii():
-            try:
-                data.encode()
-            except UnicodeEncodeError as exc:
-                raise ValueError(f"text cannot be sent, UTF-8 has no form for it: {exc}") from None
         return data
     if isinstance(data, bytes | bytearray | memoryview):
         return bytes(cast("Buffer", data))
@@ -65,6 +96,11 @@ def checked_data(data: object) -> Data:
         f"a message must be str or bytes, not {type(data).__name__}: "
         "for anything else that JSON can carry write sink.send_json(...), or json.dumps(...) first"
     )
+
+
+def unsendable(error: UnicodeEncodeError) -> ValueError:
+    """Return the exception for text that UTF-8 cannot carry."""
+    return ValueError(f"text cannot be sent, UTF-8 has no form for it: {error}")
 
 
 def header_pairs(headers: HeaderItems) -> Iterable[tuple[str, str]]:

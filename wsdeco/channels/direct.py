@@ -15,7 +15,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
 from wsdeco.channels.base import Channel
-from wsdeco.channels.data import Data, HeaderItems, checked_headers, wire_size
+from wsdeco.channels.data import Data, HeaderItems, checked_headers, exceeds, unsendable, wire_size
 from wsdeco.channels.packed_request import PackedRequest
 from wsdeco.clock import Clock, Deadline
 from wsdeco.config import ConnectionConfig
@@ -272,8 +272,12 @@ class DirectChannel(Channel):
         if self.closed:
             raise self.closed_error()
         if not self.accepted:
+            wire_size(data)
             await self.accept()
-        connection.send_message(data)
+        try:
+            connection.send_message(data)
+        except UnicodeEncodeError as exc:
+            raise unsendable(exc) from None
         if self.message_observer is not None:
             self.message_observer.message_sent(self, wire_size(data))
         if connection.write_paused:
@@ -284,10 +288,13 @@ class DirectChannel(Channel):
         connection = self._connection
         if connection.write_paused or connection.closed or not self.accepted:
             return False
-        if self._inbox is None:
-            connection.write_message(data)
-        else:
-            connection.send_message(data)
+        try:
+            if self._inbox is None:
+                connection.write_message(data)
+            else:
+                connection.send_message(data)
+        except UnicodeEncodeError as exc:
+            raise unsendable(exc) from None
         if self.message_observer is not None:
             self.message_observer.message_sent(self, wire_size(data))
         return True
@@ -316,19 +323,21 @@ class DirectChannel(Channel):
         """Write by the end of the loop's turn, within the bound of the outbox."""
         if self.closed:
             return False
-        size = wire_size(data)
-        if self._connection.unsent + self._early_size + size > self.config.max_outbox:
+        if exceeds(data, self.config.max_outbox - self._connection.unsent - self._early_size):
             self._refuse_more()
             return False
-        if self.message_observer is not None:
-            self.message_observer.message_sent(self, size)
         if self.accepted:
-            self._connection.send_message(data)
-            return True
-        if self._early is None:
-            self._early = []
-        self._early.append(data)
-        self._early_size += size
+            try:
+                self._connection.send_message(data)
+            except UnicodeEncodeError as exc:
+                raise unsendable(exc) from None
+        else:
+            self._early_size += wire_size(data)
+            if self._early is None:
+                self._early = []
+            self._early.append(data)
+        if self.message_observer is not None:
+            self.message_observer.message_sent(self, wire_size(data))
         return True
 
     def send_encoded(self, message: Encoded) -> bool:

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.requests import HTTPConnection
 
 from wsdeco.channels.base import Channel, Owner
-from wsdeco.channels.data import Address, HeaderItems, checked_data, wire_size
+from wsdeco.channels.data import Address, HeaderItems, checked_data, checked_kind, exceeds, wire_size
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, check_close_code, cut_close_reason
 
 __all__ = ["Sink", "channel_of"]
@@ -105,7 +105,7 @@ class Sink:
             ValueError: `data` is text with a lone surrogate.
         """
         self._check_loop()
-        await self._channel.send(checked_data(data))
+        await self._channel.send(checked_kind(data))
 
     async def send_json(self, data: Any) -> None:
         """Send `data` as JSON in a text message.
@@ -136,15 +136,15 @@ class Sink:
             ValueError: `data` is larger than `max_outbox`, or text with a lone surrogate.
         """
         channel = self._channel
-        data = checked_data(data)
-        if wire_size(data) > channel.config.max_outbox:
+        data = checked_kind(data)
+        if exceeds(data, channel.config.max_outbox):
             raise ValueError(
                 f"a message of {wire_size(data)} bytes never fits max_outbox={channel.config.max_outbox}: "
                 "set a larger max_outbox, or use `await sink.send(...)`"
             )
         if self._is_at_home():
             return channel.send_nowait(data)
-        return not channel.closed and self._hand_over(channel.send_nowait, data)
+        return not channel.closed and self._hand_over(channel.send_nowait, checked_data(data))
 
     async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
         """Close the connection behind everything sent before; calling it again does nothing.

@@ -28,7 +28,7 @@ from typing import Any, Final, TypeVar, cast
 from starlette.exceptions import HTTPException, WebSocketException
 
 from wsdeco.channels.base import Channel
-from wsdeco.channels.data import Address, Data, checked_data
+from wsdeco.channels.data import Address, Data, checked_kind
 from wsdeco.channels.observer import Observer
 from wsdeco.channels.sink import Sink
 from wsdeco.config import ConnectionConfig
@@ -367,8 +367,8 @@ class Lifecycle:
                 else:
                     reply = await on_message(data)
                     if reply is not None:
-                        if type(reply) is not str or not reply.isascii():
-                            reply = checked_data(reply)
+                        if type(reply) is not str:
+                            reply = checked_kind(reply)
                         if not channel.try_send(reply):
                             await channel.send(reply)
                         # Or it would be kept as long as the connection is idle.
@@ -386,7 +386,7 @@ class Lifecycle:
     async def _stream(self, replies: AsyncIterable[Data]) -> None:
         try:
             async for reply in replies:
-                await self._channel.send(checked_data(reply))
+                await self._channel.send(checked_kind(reply))
         finally:
             if isinstance(replies, AsyncGenerator):
                 await replies.aclose()

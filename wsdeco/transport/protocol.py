@@ -38,21 +38,17 @@ from wsdeco.clock import Clock, Timer
 from wsdeco.reasons import Close, CloseCode, Unknown, check_close_code, printable
 from wsdeco.transport.asgi import Conversation, PeerName, scope_of, task_free_start
 from wsdeco.transport.keepalive import Keepalive
+from wsdeco.transport.outgoing import Outgoing
 from wsdeco.transport.shared import turn_of
 from wsdeco.wire import handshake
 from wsdeco.wire.contract import NOBODY, Consumer
 from wsdeco.wire.deflate import negotiate
-from wsdeco.wire.incoming import Framing, Message, encode_ping
-from wsdeco.wire.outgoing import Encoded
+from wsdeco.wire.incoming import Framing, encode_ping
 
 __all__ = ["WebSocketProtocol"]
 
 _MAX_EARLY_BYTES: Final = 64 * 1024
 """Bytes kept from a peer that sends frames before its handshake is accepted."""
-_MAX_OUTBOX_BYTES: Final = 64 * 1024
-"""Bytes that wait for the end of the loop's turn; more are written at once."""
-_HIGH_WATER: Final = 64 * 1024
-"""Bytes in a transport's buffer past which it pauses writing: the default of asyncio and uvloop."""
 _CLOSE_TIMEOUT: Final = 10.0
 _ECHO_DELAY: Final = 0.5
 """Seconds that the echo of a peer's close frame may wait for the answers to the messages before it."""
@@ -62,7 +58,7 @@ _LINGER: Final = 2.0
 _logger = logging.getLogger("uvicorn.error")
 
 
-class WebSocketProtocol(asyncio.Protocol):
+class WebSocketProtocol(Outgoing):
     """One connection, from the replayed handshake to the loss of the transport.
 
     Args:
@@ -78,10 +74,7 @@ class WebSocketProtocol(asyncio.Protocol):
         consumer: Who takes what arrives; to be replaced before the handshake is accepted.
         request: The handshake, while it waits to be accepted or refused.
         scope: The ASGI scope, until the handshake is accepted or refused.
-        transport: The transport.
         end: Why nothing more comes from the peer; `None` while something may come.
-        closed: Nothing more can be sent: the close frame is on its way, or the transport is lost.
-        write_paused: The peer does not read: `drain` waits.
         reading_paused: The consumer has asked not to be given more.
         last_activity: When the last frame arrived that is not the answer to a ping of ours, by the clock.
         heard: A byte arrived since the last keepalive ping.
@@ -92,18 +85,11 @@ class WebSocketProtocol(asyncio.Protocol):
         "_buffer",
         "_clock",
         "_deadline",
-        "_drain_waiters",
-        "_flush_pending",
-        "_framing",
         "_keepalive",
-        "_outbox",
-        "_outbox_size",
         "_server_state",
         "_transport_paused",
-        "_turn",
         "app_state",
         "close_timeout",
-        "closed",
         "config",
         "consumer",
         "end",
@@ -112,11 +98,7 @@ class WebSocketProtocol(asyncio.Protocol):
         "reading_paused",
         "request",
         "scope",
-        "transport",
-        "write_paused",
     )
-
-    transport: asyncio.Transport
 
     def __init__(
         self,
@@ -133,23 +115,16 @@ class WebSocketProtocol(asyncio.Protocol):
         self._server_state = server_state
         self.app_state = app_state
         turn = turn_of(server_state, _loop)
-        self._turn = turn
+        super().__init__(turn)
         self._clock: Clock = turn.loop if clock is None else clock
         self._buffer: bytearray | None = bytearray()
         self.request: handshake.Request | None = None
-        self._framing: Framing | None = None
-        self._outbox: list[bytes] | None = None
-        self._outbox_size = 0
-        self._flush_pending = False
         self._transport_paused = False
-        self._drain_waiters: list[asyncio.Future[None]] | None = None
         self._deadline: Timer | None = None
         self._keepalive: Keepalive | None = None
         self.consumer: Consumer = NOBODY
         self.scope: dict[str, Any] | None = None
         self.end: Close | Unknown | None = None
-        self.closed = False
-        self.write_paused = False
         self.reading_paused = False
         self.heard = False
         self.last_activity = self._clock.time()
@@ -182,23 +157,6 @@ class WebSocketProtocol(asyncio.Protocol):
             return False
         self._end_input(Unknown(), self.close_timeout)
         return not is_ssl(self.transport)
-
-    def pause_writing(self) -> None:
-        """Stop writing: the transport's buffer is full."""
-        self.write_paused = True
-        if self._framing is not None:
-            self._framing.hold_pongs = True
-
-    def resume_writing(self) -> None:
-        """Write what has waited."""
-        self.write_paused = False
-        if self._framing is not None:
-            pong = self._framing.release_pong()
-            if pong and not self.closed:
-                self.send(pong)
-        self.flush()
-        if not self.write_paused:
-            self._wake_senders()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Take the loss of the transport, however it came."""
@@ -423,88 +381,6 @@ class WebSocketProtocol(asyncio.Protocol):
                 self.transport.pause_reading()
             else:
                 self.transport.resume_reading()
-
-    # Sending.
-
-    def send_message(self, message: Message) -> None:
-        """Write a message, for this connection only, by the end of the loop's turn."""
-        if self._framing is not None:
-            self.send(self._framing.encode(message))
-
-    def write_message(self, message: Message) -> None:
-        """Write a message at once, behind what waits, where the peer reads."""
-        framing = self._framing
-        if framing is None or self._outbox is not None or self.write_paused:
-            self.send_message(message)
-            self.flush()
-        elif not self.transport.is_closing():
-            self.transport.write(framing.encode(message))
-
-    def send_encoded(self, message: Encoded, most_unsent: int) -> bool:
-        """Write a message that goes to many connections by the end of the loop's turn, within a bound.
-
-        Args:
-            message: The message.
-            most_unsent: Bytes that the peer may have yet to make room for, this message included.
-
-        Returns:
-            Whether the message is within the bound; if not, it is not written.
-        """
-        size = self._outbox_size + message.size
-        # The transport's own buffer is looked at only where it could decide.
-        is_doubtful = self.write_paused or size + _HIGH_WATER > most_unsent
-        if is_doubtful and size + self.transport.get_write_buffer_size() > most_unsent:
-            return False
-        self.send(cast(Framing, self._framing).encode_shared(message))
-        return True
-
-    def send(self, frame: bytes) -> None:
-        """Write a frame by the end of the loop's turn, in order; whether the peer reads is the caller's to ask.
-
-        Args:
-            frame: A frame from `wsdeco.wire.incoming`, which may go to many connections.
-        """
-        if self._outbox is None:
-            self._outbox = []
-        self._outbox.append(frame)
-        self._outbox_size += len(frame)
-        if self._outbox_size > _MAX_OUTBOX_BYTES:
-            self.flush()
-        elif not self._flush_pending:
-            self._flush_pending = True
-            self._turn.flush_later(self)
-
-    def flush(self, *, even_if_paused: bool = False) -> None:
-        """Write the outbox, unless the peer does not read."""
-        self._flush_pending = False
-        outbox = self._outbox
-        if outbox is None or (self.write_paused and not even_if_paused):
-            return
-        data = outbox[0] if len(outbox) == 1 else b"".join(outbox)
-        self._outbox = None
-        self._outbox_size = 0
-        if not self.transport.is_closing():
-            self.transport.write(data)
-
-    @property
-    def unsent(self) -> int:
-        """Bytes that the peer has yet to make room for."""
-        return self._outbox_size + self.transport.get_write_buffer_size()
-
-    async def drain(self) -> None:
-        """Wait until the peer reads, or nothing more can be sent (`closed`)."""
-        while self.write_paused and not self.closed:
-            waiter: asyncio.Future[None] = self._turn.loop.create_future()
-            if self._drain_waiters is None:
-                self._drain_waiters = []
-            self._drain_waiters.append(waiter)
-            await waiter
-
-    def _wake_senders(self) -> None:
-        waiters, self._drain_waiters = self._drain_waiters, None
-        for waiter in waiters or ():
-            if not waiter.done():
-                waiter.set_result(None)
 
     # Keepalive.
 

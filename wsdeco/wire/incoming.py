@@ -28,7 +28,7 @@ A pong is due for every ping, but a peer that does not read its pongs must not f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, TypeAlias, cast
 
 from websockets import frames
@@ -38,7 +38,7 @@ from websockets.frames import Opcode
 from wsdeco.reasons import Close, CloseCode
 from wsdeco.wire.deflate import Deflate
 from wsdeco.wire.gathering import Fragments, LargeFrame, apply_mask
-from wsdeco.wire.outgoing import Encoded, encode_close, encode_message, encode_ping, encode_pong
+from wsdeco.wire.outgoing import Encoded, encode_close, encode_message, encode_ping, encode_pong, frame_pieces
 
 __all__ = ["Framing", "Message", "encode_close", "encode_message", "encode_ping"]
 
@@ -399,6 +399,10 @@ class Framing:
         pong, self._held_pong = self._held_pong, b""
         self.hold_pongs = False
         return pong
+
+    def encode_large(self, message: Message) -> Iterator[bytes | memoryview]:
+        """Return the pieces of the frame of a large message, compressed if that was agreed on."""
+        return frame_pieces(message) if self._deflate is None else iter((self._deflate.encode_message(message),))
 
     def encode_shared(self, message: Encoded) -> bytes:
         """Return the frame of a message that goes to many connections, compressed if that was agreed on."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Final
 
 from websockets.frames import Opcode
 
 from wsdeco.reasons import CloseCode, check_close_code, cut_close_reason
 
-__all__ = ["Encoded", "encode_close", "encode_message", "encode_ping", "encode_pong", "frame_header"]
+__all__ = ["Encoded", "encode_close", "encode_message", "encode_ping", "encode_pong", "frame_header", "frame_pieces"]
 
 _FIN: Final = 0x80
 _TEXT: Final = _FIN | Opcode.TEXT
@@ -17,6 +18,10 @@ _BINARY: Final = _FIN | Opcode.BINARY
 _LONG: Final = 126
 _VERY_LONG: Final = 127
 _MAX_CONTROL_PAYLOAD: Final = 125
+_FIRST_PIECE: Final = 16 * 1024
+"""Bytes of payload that are copied behind their header, as a packet of its own for the header costs more."""
+_PIECE: Final = 256 * 1024
+"""Bytes of text that are encoded at a time, which fit a processor's cache."""
 
 _SHORT_TEXT_HEADERS: Final = tuple(bytes((_TEXT, length)) for length in range(_LONG))
 _SHORT_BINARY_HEADERS: Final = tuple(bytes((_BINARY, length)) for length in range(_LONG))
@@ -73,6 +78,31 @@ def encode_message(message: str | bytes) -> bytes:
         return (_SHORT_TEXT_HEADERS[length] if length < _LONG else frame_header(_TEXT, length)) + payload
     length = len(message)
     return (_SHORT_BINARY_HEADERS[length] if length < _LONG else frame_header(_BINARY, length)) + message
+
+
+def frame_pieces(message: str | bytes) -> Iterator[bytes | memoryview]:
+    """Yield the frame of a large message piece by piece, without a copy of everything.
+
+    Each piece of ASCII is encoded when it is asked for: what has been written by then makes room for the next one.
+
+    Raises:
+        UnicodeEncodeError: A text holds a lone surrogate, which UTF-8 cannot carry; before anything is yielded.
+    """
+    if isinstance(message, bytes):
+        payload = memoryview(message)
+        yield frame_header(_BINARY, len(message)) + payload[:_FIRST_PIECE]
+        yield payload[_FIRST_PIECE:]
+    elif message.isascii():
+        yield frame_header(_TEXT, len(message)) + message[:_FIRST_PIECE].encode()
+        for start in range(_FIRST_PIECE, len(message), _PIECE):
+            yield message[start : start + _PIECE].encode()
+    else:
+        # A character takes up to four bytes, and the header needs the sum.
+        encoded = [message[start : start + _PIECE // 4].encode() for start in range(0, len(message), _PIECE // 4)]
+        encoded[0] = frame_header(_TEXT, sum(map(len, encoded))) + encoded[0]
+        encoded.reverse()
+        while encoded:
+            yield encoded.pop()
 
 
 def encode_close(code: int = CloseCode.NO_STATUS, reason: str = "") -> bytes:
