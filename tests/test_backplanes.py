@@ -292,6 +292,46 @@ def test_an_app_is_served_in_one_loop_after_another(broker: BrokerProcess) -> No
         asyncio.run(serve(text))
 
 
+async def test_a_script_without_an_event_loop_publishes(broker: BrokerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WSDECO_BACKPLANE", broker.url)
+    script = App()
+    async with parties(broker.url) as (party,):
+        await party.connected()
+        while "hello" not in party.got:
+            # Until it is known that the room is subscribed.
+            await asyncio.to_thread(script.room("lobby").broadcast_nowait, "hello")
+        await asyncio.to_thread(script.room("lobby").broadcast_nowait, b"again")
+        await until(lambda: b"again" in party.got)
+        assert script.backplane is not None
+        assert (script.backplane.state, script.backplane.counters.lost) == ("closed", 0)
+        # As in an event loop, which may follow.
+        assert await script.room("lobby").broadcast("awaited") == 0
+        await script.shut_down()
+        await until(lambda: "awaited" in party.got)
+
+
+@pytest.mark.parametrize("kind", ["nats", "redis"])
+def test_a_script_is_told_that_there_is_no_broker(kind: str) -> None:
+    room = App(backplane=f"{kind}://127.0.0.1:1", publish_errors="raise").room("lobby")
+    with pytest.raises(BackplaneError, match="no other process: the broker is not connected"):
+        room.broadcast_nowait("x")
+    app = App(backplane=f"{kind}://127.0.0.1:1")
+    app.room("lobby").broadcast_nowait("x")
+    assert app.backplane is not None
+    assert app.backplane.counters.lost == 1
+
+
+def test_a_script_that_ends_too_early_is_warned(redis: BrokerProcess, caplog: pytest.LogCaptureFixture) -> None:
+    logged = Logged(caplog)
+
+    async def script() -> None:
+        await App(backplane=redis.url).room("lobby").broadcast("x")
+
+    asyncio.run(script())
+    warning = "ended before 1 broadcasts were sent, which are lost: `await app.shut_down()`"
+    assert any(warning in line for line in logged.lines())
+
+
 async def test_errors_of_publishing_reach_the_caller_if_wanted() -> None:
     app = App(backplane="nats://127.0.0.1:1", publish_errors="raise")
     async with serving(app):

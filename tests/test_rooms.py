@@ -882,7 +882,7 @@ def test_members_of_a_closed_loop_are_forgotten() -> None:
     assert len(room) == 0
     assert left.got == []
     assert backplane.take() == [
-        *("start", "subscribe room:lobby", "publish room:lobby 'nobody'"),
+        *("start", "subscribe room:lobby", "start", "publish room:lobby 'nobody'", "close"),
         *("start", "unsubscribe room:lobby", "publish room:lobby 'nobody'", "drained"),
     ]
     # The end of one that was forgotten is no end of those that came after it.

@@ -6,6 +6,7 @@ import os
 from typing import Final, cast
 
 from wsdeco.backplanes.interface import Backplane, PublishErrors
+from wsdeco.backplanes.missing import MissingBackplane, number_of_workers
 from wsdeco.reasons import BackplaneError
 
 __all__ = ["BACKPLANE_VARIABLE", "backplane_of_environment", "checked_backplane", "checked_errors"]
@@ -35,14 +36,21 @@ def checked_backplane(backplane: object) -> Backplane | None:
 
 
 def backplane_of_environment() -> Backplane | None:
-    """Return the backplane that the environment names, if it does.
+    """Return the backplane that the environment names; where it names none, one only if it is missed.
+
+    That is in one of several worker processes of somebody else's server.
 
     Raises:
         BackplaneError: It names none that can be used.
     """
     url = os.environ.get(BACKPLANE_VARIABLE)
     if not url:
-        return None
+        if number_of_workers() == 1:
+            return None
+        return MissingBackplane(
+            f"name a broker in {BACKPLANE_VARIABLE}, or serve with `wsdeco run --workers` and `pip install "
+            "'wsdeco[cluster]'`"
+        )
     try:
         return _open_backplane(url)
     except (BackplaneError, ValueError) as exc:

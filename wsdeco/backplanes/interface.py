@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias
 
-__all__ = ["Backplane", "BackplaneCounters", "BackplaneState", "PublishErrors"]
+__all__ = ["ROUTE", "Backplane", "BackplaneCounters", "BackplaneState", "PublishErrors"]
+
+ROUTE: Final = "route:"
+"""What the keys of those rooms begin with that are routes, whose members join them unasked."""
 
 BackplaneState: TypeAlias = Literal["connecting", "connected", "reconnecting", "closed"]
 """Whether there is a connection: the first attempt goes on; yes; not any more, or not yet; none is wanted."""
@@ -19,12 +22,16 @@ PublishErrors: TypeAlias = Literal["count", "raise"]
 class BackplaneCounters:
     """What has become of the messages since the backplane was made.
 
+    The numbers are as honest as those who may publish at the broker: they can forge messages, and numbers of messages.
+
     Attributes:
-        published: Handed to the broker, which has confirmed that.
+        published: Handed to the broker, which has confirmed that. It does not keep them: who has no connection at that
+            moment, when the broker is started again for instance, does not get them, and counts them as missed.
         lost: Not handed to the broker, because there was no connection or the queue was full, or refused by it.
         unconfirmed: On their way to the broker when the connection ended; some of them may have arrived.
         received: Came from other processes, for rooms with members here.
-        missed: Published by other processes to rooms with members here, and never arrived: gaps in the numbers.
+        missed: Published by other processes to rooms with members here, and never arrived: gaps in the numbers, each of
+            which counts for a million at most.
         malformed: Came from somebody who does not speak wsdeco, and were dropped.
     """
 

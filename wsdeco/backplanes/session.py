@@ -249,6 +249,13 @@ class Session:
                 if not task.cancelling():
                     await self._sleep(next(delays))
         finally:
+            if self._queue:
+                logger.warning(
+                    "backplane %s: ended before %d broadcasts were sent, which are lost: `await app.shut_down()` at "
+                    "the end of a script waits for them",
+                    self._backplane.broker.name,
+                    len(self._queue),
+                )
             self._lose_queue()
             self.state = "closed"
 

@@ -83,7 +83,11 @@ class Broadcasts:
     def _hand_over(self, key: str, data: Data, excluded: Collection[Channel]) -> None:
         running = running_loop()
         home = self._registry.home(running)
-        if home is None or home is running:
+        if home is None:
+            # In a script, or a worker of a task queue: nobody is here, but elsewhere.
+            self._check_published(key, 0, published=self._registry.publish_alone(key, data))
+            return
+        if home is running:
             self._publish(key, data, excluded)
             return
         try:
@@ -104,12 +108,15 @@ class Broadcasts:
             return self._registry.deliver(key, data, excluded)
         is_published = backplane.publish_nowait(key, data)
         taken = self._registry.deliver(key, data, excluded)
-        if not is_published and self._raises:
+        self._check_published(key, taken, published=is_published)
+        return taken
+
+    def _check_published(self, key: str, taken: int, *, published: bool) -> None:
+        if not published and self._raises:
             raise BackplaneError(
-                f"a broadcast to {key!r} reached {taken} members in this process and no other process: "
+                f"a broadcast to {key!a} reached {taken} members in this process and no other process: "
                 "the broker is not connected, or does not keep up"
             )
-        return taken
 
 
 def _excluded(exclude: object) -> Collection[Channel]:

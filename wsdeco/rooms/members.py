@@ -7,6 +7,7 @@ import logging
 from collections.abc import Collection
 from typing import Protocol
 
+from wsdeco.backplanes.interface import ROUTE
 from wsdeco.channels.base import Channel
 from wsdeco.channels.sink import Sink
 from wsdeco.reasons import printable
@@ -82,4 +83,4 @@ class Members:
 
 def route_key(path: str) -> str:
     """Return what the room of a route is called."""
-    return f"route:{path}"
+    return f"{ROUTE}{path}"

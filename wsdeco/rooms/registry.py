@@ -63,10 +63,10 @@ class Registry:
             self.find_backplane()
             self._loop = loop
             left_behind = self._forget_members()
-        if self.backplane is not None:
-            self.backplane.start(self._receive)
-            for key in left_behind:
-                self.backplane.unsubscribe(key)
+            if self.backplane is not None:
+                self.backplane.start(self._receive)
+                for key in left_behind:
+                    self.backplane.unsubscribe(key)
         return True
 
     def find_backplane(self) -> None:
@@ -96,6 +96,23 @@ class Registry:
             # Free to take, unless another thread is faster.
             return running if running is None or self.settle(running) else self._loop
         return home
+
+    def publish_alone(self, key: str, data: Data) -> bool:
+        """Publish where no event loop runs, in one that lives until the broker has the message.
+
+        Whoever serves the app in another thread meanwhile waits with its start for the end of this.
+
+        Raises:
+            BackplaneError: The environment names a backplane that cannot be used.
+            ValueError: `data` is more than the backplane takes.
+        """
+        with self._moving:
+            self.find_backplane()
+            if self.backplane is None:
+                return True
+            # What it was is over, and begins anew.
+            self._loop = None
+            return asyncio.run(_publish_alone(self.backplane, key, data))
 
     # Who they are.
 
@@ -183,3 +200,13 @@ def _check_loop(channel: Channel, method: str) -> None:
             f"room.{method}() must be called in the event loop of the connection: from another thread write "
             f"loop.call_soon_threadsafe(room.{method}, sink) with the loop of its hooks"
         )
+
+
+async def _publish_alone(backplane: Backplane, key: str, data: Data) -> bool:
+    lost = backplane.counters.lost
+    backplane.start(lambda key, data: None)
+    try:
+        backplane.publish_nowait(key, data)
+    finally:
+        await backplane.close()
+    return backplane.counters.lost == lost

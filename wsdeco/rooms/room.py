@@ -115,7 +115,9 @@ class Room:
         """Do what `broadcast` does, from synchronous code of any thread.
 
         In the members' own event loop it is done at once; elsewhere it is handed over, and done soon. What it raises
-        then is logged instead, under `wsdeco`.
+        then is logged instead, under `wsdeco`. Where no event loop runs, in a script for instance, and there is a
+        backplane, it connects, publishes, and waits until the broker has confirmed that, about 30 ms; for many messages
+        await `broadcast` in an event loop of your own.
 
         Args:
             data: The message.
