@@ -15,7 +15,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, Final
@@ -97,6 +97,28 @@ def test_prints_the_addresses_and_each_route_with_its_limits(capsys: pytest.Capt
 
 async def on_message(self: object, text: str) -> None:
     """Do nothing, as the hook of a class that is made on the spot."""
+
+
+@pytest.mark.parametrize("stream", ["closed", "broken", "missing", "broken without a descriptor"])
+def test_a_server_serves_without_a_stdout(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(io.StringIO):
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    reading, writing = os.pipe()
+    os.close(reading)
+    broken = open(writing, "w")  # noqa: PTH123, SIM115 - a pipe has no path
+    closed = io.StringIO()
+    closed.close()
+    out: Any = {"closed": closed, "broken": broken, "missing": None}.get(stream, Broken())
+    app, _ = echo_app()
+    monkeypatch.setattr(sys, "stdout", out)
+    with in_background(app) as server, client(f"{server.url}/ws") as connection:
+        connection.send("hello")
+        assert receive(connection) == "echo: hello"
+    # As at the end of the interpreter.
+    with suppress(OSError) if stream != "broken" else nullcontext():
+        broken.close()
 
 
 def test_prints_the_addresses_of_an_app_that_only_has_mounted_ones(capsys: pytest.CaptureFixture[str]) -> None:
@@ -993,7 +1015,7 @@ class Block:
 
 
 def test_a_blocked_event_loop_ends_the_process_at_last(
-    screen: Screen, forced_exit: Exit, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    screen: Screen, forced_exit: Exit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("_LEFTOVERS", "_MARGIN", "_POLLING"):
         monkeypatch.setattr(f"wsdeco.server.serving.{name}", SHORT)
@@ -1009,7 +1031,7 @@ def test_a_blocked_event_loop_ends_the_process_at_last(
     with screen.beside(talk):
         block.app().run(port=0)
     assert forced_exit.status == 1
-    assert "in hold" in capfd.readouterr().err
+    assert "in hold" in screen.getvalue()
     assert (
         re.search(r"the server has not ended within [\d.]+ s, a hook blocks its event loop", screen.getvalue())
         is not None
@@ -1072,6 +1094,28 @@ def test_output_that_nobody_reads_does_not_keep_the_process(forced_exit: Exit, m
     foreground.end_process("the end", 7)
     read.set()
     assert forced_exit.status == 7
+
+
+@pytest.mark.parametrize("failure", [OSError("no space left on device"), None], ids=["disk", "threads"])
+def test_a_system_without_room_does_not_keep_the_process(
+    failure: OSError | None, screen: Screen, forced_exit: Exit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise failure or RuntimeError("can't start new thread")
+
+    received: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    received.put(True)
+    app, _ = echo_app()
+    with in_background(app) as handle:
+        server = serving.server_of(app)
+        assert server is not None
+        monkeypatch.setattr(type(server), "time_to_end", SHORT)
+        monkeypatch.setattr("tempfile.TemporaryFile" if failure else "threading.Thread.start", fail)
+        with redirect_stderr(screen):
+            foreground.watch_end(server, received)
+        monkeypatch.undo()
+        assert handle.running
+    assert screen.getvalue().count("\n") == (2 if failure else 0)
 
 
 def test_threads_that_never_end_do_not_keep_the_process(
@@ -1184,7 +1228,7 @@ def program(tmp_path: Path) -> Iterator[Program]:
     started.discard()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_program(number: int, program: Program) -> None:
     with client(f"{program.url()}/ws") as connection:
         connection.send("hello")
@@ -1235,6 +1279,120 @@ def test_a_hook_that_blocks_the_event_loop_does_not_keep_the_program(tmp_path: P
     assert ended.code == 1
     assert "in on_message" in ended.errors
     assert re.search(r"the server has not ended within \S+ s, a hook blocks its event loop", ended.errors) is not None
+
+
+def test_a_full_pipe_on_stderr_does_not_keep_the_program(tmp_path: Path) -> None:
+    source = """
+    serving._MARGIN = 0.1
+
+    class Failing:
+        async def on_message(self, text):
+            raise ValueError("x" * 100_000)
+
+    ws.add("/fail", Failing, close_timeout=0.1)
+    ws.run(port=0, timeout_graceful_shutdown=0.1)
+    """
+    program = program_of(tmp_path, source)
+    with client(f"{program.url()}/fail") as connection:
+        connection.send("fail")
+        # Nobody reads stderr: what is logged of it fills the pipe, and the event loop waits for its reader.
+        program.send_signal(signal.SIGTERM)
+        assert program.process.wait(PATIENCE) == 1
+    program.end()
+
+
+CHILD: Final = """
+import multiprocessing
+import sys
+import threading
+
+context = multiprocessing.get_context("fork")
+
+def work(pipe):
+    threading.Timer(60, lambda: os._exit(1)).start()
+    pipe.recv()
+
+class Forking:
+    async def on_message(self, text):
+        global mine
+        match text:
+            case "fork":
+                mine, theirs = context.Pipe()
+                self.child = context.Process(target=work, args=(theirs,), daemon=True)
+                self.child.start()
+                theirs.close()
+                return "forked"
+            case "end":
+                mine.send(None)
+                self.child.join()
+                return str(self.child.exitcode)
+            case _:
+                getattr(self.child, text)()
+                await asyncio.to_thread(self.child.join, 30)
+                return str(self.child.exitcode)
+
+import os
+ws.add("/fork", Forking)
+"""
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "auto"])
+def test_a_child_that_a_hook_forks_can_be_terminated(loop: str, tmp_path: Path) -> None:
+    program = program_of(tmp_path, f"{CHILD}ws.run(port=0, loop='{loop}')")
+    with client(f"{program.url()}/fork") as connection:
+        connection.send("fork")
+        assert receive(connection) == "forked"
+        connection.send("terminate")
+        assert receive(connection) == str(-signal.SIGTERM)
+        program.send_signal(signal.SIGTERM)
+        assert close_code(connection) == 1012
+    ended = program.end()
+    assert (ended.code, ended.errors) == (0, "")
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "auto"])
+def test_a_child_that_a_hook_forks_keeps_neither_clients_nor_the_port(loop: str, tmp_path: Path) -> None:
+    source = f"""
+ws.run(port=0, loop='{loop}')
+print("run is over", flush=True)
+sys.stdin.readline()
+"""
+    reading, writing = os.pipe()
+    with open(reading) as stdin, open(writing, "w") as go_on:  # noqa: PTH123 - pipes have no path
+        (tmp_path / "program.py").write_text(PREAMBLE + CHILD + source, "utf-8")
+        program = Program(tmp_path, str(tmp_path / "program.py"), stdin=stdin)
+        url = program.url()
+        port = int(url.rpartition(":")[2])
+        plain = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+        plain.sendall(b"GET /none HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert plain.recv(1 << 16).startswith(b"HTTP/1.1 404 ")
+        with client(f"{url}/fork") as connection, client(f"{url}/fork") as other:
+            connection.send("fork")
+            assert receive(connection) == "forked"
+            # Both ends of the closing handshake wait for the end of the TCP connection, which the child has as well.
+            other.close()
+            program.send_signal(signal.SIGTERM)
+            assert close_code(connection) == 1012
+            with plain:
+                while plain.recv(1 << 16):
+                    pass
+            program.expect("run is over")
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+        go_on.write("\n")
+        go_on.flush()
+        # The child is a daemon: it is terminated at the end of the interpreter.
+        ended = program.end()
+    assert (ended.code, ended.errors) == (0, "")
+
+
+def test_a_hangup_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with foreground.ending_signals_call(lambda _number, _frame: None):
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_signal_ends_the_program_at_once(tmp_path: Path) -> None:

@@ -276,6 +276,7 @@ def test_a_system_without_room_for_processes_is_tried_again(shared: Shared) -> N
             signal.SIGTERM,
             id="another app, in a function",
         ),
+        pytest.param(RUN, signal.SIGHUP, id="a terminal is closed"),
     ],
 )
 def test_scripts_of_all_kinds_have_workers_and_a_signal_for_everybody_is_one(

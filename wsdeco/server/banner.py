@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import fields
 from typing import Final, cast
 
@@ -24,7 +27,22 @@ def print_banner(server: Server, hint: str) -> None:
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         lines.append("  " + "  ".join(cells).rstrip())
-    print(*lines, "", hint, sep="\n", flush=True)  # noqa: T201 - the address to open belongs on stdout
+    # A full disk, or a stream that is closed: a server serves all the same.
+    with suppress(OSError, ValueError):
+        try:
+            print(*lines, "", hint, sep="\n", flush=True)  # noqa: T201 - the address to open belongs on stdout
+        except BrokenPipeError:
+            _redirect_to_nowhere()
+            raise
+
+
+def _redirect_to_nowhere() -> None:
+    # Nobody will read this pipe any more, but the interpreter would try again at its end, and fail.
+    descriptor = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(descriptor, sys.stdout.fileno())
+    finally:
+        os.close(descriptor)
 
 
 def _limits(info: RouteInfo) -> str:

@@ -7,12 +7,13 @@ import os
 import queue
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
-from typing import Final
+from typing import Final, TypeAlias
 
 from wsdeco.server.garbage import collect_garbage_rarely
 from wsdeco.server.serving import ANYIO_THREAD, Server, join_threads
@@ -21,11 +22,15 @@ __all__ = [
     "NOTICE",
     "REPEAT",
     "SECOND_SIGNAL",
+    "TERMINAL_SIGNALS",
+    "briefly",
     "end_process",
     "ending_signals_call",
+    "handle_signal",
     "say",
     "serve_in_main_thread",
     "waiting_for",
+    "watch_end",
 ]
 
 NOTICE: Final = 1.0
@@ -37,13 +42,20 @@ REPEAT: Final = 0.3
 _FLUSH: Final = 0.5
 """Seconds that buffered output gets when the process is ended by force."""
 
-_STDERR: Final = 2
-"""The descriptor of standard error."""
-
 _ENDING_SIGNALS: Final[list[signal.Signals]] = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
 ]
-"""What ends a server: Ctrl-C, `kill`, and Ctrl-Break on Windows."""
+"""What ends a server: Ctrl-C, `kill`, the end of its terminal, and Ctrl-Break on Windows."""
+
+TERMINAL_SIGNALS: Final[list[signal.Signals]] = [
+    getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)
+]
+"""What a terminal sends to all processes of a program."""
+
+_HANGUP: Final = getattr(signal, "SIGHUP", None)
+
+SignalHandler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
+"""What `signal.signal` takes and returns."""
 
 SECOND_SIGNAL: Final = "a second signal ends the process at once; not every on_disconnect has run"
 """What is said when somebody has lost patience."""
@@ -93,7 +105,7 @@ def _end_on_signals(server: Server) -> Generator[Callable[[], None]]:
         if server.on_end is None or number == signal.SIGTERM:
             end()
 
-    watchdog = threading.Thread(target=_watch, args=(server, received), name="wsdeco-watchdog", daemon=True)
+    watchdog = threading.Thread(target=watch_end, args=(server, received), name="wsdeco-watchdog", daemon=True)
     watchdog.start()
     try:
         with ending_signals_call(on_signal):
@@ -106,24 +118,51 @@ def _end_on_signals(server: Server) -> Generator[Callable[[], None]]:
 @contextmanager
 def ending_signals_call(handler: Callable[[int, FrameType | None], object]) -> Generator[None]:
     """Have each signal that ends a server call `handler` in the block."""
-    previous = {number: signal.signal(number, handler) for number in _ENDING_SIGNALS}
+    # What nohup has set stays: the hangup of a terminal is not to end the server then.
+    numbers = [each for each in _ENDING_SIGNALS if each != _HANGUP or signal.getsignal(each) is not signal.SIG_IGN]
+    previous = {number: handle_signal(number, handler) for number in numbers}
     try:
         yield
     finally:
         for number, before in previous.items():
-            signal.signal(number, signal.SIG_DFL if before is None else before)
+            signal.signal(number, before)
 
 
-def _watch(server: Server, received: queue.SimpleQueue[bool]) -> None:
+def handle_signal(number: int, handler: Callable[[int, FrameType | None], object]) -> SignalHandler:
+    """Have a signal call `handler` in this process, and do in a child that a hook forks what it did before.
+
+    Returns:
+        What it did before, for `signal.signal`.
+    """
+    process = os.getpid()
+
+    def call(received: int, frame: FrameType | None) -> None:
+        if os.getpid() == process:
+            handler(received, frame)
+        else:
+            signal.signal(received, before)
+            signal.raise_signal(received)
+
+    found = signal.signal(number, call)
+    before = signal.SIG_DFL if found is None else found
+    return before
+
+
+def watch_end(server: Server, received: queue.SimpleQueue[bool]) -> None:
+    """End the process by force, if the end of `server` takes too long or a second signal comes.
+
+    Args:
+        server: The server.
+        received: `True` for each signal that ends it, and `False` for its end.
+    """
     # A thread, because a hook may block the event loop and with it everything else that could notice.
     if not received.get():
         return
     limit = server.time_to_end
     is_over = _wait_for_end(server, received, limit)
     if is_over is None:
-        with suppress(OSError):
-            faulthandler.dump_traceback(_STDERR)
-        end_process(f"the server has not ended within {limit:g} s, a hook blocks its event loop: the process ends", 1)
+        why = f"the server has not ended within {limit:g} s, a hook blocks its event loop: the process ends"
+        end_process(f"{_stacks()}{why}", 1)
     elif not is_over:
         end_process(SECOND_SIGNAL, 1)
 
@@ -158,6 +197,18 @@ def waiting_for(limit: float) -> str:
     return f"waiting up to {limit:.0f} s for connections, hooks and requests; another Ctrl-C ends the process at once"
 
 
+def _stacks() -> str:
+    """Return what all threads do at this moment."""
+    # faulthandler keeps all other threads waiting while it writes: into a full pipe that would be for ever.
+    try:
+        with tempfile.TemporaryFile() as file:
+            faulthandler.dump_traceback(file)
+            file.seek(0)
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
 def end_process(line: str, status: int) -> None:
     """Say why, and end the process without waiting for any thread."""
     try:
@@ -168,10 +219,23 @@ def end_process(line: str, status: int) -> None:
 
 def say(line: str) -> None:
     """Write a line to stderr, unless nobody reads it soon."""
+    briefly(_write, line)
+
+
+def briefly(function: Callable[..., object], *arguments: object) -> None:
+    """Call what writes to a stream or a log, in a last resort: without waiting for it long, or minding its failure."""
+
+    def call() -> None:
+        # A stream may be closed, or its reader gone; what a log does is the program's.
+        with suppress(Exception):
+            function(*arguments)
+
     # What a stuck thread holds may be the lock of a buffer, or the end of a full pipe.
-    writer = threading.Thread(target=_write, args=(line,), daemon=True)
-    writer.start()
-    writer.join(_FLUSH)
+    writer = threading.Thread(target=call, daemon=True)
+    with suppress(RuntimeError, MemoryError):
+        # Of which the first says that the system has no room for a thread.
+        writer.start()
+        writer.join(_FLUSH)
 
 
 def _write(line: str) -> None:

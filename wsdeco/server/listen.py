@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Final, TypeAlias, cast
 
@@ -28,11 +29,20 @@ class Listeners:
         host: The host to put into a URL.
         port: The port of all of them.
         sockets: The sockets.
+        process: The process that has opened them. Workers have them as well, and so do children that hooks fork.
     """
 
     host: str
     port: int
     sockets: list[socket.socket]
+    process: int = field(default_factory=os.getpid)
+
+    def refuse(self) -> None:
+        """Take no more connections, also where a forked child holds the sockets; no worker can refuse for all."""
+        if self.process == os.getpid():
+            for each in self.sockets:
+                with suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the sockets."""

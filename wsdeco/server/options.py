@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -104,6 +105,9 @@ def make_server(app: Application, host: str, port: int, options: dict[str, Any])
     except BackplaneError as exc:
         raise ServerError(str(exc)) from exc
     defaults: dict[str, Any] = {"log_level": "warning", "ws_per_message_deflate": False}
+    if sys.stdout is None or sys.stdout.closed:
+        # uvicorn would ask it whether it has colours.
+        defaults["use_colors"] = False
     fixed: dict[str, Any] = {
         "http": _HTTP_PROTOCOL,
         "ws": _WEBSOCKET_PROTOCOL,

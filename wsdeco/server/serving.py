@@ -181,6 +181,7 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         grace = self.grace
         grace_over = loop.time() + grace
+        self.listeners.refuse()
         for server in self.servers:
             server.close()
         await self.app.shut_down()

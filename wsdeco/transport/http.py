@@ -37,6 +37,7 @@ from uvicorn.server import ServerState
 
 from wsdeco.clock import Clock
 from wsdeco.transport.deadlines import Deadlines, HttpDeadlines, deadlines_of
+from wsdeco.transport.forks import say_end
 from wsdeco.transport.protocol import WebSocketProtocol
 from wsdeco.wire.handshake import MAX_HEAD_LINES, MAX_HEAD_SIZE, read_handshake, refusal_response
 
@@ -166,6 +167,7 @@ class _BoundedProtocol(asyncio.Protocol, ABC):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Take the loss of the transport."""
+        say_end(self.transport)
         self._end_head()
         self._body.discard(self)
         self._deadlines.lingering.discard(self)

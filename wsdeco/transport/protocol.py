@@ -37,6 +37,7 @@ from uvicorn.server import ServerState
 from wsdeco.clock import Clock, Timer
 from wsdeco.reasons import Close, CloseCode, Unknown, check_close_code, printable
 from wsdeco.transport.asgi import Conversation, PeerName, scope_of, task_free_start
+from wsdeco.transport.forks import say_end
 from wsdeco.transport.keepalive import Keepalive
 from wsdeco.transport.outgoing import Outgoing
 from wsdeco.transport.shared import turn_of
@@ -160,6 +161,7 @@ class WebSocketProtocol(Outgoing):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Take the loss of the transport, however it came."""
+        say_end(self.transport)
         self._server_state.connections.discard(cast(Any, self))
         self._stop_timers()
         self.closed = True

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from wsdeco.reasons import ServerError
+from wsdeco.server.foreground import briefly
 
 __all__ = ["NatsServer", "find_program"]
 
@@ -107,7 +108,11 @@ class NatsServer:
         if self._again_at is None:
             self._deaths = 1 if now - self._started > _STABLE else self._deaths + 1
             delay = _AGAIN[min(self._deaths, len(_AGAIN)) - 1]
-            logger.warning("nats-server has ended (%d) and is started again; rooms reach one process meanwhile", status)
+            briefly(
+                logger.warning,
+                "nats-server has ended (%d) and is started again; rooms reach one process meanwhile",
+                status,
+            )
             self._release_guard()
             self._again_at = now + delay
         if now >= self._again_at:
@@ -115,7 +120,7 @@ class NatsServer:
             try:
                 self._process = self._start(self._port)
             except OSError as exc:
-                logger.warning("nats-server cannot be started again now: %s", exc)
+                briefly(logger.warning, "nats-server cannot be started again now: %s", exc)
                 self._again_at = now + _AGAIN[-1]
             else:
                 self._again_at = None

@@ -23,7 +23,15 @@ from typing import Any, Final, Protocol
 
 from wsdeco.reasons import ServerError
 from wsdeco.server import foreground
-from wsdeco.server.foreground import SECOND_SIGNAL, ending_signals_call, say, waiting_for
+from wsdeco.server.foreground import (
+    SECOND_SIGNAL,
+    TERMINAL_SIGNALS,
+    briefly,
+    ending_signals_call,
+    handle_signal,
+    say,
+    waiting_for,
+)
 from wsdeco.server.orphans import WORKER_NAME, leave_to_link
 
 __all__ = ["Link", "Supervised", "Supervisor"]
@@ -76,11 +84,12 @@ class Link:
 
     @staticmethod
     def take_signals() -> None:
-        """Let the parent answer Ctrl-C, which reaches the whole process group, from now on."""
-        # Programs that the worker starts do not inherit a handler, as they would what is ignored.
-        signal.signal(signal.SIGINT, lambda _number, _frame: None)
+        """Let the parent answer what a terminal sends to the whole process group, from now on."""
+        for number in TERMINAL_SIGNALS:
+            # Programs that the worker starts do not inherit a handler, as they would what is ignored.
+            handle_signal(number, lambda _number, _frame: None)
         if hasattr(signal, "pthread_sigmask"):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, TERMINAL_SIGNALS)
 
     def ready(self) -> None:
         """Tell that the worker serves."""
@@ -259,7 +268,7 @@ class Supervisor:
 
     def _note_failed_start(self, slot: _Slot, exc: OSError) -> None:
         if self._serving:
-            logger.warning("a worker process cannot be started now: %s", exc)
+            briefly(logger.warning, "a worker process cannot be started now: %s", exc)
             slot.note_death(None, time.monotonic())
             return
         failure = f"worker processes cannot be started: {exc}"
@@ -298,7 +307,7 @@ class Supervisor:
         else:
             what = "has ended" if worker.ready_at is not None else "could not start"
             then = f": another one starts {f'in {delay:g} s' if delay else 'now'}" if self._signals.empty() else ""
-            logger.warning("worker process %d %s (%s)%s", pid, what, _describe(status), then)
+            briefly(logger.warning, "worker process %d %s (%s)%s", pid, what, _describe(status), then)
 
     def _reap(self, slot: _Slot) -> _Worker | None:
         """Return the worker of a slot if it has ended, and free the slot; read what it has written in any case."""
@@ -400,7 +409,7 @@ def _describe(status: int) -> str:
 
 @contextmanager
 def _without_interrupts() -> Generator[None]:
-    # Ctrl-C reaches the whole process group: a worker that is being started has no handler yet, but what is blocked
+    # They reach the whole process group: a worker that is being started has no handler yet, but what is blocked
     # stays so until it has one.
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -409,7 +418,7 @@ def _without_interrupts() -> Generator[None]:
 
     # Its start would let the signals in again.
     resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL_SIGNALS)
     try:
         yield
     finally:
