@@ -34,6 +34,7 @@ from wsdeco.channels.sink import Sink
 from wsdeco.config import ConnectionConfig
 from wsdeco.connection.answers import close_of, described, refusal_for, refusal_of
 from wsdeco.connection.deadlines import Deadlines
+from wsdeco.connection.departures import advise, closed_reasons, is_only_closed
 from wsdeco.connection.tasks import Tasks
 from wsdeco.definition.base import Factory, bound_hook
 from wsdeco.definition.plan import Plan, keep_connection, plan_of
@@ -183,7 +184,9 @@ class Lifecycle:
         return self._tasks.create(self._channel.loop, work, name)
 
     def _task_failed(self, name: str, exc: BaseException) -> None:
-        self._fail(exc, f"{self._name}: task {name}")
+        where = f"{self._name}: task {name}"
+        if not self._is_end_of_another(exc, where):
+            self._fail(exc, where)
 
     async def _end_tasks(self) -> None:
         tasks = self._tasks
@@ -323,7 +326,11 @@ class Lifecycle:
     async def _call_on_connect(self, on_connect: Callable[[Address, Sink], Awaitable[None]], sink: Sink) -> None:
         channel = self._channel
         self._begin_hook("on_connect")
-        await on_connect(channel.addr, sink)
+        try:
+            await on_connect(channel.addr, sink)
+        except (ConnectionClosed, BaseExceptionGroup) as exc:
+            if not self._is_end_of_another(exc, self._where):
+                raise
         if not channel.closed:
             # Part of the hook, so that a deadline reaches it where the peer does not read.
             await channel.accept()
@@ -374,7 +381,7 @@ class Lifecycle:
                         # Or it would be kept as long as the connection is idle.
                         reply = None
             except (ConnectionClosed, BaseExceptionGroup) as exc:
-                if not self._is_departure(exc):
+                if not self._is_departure(exc) and not self._is_end_of_another(exc, self._where):
                     raise
             if observer is not None:
                 observer.hook_ended(channel, "on_message", None)
@@ -459,10 +466,12 @@ class Lifecycle:
             observer.refused(channel.request.scope, status, "handler")
 
     def _fail(self, exc: BaseException, where: str | None = None) -> None:
-        if self._is_departure(exc):
-            return
         if where is None:
-            where = f"{self._name}.{self._hook}" if self._hook is not None else self._name
+            where = self._where
+        if self._is_departure(exc):
+            if self._hook == "on_disconnect" and any(each is not self._channel.reason for each in closed_reasons(exc)):
+                advise(where, exc)
+            return
         if isinstance(exc, WebSocketException):
             try:
                 close = close_of(exc)
@@ -487,11 +496,19 @@ class Lifecycle:
         return self._interrupted or self._shutting_down
 
     def _is_departure(self, exc: BaseException) -> bool:
-        # ConnectionClosed from the sink of another connection is an error of the hook as long as this one lives.
         if not self._channel.closed and self._channel.reason is None:
             return False
-        if isinstance(exc, BaseExceptionGroup):
-            return cast("BaseExceptionGroup[BaseException]", exc).split(ConnectionClosed)[1] is None
         # A handshake that is over cannot be refused any more, and need not be.
         is_late_refusal = isinstance(exc, HTTPException) and self._hook == "on_connect" and not self._channel.accepted
-        return is_late_refusal or isinstance(exc, ConnectionClosed)
+        return is_late_refusal or is_only_closed(exc)
+
+    def _is_end_of_another(self, exc: BaseException, where: str) -> bool:
+        # As long as this connection lives it is another one that has ended, and this one goes on.
+        if self._channel.closed or self._channel.reason is not None or not is_only_closed(exc):
+            return False
+        advise(where, exc)
+        return True
+
+    @property
+    def _where(self) -> str:
+        return f"{self._name}.{self._hook}" if self._hook is not None else self._name
