@@ -145,6 +145,7 @@ class Stuck:
         self.last_activity = 0.0
         self.reading_paused = False
         self.request: Request | None = None
+        self.senders_wait = False
         self.write_paused = False
         self.handshake_pending = True
         self.unsent = 0
@@ -164,8 +165,9 @@ class Stuck:
         self.wire.append(message)
         self.unsent += len(message)
 
-    def write_message(self, message: str | bytes) -> None:
+    def write_message(self, message: str | bytes) -> bool:
         self.wire.append(("now", message))
+        return not self.closed
 
     def send_encoded(self, message: Encoded, most_unsent: int) -> bool:
         if self.unsent + message.size > most_unsent:
@@ -174,8 +176,11 @@ class Stuck:
         self.unsent += len(message.frame)
         return True
 
-    async def drain(self) -> None:
+    async def send_in_turn(self, message: str | bytes | None) -> bool:
         await self.room.wait()
+        if message is not None and not self.closed:
+            self.send_message(message)
+        return not self.closed
 
     def pause_reading(self) -> None:
         self.reading_paused = True
@@ -299,9 +304,9 @@ async def test_a_reply_is_written_at_once_where_nothing_is_in_the_way() -> None:
     channel.messages_received(["waits"])
     assert channel.try_send("b")
     assert channel.take() == "waits"
-    connection.write_paused = True
+    connection.senders_wait = True
     assert not channel.try_send("c")
-    connection.write_paused = False
+    connection.senders_wait = False
     connection.closed = True
     assert not channel.try_send("d")
     assert connection.wire == [("now", "a"), "b"]

@@ -599,7 +599,7 @@ class TestMessages:
         await session.feed(wire.text("") * 1100)
         assert session.transport.paused
         app.gate.set()
-        await settle()
+        await settle(60)
         assert len(app.events) == 1100
         await session.end()
 
@@ -1029,19 +1029,33 @@ class TestTransportEnds:
         assert app.events == [CLOSED_1006]
         await session.end()
 
-    async def test_what_is_sent_while_the_transport_closes_is_dropped(self) -> None:
+    async def test_a_send_raises_where_the_transport_closes(self) -> None:
         app = Script(ACCEPT)
         session = Session(app, tls=True)
         await session.open()
         session.transport.stuck = True
         session.transport.feed_eof()
+        # It is known when something is written.
         await app.send(text("too late"))
         await settle()
+        with pytest.raises(ClientDisconnected):
+            await app.send(text("much too late"))
         assert session.transport.take() == b""
-        await session.advance(10.1)
         assert not session.transport.aborted
         await session.advance(10.1)
         assert session.transport.aborted
+        await session.end()
+
+    async def test_a_reply_is_refused_where_the_transport_closes(self) -> None:
+        session = Session(Script(ACCEPT), tls=True)
+        await session.open()
+        assert session.protocol.write_message("in time")
+        assert session.transport.take() == encode_message("in time")
+        session.transport.stuck = True
+        session.transport.feed_eof()
+        assert not session.protocol.write_message("too late")
+        assert session.protocol.closed
+        assert not await session.protocol.send_in_turn("much too late")
         await session.end()
 
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final, Literal, NamedTuple, cast
 
 from starlette.requests import HTTPConnection
@@ -25,6 +26,15 @@ logger = logging.getLogger("wsdeco")
 _GONE: Final = (OSError, RuntimeError, WebSocketDisconnect)
 """What servers raise from `send` once the peer has gone: OSError by ASGI 2.4, the others in practice."""
 
+_MESSAGE_OVERHEAD: Final = 128
+"""What an empty message in the outbox counts for, in bytes, behind as many as may be expected."""
+_FREE_MESSAGES: Final = 512
+_BURST: Final = 64 * 1024
+"""Bytes written after which others have a turn of the loop, as the server may never have to wait."""
+_WRITE_OVERHEAD: Final = 2048
+"""What the writing of an empty message counts for in that: servers take some ten microseconds for one."""
+_EVENTS_AT_ONCE: Final = 32
+"""Events read after which others have a turn, for the same reason."""
 _TURNS_TO_CLOSE: Final = 3
 """Turns of the event loop in which a transport that has been told to close is closed."""
 
@@ -33,7 +43,7 @@ _SERVER_CODES: Final = frozenset({CloseCode.PROTOCOL_ERROR, CloseCode.INVALID_UT
 
 
 class _Queued(NamedTuple):
-    message: Message
+    message: Message | Data
     size: int
     written: asyncio.Future[None] | None
 
@@ -78,6 +88,7 @@ class AsgiChannel(Channel):
     __slots__ = (
         "_abort_transport",
         "_broken",
+        "_burst",
         "_close_frame",
         "_flusher",
         "_given_up",
@@ -112,6 +123,7 @@ class AsgiChannel(Channel):
         self._outbox: deque[_Queued] = deque()
         self._outbox_size = 0
         self._writing = False
+        self._burst = 0
         self._writer: asyncio.Task[Any] | None = None
         self._given_up = False
         self._write_began = 0.0
@@ -135,6 +147,7 @@ class AsgiChannel(Channel):
     async def read(self) -> None:
         """Read until `websocket.disconnect`."""
         self._reader = asyncio.current_task()
+        events = 0
         while True:
             message = await self._next_event()
             if message["type"] != "websocket.receive":
@@ -142,8 +155,11 @@ class AsgiChannel(Channel):
                 return
             text: str | None = message.get("text")
             self.deliver(text if text is not None else message["bytes"])
+            events += 1
             if self.inbox_full:
                 await self.inbox_drained()
+            elif not events % _EVENTS_AT_ONCE:
+                await asyncio.sleep(0)
 
     async def _next_event(self) -> Message:
         while True:
@@ -195,27 +211,36 @@ class AsgiChannel(Channel):
             raise self.closed_error()
         # Servers fail in ways of their own where UTF-8 cannot carry a text.
         wire_size(data)
-        message = _send_message(data)
         if self._writing or self._outbox:
-            await self._write_in_turn(message)
+            await self._write_in_turn(data)
         elif self.accepted:
-            await self._write(message)
+            await self._write(_send_message(data))
         else:
-            await self._write(self._accept_message(), message)
+            await self._write(self._accept_message(), _send_message(data))
         if self.message_observer is not None:
             self.message_observer.message_sent(self, wire_size(data))
+        self._burst += len(data) + _WRITE_OVERHEAD
+        if self._burst >= _BURST:
+            self._burst = 0
+            await asyncio.sleep(0)
 
-    async def _write_in_turn(self, message: Message) -> None:
+    async def _write_in_turn(self, data: Data) -> None:
         if not self.accepted:
             self._outbox.appendleft(_Queued(self._accept_message(), 0, None))
         written = self.loop.create_future()
-        self._outbox.append(_Queued(message, 0, written))
+        queued = _Queued(data, 0, written)
+        self._outbox.append(queued)
         self._flush_soon()
         try:
             await written
+        except asyncio.CancelledError:
+            # Of those who give up, nothing is kept.
+            with suppress(ValueError):
+                self._outbox.remove(queued)
+            raise
         finally:
             # The traceback of what it raises holds this frame.
-            del written
+            del written, queued
 
     def send_nowait(self, data: Data) -> bool:
         """Leave the message to the task that empties the outbox."""
@@ -232,7 +257,9 @@ class AsgiChannel(Channel):
             return False
         if self.message_observer is not None:
             self.message_observer.message_sent(self, size)
-        self._outbox.append(_Queued(_send_message(data), size, None))
+        if len(self._outbox) >= _FREE_MESSAGES:
+            size += _MESSAGE_OVERHEAD
+        self._outbox.append(_Queued(data, size, None))
         self._outbox_size += size
         if self.accepted:
             self._flush_soon()
@@ -332,17 +359,23 @@ class AsgiChannel(Channel):
             self._flusher = self.loop.create_task(self._flush())
 
     async def _flush(self) -> None:
+        written_messages = 0
         try:
             while self._outbox:
                 message, size, written = self._outbox.popleft()
                 if written is not None and written.done():
                     continue
+                if isinstance(message, str | bytes):
+                    message = _send_message(message)
                 try:
                     await self._write(message)
                 finally:
                     self._outbox_size -= size
                     if written is not None and not written.done():
                         self._settle(written)
+                written_messages += 1
+                if self._outbox and not written_messages % _EVENTS_AT_ONCE:
+                    await asyncio.sleep(0)
             await self._write_close()
         except ConnectionClosed:
             pass

@@ -25,6 +25,10 @@ from wsdeco.wire.outgoing import Encoded
 
 __all__ = ["DirectChannel", "DirectConnection", "direct_connection", "is_direct"]
 
+_OVERHEAD: Final = 64
+"""What an empty message before the upgrade counts for, in bytes, behind as many as may be expected."""
+_FREE_OBJECTS: Final = 1024
+
 EXTENSION: Final = "wsdeco"
 """The key of `scope["extensions"]` under which the protocol offers its connection."""
 
@@ -40,6 +44,7 @@ class DirectConnection(Protocol):
     last_activity: float
     reading_paused: bool
     request: Request | None
+    senders_wait: bool
     write_paused: bool
 
     @property
@@ -69,15 +74,17 @@ class DirectConnection(Protocol):
     def send_message(self, message: Data) -> None:
         """Write a message by the end of the loop's turn."""
 
-    def write_message(self, message: Data) -> None:
-        """Write a message at once, behind what waits."""
+    def write_message(self, message: Data) -> bool:
+        """Write a message at once, behind what waits; return whether that can be."""
+        ...
 
     def send_encoded(self, message: Encoded, most_unsent: int) -> bool:
         """Write a message that goes to many connections by the end of the loop's turn, within a bound."""
         ...
 
-    async def drain(self) -> None:
-        """Wait until the peer reads, or nothing more can be sent."""
+    async def send_in_turn(self, message: Data | None) -> bool:
+        """Wait until the peer reads and it is one's turn, then write; return whether that could be."""
+        ...
 
     def pause_reading(self) -> None:
         """Give the channel no more messages."""
@@ -274,41 +281,45 @@ class DirectChannel(Channel):
         if not self.accepted:
             wire_size(data)
             await self.accept()
+        has_waited = connection.senders_wait
         try:
-            connection.send_message(data)
-        except UnicodeEncodeError as exc:
-            raise unsendable(exc) from None
-        if self.message_observer is not None:
-            self.message_observer.message_sent(self, wire_size(data))
-        if connection.write_paused:
-            await self._drain()
-
-    def try_send(self, data: Data) -> bool:
-        """Send, where the peer reads: at once if no other message waits for a reply, which could share the write."""
-        connection = self._connection
-        if connection.write_paused or connection.closed or not self.accepted:
-            return False
-        try:
-            if self._inbox is None:
-                connection.write_message(data)
+            if has_waited:
+                await self._send_in_turn(data)
             else:
                 connection.send_message(data)
         except UnicodeEncodeError as exc:
             raise unsendable(exc) from None
         if self.message_observer is not None:
             self.message_observer.message_sent(self, wire_size(data))
+        if connection.write_paused and not has_waited:
+            await self._send_in_turn(None)
+
+    def try_send(self, data: Data) -> bool:
+        """Send, where the peer reads: at once if no other message waits for a reply, which could share the write."""
+        connection = self._connection
+        if connection.senders_wait or connection.closed or not self.accepted:
+            return False
+        try:
+            if self._inbox is not None:
+                connection.send_message(data)
+            elif not connection.write_message(data):
+                return False
+        except UnicodeEncodeError as exc:
+            raise unsendable(exc) from None
+        if self.message_observer is not None:
+            self.message_observer.message_sent(self, wire_size(data))
         return True
 
-    async def _drain(self) -> None:
+    async def _send_in_turn(self, data: Data | None) -> None:
         timer = None
         if self.config.send_timeout is not None:
             timer = Deadline(self.clock, self.config.send_timeout, self._drop_slow_consumer)
         try:
-            await self._connection.drain()
+            is_sent = await self._connection.send_in_turn(data)
         finally:
             if timer is not None:
                 timer.cancel()
-        if self.closed:
+        if not is_sent:
             raise self.closed_error()
 
     def _drop_slow_consumer(self) -> None:
@@ -332,10 +343,10 @@ class DirectChannel(Channel):
             except UnicodeEncodeError as exc:
                 raise unsendable(exc) from None
         else:
-            self._early_size += wire_size(data)
             if self._early is None:
                 self._early = []
             self._early.append(data)
+            self._early_size += wire_size(data) + (_OVERHEAD if len(self._early) > _FREE_OBJECTS else 0)
         if self.message_observer is not None:
             self.message_observer.message_sent(self, wire_size(data))
         return True

@@ -55,6 +55,8 @@ logger = logging.getLogger("wsdeco")
 
 T = TypeVar("T")
 
+_MESSAGES_AT_ONCE: Final = 32
+"""Messages that wait already after which others have a turn of the loop, as the hook may never have to wait."""
 _CANCEL_AGAIN: Final = 1.0
 """Seconds after which a hook that has swallowed its cancellation is cancelled again."""
 
@@ -355,12 +357,14 @@ class Lifecycle:
         task = cast("asyncio.Task[None]", self._hooks_task)
         observer = channel.observer if channel.observer is not None and channel.observer.sees_hooks else None
         has_idle_timeout = self._config.idle_timeout is not None
+        left = _MESSAGES_AT_ONCE
         while True:
             data = channel.take()
             if data is None:
                 if channel.reason is not None:
                     return
                 await channel.event()
+                left = _MESSAGES_AT_ONCE
                 continue
             if not (plan.takes_text if isinstance(data, str) else plan.takes_binary):
                 channel.undelivered += 1
@@ -389,6 +393,10 @@ class Lifecycle:
                 self._hook_over()
             else:
                 self._hook = None
+            left -= 1
+            if not left:
+                left = _MESSAGES_AT_ONCE
+                await asyncio.sleep(0)
 
     async def _stream(self, replies: AsyncIterable[Data]) -> None:
         try:

@@ -53,6 +53,8 @@ _MAX_INBOX_BYTES: Final = 64 * 1024
 """Size of the messages that wait for `receive`; past it the peer is not read."""
 _MESSAGE_OVERHEAD: Final = 64
 """What an empty message counts for, in bytes."""
+_MESSAGES_AT_ONCE: Final = 32
+"""Messages that wait already after which `receive` gives others a turn of the loop."""
 
 _logger = logging.getLogger("uvicorn.error")
 
@@ -64,7 +66,7 @@ class Connection(Protocol):
     closed: bool
     end: Close | Unknown | None
     transport: asyncio.Transport
-    write_paused: bool
+    senders_wait: bool
     reading_paused: bool
 
     @property
@@ -81,8 +83,9 @@ class Connection(Protocol):
     def send_message(self, message: Message) -> None:
         """Write a message by the end of the turn of the loop."""
 
-    async def drain(self) -> None:
-        """Wait until the peer reads, or nothing more can be sent."""
+    async def send_in_turn(self, message: Message | None) -> bool:
+        """Wait until the peer reads and it is one's turn, then write; return whether that could be."""
+        ...
 
     def pause_reading(self) -> None:
         """Give the consumer no more messages."""
@@ -275,6 +278,9 @@ class Conversation:
             return {"type": "websocket.connect"}
         while True:
             inbox = self._inbox
+            if inbox is not None and not len(inbox) % _MESSAGES_AT_ONCE:
+                await asyncio.sleep(0)
+                inbox = self._inbox
             if inbox is not None:
                 message = inbox.popleft()
                 if not inbox:
@@ -313,8 +319,6 @@ class Conversation:
         connection = self._connection
         kind = message["type"]
         if self._state is _OPEN and kind == "websocket.send":
-            if connection.write_paused:
-                await connection.drain()
             if connection.closed:
                 raise ClientDisconnected
             payload = message.get("bytes")
@@ -322,7 +326,10 @@ class Conversation:
                 payload = message.get("text")
             if not isinstance(payload, (str, bytes)):
                 raise RuntimeError(f"'websocket.send' needs 'text' as str or 'bytes' as bytes, but got {payload!r}.")
-            connection.send_message(payload)
+            if not connection.senders_wait:
+                connection.send_message(payload)
+            elif not await connection.send_in_turn(payload):
+                raise ClientDisconnected
             return
         match self._state, kind:
             case _State.OPEN, "websocket.close":

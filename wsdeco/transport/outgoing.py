@@ -1,8 +1,15 @@
-"""The sending half of a connection: an outbox, flushed once per turn of the loop, and flow control towards the peer."""
+"""The sending half of a connection: an outbox, flushed once per turn of the loop, and flow control towards the peer.
+
+Who sends waits while the peer does not read, and also while it does, when one turn of the loop has sent much: a loop of
+sends to a peer that reads fast would never have to wait, and nobody else would be served. Those who wait keep their
+messages until it is their turn, so that the outbox is bounded however many they are.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
+from collections import OrderedDict
 from typing import Final, cast
 
 from wsdeco.transport.shared import Turn
@@ -12,14 +19,18 @@ from wsdeco.wire.outgoing import Encoded
 __all__ = ["Outgoing"]
 
 _MAX_OUTBOX_BYTES: Final = 64 * 1024
-"""Bytes that wait for the end of the loop's turn; more are written at once."""
+"""Bytes that wait for the end of the loop's turn; more are written at once, and who sends then waits for the next."""
+_FRAME_OVERHEAD: Final = 64
+"""What an empty frame in the outbox counts for, in bytes: as much memory as the object takes."""
+_FREE_OVERHEAD: Final = 64 * 1024
+"""Of that, what does not count against a bound on bytes: all there can be where the peer reads."""
 _LARGE: Final = 64 * 1024
 """Length of a message from which it is written in pieces: a copy costs more than a further write."""
 _HIGH_WATER: Final = 64 * 1024
 """Bytes in a transport's buffer past which it pauses writing: the default of asyncio and uvloop."""
 
 
-class Outgoing(asyncio.Protocol):
+class Outgoing(asyncio.Protocol, ABC):
     """What a connection sends.
 
     Args:
@@ -28,17 +39,19 @@ class Outgoing(asyncio.Protocol):
     Attributes:
         transport: The transport.
         closed: Nothing more can be sent: the close frame is on its way, or the transport is lost.
-        write_paused: The peer does not read: `drain` waits.
+        write_paused: The peer does not read.
+        senders_wait: The peer does not read, the turn of the loop is used up, or others wait: `send_in_turn`.
     """
 
     __slots__ = (
-        "_drain_waiters",
         "_flush_pending",
         "_framing",
         "_outbox",
         "_outbox_size",
+        "_senders",
         "_turn",
         "closed",
+        "senders_wait",
         "transport",
         "write_paused",
     )
@@ -51,13 +64,14 @@ class Outgoing(asyncio.Protocol):
         self._outbox: list[bytes | memoryview] | None = None
         self._outbox_size = 0
         self._flush_pending = False
-        self._drain_waiters: list[asyncio.Future[None]] | None = None
+        self._senders: OrderedDict[asyncio.Future[bool], Message | None] | None = None
         self.closed = False
         self.write_paused = False
+        self.senders_wait = False
 
     def pause_writing(self) -> None:
         """Stop writing: the transport's buffer is full."""
-        self.write_paused = True
+        self.write_paused = self.senders_wait = True
         if self._framing is not None:
             self._framing.hold_pongs = True
 
@@ -69,8 +83,7 @@ class Outgoing(asyncio.Protocol):
             if pong and not self.closed:
                 self.send(pong)
         self.flush()
-        if not self.write_paused:
-            self._wake_senders()
+        self._let_send()
 
     def send_message(self, message: Message) -> None:
         """Write a message, for this connection only, by the end of the loop's turn."""
@@ -81,14 +94,18 @@ class Outgoing(asyncio.Protocol):
             else:
                 self._send_large(framing, message)
 
-    def write_message(self, message: Message) -> None:
-        """Write a message at once, behind what waits, where the peer reads."""
+    def write_message(self, message: Message) -> bool:
+        """Write a message at once, behind what waits, where the peer reads; return whether it was written or waits."""
         framing = self._framing
         if framing is None or self._outbox is not None or self.write_paused or len(message) >= _LARGE:
             self.send_message(message)
             self.flush()
         elif not self.transport.is_closing():
             self.transport.write(framing.encode(message))
+            return True
+        else:
+            self._lose()
+        return not self.closed
 
     def _send_large(self, framing: Framing, message: Message) -> None:
         self.flush()
@@ -96,13 +113,21 @@ class Outgoing(asyncio.Protocol):
         if self.write_paused:
             outbox = [*(self._outbox or ()), *pieces]
             self._outbox = outbox
-            self._outbox_size = sum(map(len, outbox))
+            self._outbox_size = sum(map(len, outbox)) + len(outbox) * _FRAME_OVERHEAD
         else:
             for piece in pieces:
                 # A write that fails closes the transport.
                 if self.transport.is_closing():
+                    if not self.closed:
+                        self._lose()
                     break
                 self.transport.write(piece)
+            self._use_up_turn()
+
+    def _use_up_turn(self) -> None:
+        if not self.senders_wait:
+            self.senders_wait = True
+            self._turn.wait(self)
 
     def send_encoded(self, message: Encoded, most_unsent: int) -> bool:
         """Write a message that goes to many connections by the end of the loop's turn, within a bound.
@@ -114,10 +139,9 @@ class Outgoing(asyncio.Protocol):
         Returns:
             Whether the message is within the bound; if not, it is not written.
         """
-        size = self._outbox_size + message.size
         # The transport's own buffer is looked at only where it could decide.
-        is_doubtful = self.write_paused or size + _HIGH_WATER > most_unsent
-        if is_doubtful and size + self.transport.get_write_buffer_size() > most_unsent:
+        is_doubtful = self.write_paused or self._outbox_size + message.size + _HIGH_WATER > most_unsent
+        if is_doubtful and self.unsent + message.size > most_unsent:
             return False
         self.send(cast(Framing, self._framing).encode_shared(message))
         return True
@@ -131,9 +155,10 @@ class Outgoing(asyncio.Protocol):
         if self._outbox is None:
             self._outbox = []
         self._outbox.append(frame)
-        self._outbox_size += len(frame)
+        self._outbox_size += len(frame) + _FRAME_OVERHEAD
         if self._outbox_size > _MAX_OUTBOX_BYTES:
             self.flush()
+            self._use_up_turn()
         elif not self._flush_pending:
             self._flush_pending = True
             self._turn.flush_later(self)
@@ -148,6 +173,8 @@ class Outgoing(asyncio.Protocol):
         self._outbox = None
         self._outbox_size = 0
         if self.transport.is_closing():
+            if not self.closed:
+                self._lose()
             return
         if len(outbox) == 1:
             self.transport.write(outbox[0])
@@ -158,20 +185,58 @@ class Outgoing(asyncio.Protocol):
 
     @property
     def unsent(self) -> int:
-        """Bytes that the peer has yet to make room for."""
-        return self._outbox_size + self.transport.get_write_buffer_size()
+        """Bytes that the peer has yet to make room for; many tiny frames count for the memory that they take."""
+        free = min(len(self._outbox or ()) * _FRAME_OVERHEAD, _FREE_OVERHEAD)
+        return self._outbox_size - free + self.transport.get_write_buffer_size()
 
-    async def drain(self) -> None:
-        """Wait until the peer reads, or nothing more can be sent (`closed`)."""
-        while self.write_paused and not self.closed:
-            waiter: asyncio.Future[None] = self._turn.loop.create_future()
-            if self._drain_waiters is None:
-                self._drain_waiters = []
-            self._drain_waiters.append(waiter)
-            await waiter
+    @abstractmethod
+    def go_on(self) -> None:
+        """Do what has waited for a turn of the loop; those who send, with `_let_send`."""
 
-    def _wake_senders(self) -> None:
-        waiters, self._drain_waiters = self._drain_waiters, None
-        for waiter in waiters or ():
-            if not waiter.done():
-                waiter.set_result(None)
+    @abstractmethod
+    def _lose(self) -> None:
+        """End a connection whose transport has failed, and says so in the next turn of the loop."""
+
+    async def send_in_turn(self, message: Message | None) -> bool:
+        """Write a message behind those of others who wait, once the peer reads and the loop has had its turn.
+
+        Until then it is kept as it is, and no frame made of it.
+
+        Args:
+            message: The message; `None` to wait, and write nothing.
+
+        Returns:
+            Whether it was written; `False` where nothing more can be sent (`closed`).
+        """
+        if self.closed:
+            return False
+        waiter: asyncio.Future[bool] = self._turn.loop.create_future()
+        senders = self._senders
+        if senders is None:
+            senders = self._senders = OrderedDict()
+        senders[waiter] = message
+        try:
+            return await waiter
+        finally:
+            # Of those who give up, nothing is kept; and the traceback of what it raises holds this frame.
+            senders.pop(waiter, None)
+            del waiter
+
+    def _let_send(self) -> None:
+        self.senders_wait = self.write_paused
+        senders = self._senders
+        while senders and (self.closed or not self.senders_wait):
+            waiter, message = senders.popitem(last=False)
+            if waiter.done():
+                continue
+            try:
+                if message is not None and not self.closed:
+                    self.send_message(message)
+            except ValueError as exc:
+                waiter.set_exception(exc)
+            else:
+                waiter.set_result(not self.closed)
+        if senders:
+            self.senders_wait = True
+        else:
+            self._senders = None

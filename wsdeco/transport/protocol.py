@@ -168,7 +168,7 @@ class WebSocketProtocol(Outgoing):
         self._buffer = None
         self._outbox = None
         self._outbox_size = 0
-        self._wake_senders()
+        self._let_send()
         self._tell_end(Unknown())
         consumer, self.consumer = self.consumer, NOBODY
         consumer.connection_lost()
@@ -328,7 +328,7 @@ class WebSocketProtocol(Outgoing):
     def _notice(self, framing: Framing) -> None:
         if framing.unread:
             self._set_reading()
-            self._turn.loop.call_soon(self._read_on)
+            self._turn.wait(self)
         pongs, active = framing.notice()
         if active:
             self.last_activity = self._clock.time()
@@ -365,7 +365,7 @@ class WebSocketProtocol(Outgoing):
         """Give the consumer more again."""
         self.reading_paused = False
         if self._framing is not None and self._framing.unread:
-            self._turn.loop.call_soon(self._read_on)
+            self._turn.wait(self)
         else:
             self._set_reading()
 
@@ -383,6 +383,15 @@ class WebSocketProtocol(Outgoing):
                 self.transport.pause_reading()
             else:
                 self.transport.resume_reading()
+
+    def _lose(self) -> None:
+        self._end_output(self.transport.close)
+
+    def go_on(self) -> None:
+        """Do what has waited for a turn of the loop."""
+        self._read_on()
+        if not self.write_paused:
+            self._let_send()
 
     # Keepalive.
 
@@ -459,7 +468,7 @@ class WebSocketProtocol(Outgoing):
         self.closed = True
         self.flush(even_if_paused=True)
         self._stop_timers()
-        self._wake_senders()
+        self._let_send()
 
     def _half_close(self) -> None:
         if not self.transport.can_write_eof():

@@ -1,8 +1,9 @@
-"""What the connections of one server share: the flush at the end of the loop's turn, and the keepalives."""
+"""What the connections of one server share: turns of the loop, the flush at the end of each, and the keepalives."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary
@@ -18,11 +19,22 @@ _MOST_AT_ONCE: Final = 2000
 """Connections that are flushed in one turn of the loop, which other connections wait for. About 10 ms."""
 
 
+_TURNS_AT_ONCE: Final = 8
+"""Connections with more to do than fits a turn of the loop that go on in the same one. About 10 ms."""
+
+
 class Flushed(Protocol):
     """A connection with an outbox."""
 
     def flush(self) -> None:
         """Write the outbox."""
+
+
+class Waiting(Protocol):
+    """A connection with more to do than fits a turn of the loop."""
+
+    def go_on(self) -> None:
+        """Do what has waited for a turn of the loop."""
 
 
 class Turn:
@@ -37,6 +49,8 @@ class Turn:
         self.loop = loop
         self.task_free_start: Callable[[Any, Any], bool] | None = None
         self._written_to: list[Flushed] = []
+        self._waiting: deque[Waiting] = deque()
+        self._is_giving = False
         self._keepalives: dict[tuple[float, float | None], Keepalive] = {}
 
     def flush_later(self, connection: Flushed) -> None:
@@ -53,6 +67,21 @@ class Turn:
             self.loop.call_soon(self._flush)
         for connection in written_to:
             connection.flush()
+
+    def wait(self, connection: Waiting) -> None:
+        """Let `connection` go on in a later turn of the loop, when those have that came before."""
+        self._waiting.append(connection)
+        if not self._is_giving:
+            self._is_giving = True
+            self.loop.call_soon(self._give_turns)
+
+    def _give_turns(self) -> None:
+        waiting = self._waiting
+        for _ in range(min(len(waiting), _TURNS_AT_ONCE)):
+            waiting.popleft().go_on()
+        self._is_giving = bool(waiting)
+        if waiting:
+            self.loop.call_soon(self._give_turns)
 
     def keepalive(self, clock: Clock, interval: float, timeout: float | None) -> Keepalive:
         """Return what pings every `interval` seconds and judges after `timeout` seconds."""

@@ -16,9 +16,9 @@ time for a fragment and ten times for a ping, and leaves UTF-8 to its owner.
   compressed frame an eighth more may wait, as much as data that cannot be compressed may grow.
 - **UTF-8.** Fragments of a text are checked as they arrive, so that a message is refused (1007) at the first fragment
   that makes it invalid.
-- **Time.** Tiny fragments, pings and compressed messages cost far more than their bytes. One call of `receive` does a
-  bounded amount of such work; if it stops before the end of its input, `unread` says so, and the rest
-  waits for the next call.
+- **Time.** Tiny messages and fragments, pings and compressed messages cost far more time and memory than their bytes
+  say. One call of `receive` does a bounded amount of such work; if it stops before the end of its input, `unread`
+  says so, and the rest waits for the next call.
 - **The end.** A close frame from the peer, or a fault of the peer, ends the input: `ended` says how. The messages
   before it are all returned. What to answer, `close` encodes; when, the owner decides.
 
@@ -67,6 +67,10 @@ _TURN_BUDGET: Final = 1000
 """Frames of one call of `receive` that are not taken inline; a compressed one counts for more. A few milliseconds."""
 _LARGE: Final = 16 * 1024
 """Payload size of a frame from which it is unmasked as it arrives, if it does not arrive in one read."""
+_MESSAGE_BUDGET: Final = 500
+"""Messages after which one call of `receive` stops: looked at once in `_STRETCH`, not for each message."""
+_STRETCH: Final = 4096
+"""Bytes of input between two looks at how much has been done."""
 _VIEW_FROM: Final = 4096
 """Payload size from which a view costs less than a copy."""
 _INFLATED_BYTES_PER_FRAME: Final = 256
@@ -198,48 +202,56 @@ class Framing:
             limit = self._inline_limit
             short_limit = limit if limit < _LONG else _LONG - 1
             while size - position > 1:
-                first = chunk[position]
-                length = chunk[position + 1] - _MASKED
-                if 0 <= length <= short_limit and _TEXT <= first <= _BINARY:
-                    is_inline = True
-                    start = position + 6
-                    stop = start + length
-                elif (
-                    length == _LONG
-                    and _TEXT <= first <= _BINARY
-                    and size - position > 8
-                    and _LONG <= (length := chunk[position + 2] << 8 | chunk[position + 3]) <= limit
-                ):
-                    is_inline = True
-                    start = position + 8
-                    stop = start + length
+                pause_at = size if size - position <= _STRETCH else position + _STRETCH
+                while pause_at - position > 1:
+                    first = chunk[position]
+                    length = chunk[position + 1] - _MASKED
+                    if 0 <= length <= short_limit and _TEXT <= first <= _BINARY:
+                        is_inline = True
+                        start = position + 6
+                        stop = start + length
+                    elif (
+                        length == _LONG
+                        and _TEXT <= first <= _BINARY
+                        and size - position > 8
+                        and _LONG <= (length := chunk[position + 2] << 8 | chunk[position + 3]) <= limit
+                    ):
+                        is_inline = True
+                        start = position + 8
+                        stop = start + length
+                    else:
+                        is_inline = False
+                        start, stop = self._read_header(chunk, position, size)
+                    if stop > size:
+                        wanted = stop - position
+                        if size >= start and stop - start >= _LARGE:
+                            self._held = self._begin_large(first, memoryview(chunk)[start - 4 :], stop - start)
+                            position = size
+                        break
+                    payload = chunk[start:stop] if stop - start < _VIEW_FROM else memoryview(chunk)[start:stop]
+                    payload = apply_mask(payload, chunk[start - 4 : start])
+                    position = stop
+                    if is_inline:
+                        messages.append(payload.decode() if first == _TEXT else payload)
+                        continue
+                    if stop == size:
+                        # A large frame is not kept beside what becomes of it.
+                        chunk, held = b"", None
+                    budget -= self._take_frame(first, payload, messages)
+                    if self.ended is not None:
+                        return messages
+                    limit = self._inline_limit
+                    short_limit = limit if limit < _LONG else _LONG - 1
+                    if budget <= 0 and position < size:
+                        wanted = 0
+                        self.noticed = True
+                        break
                 else:
-                    is_inline = False
-                    start, stop = self._read_header(chunk, position, size)
-                if stop > size:
-                    wanted = stop - position
-                    if size >= start and stop - start >= _LARGE:
-                        self._held = self._begin_large(first, memoryview(chunk)[start - 4 :], stop - start)
-                        position = size
-                    break
-                payload = chunk[start:stop] if stop - start < _VIEW_FROM else memoryview(chunk)[start:stop]
-                payload = apply_mask(payload, chunk[start - 4 : start])
-                position = stop
-                if is_inline:
-                    messages.append(payload.decode() if first == _TEXT else payload)
-                    continue
-                if stop == size:
-                    # A large frame is not kept beside what becomes of it.
-                    chunk, held = b"", None
-                budget -= self._take_frame(first, payload, messages)
-                if self.ended is not None:
-                    return messages
-                limit = self._inline_limit
-                short_limit = limit if limit < _LONG else _LONG - 1
-                if budget <= 0 and position < size:
+                    if len(messages) < _MESSAGE_BUDGET or position == size:
+                        continue
                     wanted = 0
                     self.noticed = True
-                    break
+                break
         except UnicodeDecodeError:
             self._end(Close(CloseCode.INVALID_UTF8, "invalid UTF-8 in a text message", by="server"))
         except _Fault as fault:
