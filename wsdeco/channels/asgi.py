@@ -307,8 +307,8 @@ class AsgiChannel(Channel):
 
     @property
     def inbox_full(self) -> bool:
-        """As for every channel; a peer that has gone is read to its end, to learn why it went."""
-        return not self._broken and super().inbox_full
+        """Whether reading has to stop; a peer that is gone is read to its end, to learn why it went."""
+        return self._inbox_size > self.config.max_inbox and not self._broken
 
     async def _write(self, *messages: Message) -> None:
         self._writing = True

@@ -39,22 +39,22 @@ class ReadingLifecycle(Lifecycle):
         Raises:
             asyncio.CancelledError: The server has cancelled the task; `on_disconnect` has run all the same.
         """
+        channel = self._channel
         try:
-            if await self._channel.connect():
-                await self._run()
+            if not await channel.connect():
+                return
+            self._server_task = asyncio.current_task()
+            self._hooks_task = self._start_hooks()
+            self._reading = True
+            await self._interrupted_in(channel.read())
+            self._reading = False
+            while not self._hooks_task.done():
+                await self._interrupted_in(asyncio.wait((self._hooks_task,)))
+            flushing = True
+            while flushing:
+                flushing = await self._interrupted_in(channel.flushed())
         finally:
             self._release()
-
-    async def _run(self) -> None:
-        channel = self._channel
-        self._server_task = asyncio.current_task()
-        self._hooks_task = self._start_hooks()
-        await self._read()
-        while not self._hooks_task.done():
-            await self._interrupted_in(asyncio.wait((self._hooks_task,)))
-        flushing = True
-        while flushing:
-            flushing = await self._interrupted_in(channel.flushed())
         cancellation, self._cancellation = self._cancellation, None
         if cancellation is not None:
             try:
@@ -63,11 +63,6 @@ class ReadingLifecycle(Lifecycle):
             finally:
                 # Its traceback holds this frame.
                 del cancellation
-
-    async def _read(self) -> None:
-        self._reading = True
-        await self._interrupted_in(self._channel.read())
-        self._reading = False
 
     async def _interrupted_in(self, awaitable: Awaitable[object]) -> bool:
         try:
