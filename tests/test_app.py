@@ -20,7 +20,7 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import wsdeco
-from tests.stacks import MEMORY, SANSIO, soon
+from tests.stacks import MEMORY, SANSIO, Stack, soon
 from wsdeco import (
     App,
     ConnectionConfig,
@@ -801,7 +801,43 @@ async def test_a_lifespan_that_has_not_run_is_announced(caplog: pytest.LogCaptur
         assert await reply(outer, "/live/ws") == "x"
     (warning,) = warnings_of(caplog)
     assert warning.startswith("the lifespan of this app has not run: nothing runs that of a mounted app, so enter it ")
-    assert warning.endswith("`async with ws.app.router.lifespan_context(ws.app): yield`")
+    assert warning.endswith(f"`{ADVICE}`")
+
+
+ADVICE: Final = "async with ws.app.router.lifespan_context(ws.app) as state: yield state"
+
+
+@pytest.mark.parametrize("yielded", [{"name": "Ada"}, None], ids=["state", "no state"])
+async def test_who_follows_the_advice_has_the_state_of_a_mounted_app(
+    stack: Stack, yielded: dict[str, str] | None
+) -> None:
+    inner = App()
+
+    @inner.lifespan
+    async def start_and_stop(_app: Starlette) -> AsyncIterator[dict[str, str] | None]:
+        yield yielded
+
+    @inner.handler("/ws")
+    class Greeter:
+        def __init__(self, request: HTTPConnection) -> None:
+            self.name = getattr(request.state, "name", "nobody")
+
+        async def on_message(self, text: str) -> str:
+            return f"{text}, {self.name}"
+
+    @inner.route("/page")
+    def page(request: Request) -> Response:
+        return PlainTextResponse(getattr(request.state, "name", "nobody"))
+
+    names: dict[str, Any] = {"ws": inner}
+    exec(f"async def around(app):\n    {ADVICE}", names)  # noqa: S102 - what the log says to write
+    outer = Starlette(routes=[Mount("/live", inner)], lifespan=asynccontextmanager(names["around"]))
+    expected = "nobody" if yielded is None else "Ada"
+    async with stack.serve(outer) as server, server.connect("/live/ws") as peer:
+        await peer.send("Hello")
+        assert await peer.receive() == f"Hello, {expected}"
+        async with server.http() as client:
+            assert (await client.get("/live/page")).text == expected
 
 
 async def test_the_lifespan_of_a_mounted_app_can_be_entered(caplog: pytest.LogCaptureFixture) -> None:

@@ -46,7 +46,8 @@ def check_path(path: object) -> str:
 
 def parameter_kinds(path: str) -> dict[str, type | None]:
     """Return the parameters of `path`, each with the class of its values; `None` where its convertor tells none."""
-    return {name: _kind_of(convertor) for name, convertor in compile_path(path)[2].items()}
+    parameters = compile_path(path)[2] if "{" in path else {}
+    return {name: _kind_of(convertor) for name, convertor in parameters.items()}
 
 
 def _kind_of(convertor: Convertor[Any]) -> type | None:

@@ -214,6 +214,10 @@ def resolve(annotation: object, namespace: Mapping[str, object]) -> object:
 
 def alternatives(annotation: object) -> tuple[type, ...]:
     """Return the classes a value of the resolved `annotation` may have; `object` for what has no class."""
+    if annotation is UNKNOWN or annotation is Any:
+        return (object,)
+    if isinstance(annotation, type):
+        return (annotation,)
     origin = get_origin(annotation)
     if origin is Union or origin is UnionType:
         return tuple(option for part in get_args(annotation) for option in alternatives(part))
@@ -229,7 +233,7 @@ def alternatives(annotation: object) -> tuple[type, ...]:
     meant = _alias_value(named)
     if meant is not named:
         return alternatives(meant)
-    return (named,) if isinstance(named, type) and named is not Any and named is not UNKNOWN else (object,)
+    return (named,) if isinstance(named, type) else (object,)
 
 
 def _bound(variable: TypeVar) -> object:

@@ -50,5 +50,5 @@ def announce_missing_lifespan() -> None:
     """Warn of a lifespan that nothing has run."""
     logger.warning(
         "the lifespan of this app has not run: nothing runs that of a mounted app, so enter it in the lifespan "
-        "of the app around it with `async with ws.app.router.lifespan_context(ws.app): yield`"
+        "of the app around it with `async with ws.app.router.lifespan_context(ws.app) as state: yield state`"
     )
