@@ -21,11 +21,13 @@ WORDS: Final = frozenset({"config", "reasons", "clock", "origins", "tokens"})
 
 ALLOWED: Final[dict[str, set[str]]] = {
     "app": {"routing", "definition", "channels", "rooms"},
-    "cli": {"server", "__init__"},
+    "cli": {"server", "routing", "__init__"},
     "launch": {"workers", "server", "routing"},
     "workers": {"server", "routing", "connection", "backplanes", "rooms"},
     "server": {"routing"},
     "routing": {"connection", "definition", "channels", "rooms", "backplanes"},
+    "console": {"describe", "routing"},
+    "describe": {"routing", "definition"},
     "connection": {"definition", "channels", "rooms"},
     "definition": {"channels"},
     "rooms": {"channels", "wire", "backplanes/interface"},
@@ -54,8 +56,10 @@ LAZILY: Final[dict[tuple[str, str], str]] = {
     ("backplanes/choice", "backplanes/urls"): "_open_backplane",
     ("backplanes/urls", "backplanes/nats"): "_nats",
     ("backplanes/urls", "backplanes/redis"): "_redis",
+    ("cli/asyncapi", "describe/document"): "command",
     ("cli/run", "launch"): "command",
     ("cli/run", "server/options"): "command",
+    ("routing/not_found", "console/serving"): "NotFound.__call__",
 }
 """Imports that wait for a call: (importer, imported), and the one function they may stand in.
 

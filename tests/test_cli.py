@@ -193,7 +193,7 @@ def test_what_a_module_raises_is_shown_from_there(target: str, source: str, line
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([], "  run  Serve an app."),
+        ([], "  run       Serve an app."),
         (["run"], "Error: Missing argument 'TARGET'."),
         (["serve"], "Error: No such command 'serve'."),
         (["run", "app.py", "--port", "x"], "Error: Invalid value for '--port': 'x' is no number from 0 to 65535"),

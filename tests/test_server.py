@@ -91,6 +91,8 @@ def test_prints_the_addresses_and_each_route_with_its_limits(capsys: pytest.Capt
         "  http  /       page",
         "  ws    /other  Other",
         "",
+        f"Console: http://127.0.0.1:{port}/docs",
+        "",
         "Runs in the background: stop() of what run() returned ends it.",
     ]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address
 from typing import Final, Literal, TypeAlias
 
-__all__ = ["Origin", "origin_allowed", "parse_origin"]
+__all__ = ["Origin", "is_loopback", "origin_allowed", "parse_origin"]
 
 Origin: TypeAlias = tuple[str, str, int]
 """Scheme, host and port; port 0 where the scheme has no default port and none is given."""
@@ -79,7 +79,7 @@ def origin_allowed(
     if allowed is not None:
         return any(origin == parse_origin(listed) for listed in allowed)
     target = None if host is None else parse_origin(f"{_PAGE_SCHEMES.get(scheme, scheme)}://{host}")
-    return target is not None and (origin == target or (_is_loopback_page(origin) and _is_loopback(target[1])))
+    return target is not None and (origin == target or (_is_loopback_page(origin) and is_loopback(target[1])))
 
 
 def _normalized_host(host: str) -> str | None:
@@ -93,11 +93,12 @@ def _normalized_host(host: str) -> str | None:
 
 def _is_loopback_page(origin: Origin) -> bool:
     scheme, host, _ = origin
-    return scheme in ("http", "https") and _is_loopback(host)
+    return scheme in ("http", "https") and is_loopback(host)
 
 
-def _is_loopback(host: str) -> bool:
-    if host in ("localhost", _LOOPBACK_IPV6) or host.endswith(".localhost"):
+def is_loopback(host: str) -> bool:
+    """Return whether a host, in lower case as an address or as URLs have it, means this machine alone."""
+    if host in ("localhost", "::1", _LOOPBACK_IPV6) or host.endswith(".localhost"):
         return True
     try:
         return IPv4Address(host) in _LOOPBACK_NETWORK

@@ -12,7 +12,7 @@ from wsdeco import __version__
 
 __all__ = ["main"]
 
-_COMMANDS: Final = ("run",)
+_COMMANDS: Final = ("asyncapi", "run")
 """Names of the commands, and of the modules beside this one that have them as `command`."""
 
 
@@ -48,4 +48,3 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         SystemExit: Always: with 0 at the end of the server, 1 where it cannot start, 2 for what is written wrongly.
     """
     _program.main(arguments, "wsdeco")
-    raise SystemExit(0)

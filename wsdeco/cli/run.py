@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from wsdeco.server.loading import describe_failure, find
+from wsdeco.cli.target import find_app
 
 __all__ = ["command"]
 
@@ -90,10 +90,7 @@ def command(target: str, host: str, port: int, workers: int, **options: Any) -> 
 
     TARGET is app.py or package.module, with :name behind it where that has several apps.
     """
-    try:
-        app, reference = find(target)
-    except Exception as exc:
-        raise SystemExit(describe_failure(exc, target)) from None
+    app, reference = find_app(target)
     # Loads uvicorn, which a command line that is refused does not need.
     from wsdeco.launch import run_in_foreground  # noqa: PLC0415
     from wsdeco.server.options import check_options  # noqa: PLC0415

@@ -22,10 +22,11 @@ from wsdeco.rooms.rooms import Rooms
 from wsdeco.routing.announcements import announce_idle, announce_limits, announce_missing_lifespan
 from wsdeco.routing.endpoints import Context, HandlerEndpoint
 from wsdeco.routing.lifespan import LifespanFunction, checked_lifespan
+from wsdeco.routing.not_found import NotFound
 from wsdeco.routing.registry import Registry, RouteInfo
 from wsdeco.routing.router import IndexedRouter
 
-__all__ = ["Application", "context_of", "registry_of", "rooms_of"]
+__all__ = ["Application", "context_of", "not_found_of", "registry_of", "rooms_of"]
 
 logger = logging.getLogger("wsdeco")
 
@@ -50,6 +51,7 @@ class Application:
         clock: Clock | None = None,
         backplane: str | Backplane | None = None,
         publish_errors: PublishErrors = "count",
+        docs: str | None = "auto",
     ) -> None:
         """Make an app without routes.
 
@@ -65,10 +67,14 @@ class Application:
                 loop serves the app; where there is none, rooms live in this process alone.
             publish_errors: Whether a broadcast that cannot be published to other processes raises `BackplaneError`
                 (`"raise"`), or is only counted (`"count"`). Members in this process get it in either case.
+            docs: Path of the console, a page that connects to the handlers, with the AsyncAPI document of the app in
+                `asyncapi.json` beside it. `"auto"` is `/docs` where `run` listens on loopback, for browsers of the
+                same machine; `None` turns it off. A route of the app's own on that path wins.
 
         Raises:
             BackplaneError: The client library of the backplane is not installed.
             HandlerError: `lifespan` cannot work as it is written.
+            RouteError: `docs` is no path.
             TypeError: `backplane` is neither a URL nor a backplane.
             ValueError: The URL of the backplane cannot be used, or `publish_errors` is neither.
         """
@@ -78,8 +84,9 @@ class Application:
         self._limits_announced = False
         self._idle_announced = False
         self.app = Starlette(debug=debug, middleware=middleware, exception_handlers=exception_handlers)
-        self.app.router = IndexedRouter(lifespan=self._run_lifespan)
-        self._registry = Registry(self.app.router)
+        router = self.app.router = IndexedRouter(lifespan=self._run_lifespan)
+        self._registry = Registry(router)
+        self._not_found = router.default = NotFound(router, self._registry, docs)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -138,6 +145,15 @@ class Application:
         return self._registry.infos()
 
     @property
+    def docs(self) -> str | None:
+        """Path of the console, `"auto"`, or `None` for none; it can be set."""
+        return self._not_found.docs
+
+    @docs.setter
+    def docs(self, docs: str | None) -> None:
+        self._not_found.docs = docs
+
+    @property
     def backplane(self) -> Backplane | None:
         """What carries broadcasts to other processes, with its `state` and its `counters`; `None` without one.
 
@@ -193,6 +209,9 @@ context_of: Final[Callable[[Application], Context]] = attrgetter("_context")
 
 registry_of: Final[Callable[[Application], Registry]] = attrgetter("_registry")
 """Returns what is registered, whose `message_size_cap` a server sets."""
+
+not_found_of: Final[Callable[[Application], NotFound]] = attrgetter("_not_found")
+"""Returns what answers where no route matches, which a server tells that it listens on loopback."""
 
 rooms_of: Final[Callable[[Application], Rooms]] = attrgetter("_rooms")
 """Returns the rooms, whose backplane a server may choose."""

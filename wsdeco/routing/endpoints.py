@@ -104,6 +104,18 @@ class HandlerEndpoint:
         context.connections.add(begun)
         return True
 
+    def refusal(self, scope: Scope) -> Refusal | None:
+        """Return how a handshake is turned away at this moment, if it is.
+
+        Args:
+            scope: The handshake, or a plain request with the same headers.
+        """
+        answer = _CLOSING if self._context.connections.closing else self.admission.admit(scope)
+        if isinstance(answer, Refusal):
+            return answer
+        answer.give_back()
+        return None
+
     def _connection_over(self, ticket: Ticket, connection: Lifecycle) -> None:
         self._context.connections.discard(connection)
         ticket.give_back()

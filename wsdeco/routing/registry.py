@@ -73,11 +73,15 @@ class Registry:
         self._router = router
         self._registered: dict[tuple[str, str], Registered] = {}
 
-    def infos(self) -> list[RouteInfo]:
-        """Return what is registered, in the order in which it is matched."""
+    def registered(self) -> list[Registered]:
+        """Return the handlers and functions, in the order in which they are matched."""
         registered = {id(route): each for each in list(self._registered.values()) for route in each.routes}
         matched = [registered.get(id(route)) for route in self._router.routes]
-        return [each.info for each in dict.fromkeys(matched) if each is not None]
+        return [each for each in dict.fromkeys(matched) if each is not None]
+
+    def infos(self) -> list[RouteInfo]:
+        """Return what is registered, in the order in which it is matched."""
+        return [each.info for each in self.registered()]
 
     def register(self, new: Registered) -> None:
         """Register, in the place of the same target where it stands on the same path.

@@ -12,12 +12,9 @@ from operator import is_
 from typing import Any, Final, cast
 
 from starlette._utils import get_route_path
-from starlette.exceptions import HTTPException
-from starlette.responses import PlainTextResponse
-from starlette.routing import BaseRoute, Match, Mount, Route, Router, WebSocketRoute
+from starlette.routing import BaseRoute, Mount, Route, Router, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
-from wsdeco.routing.denial import deny
 from wsdeco.routing.routes import HttpRoute, SocketRoute
 
 __all__ = ["IndexedRouter"]
@@ -50,19 +47,6 @@ class IndexedRouter(Router):
             scope["router"] = self
         narrowed = self if scope["type"] == "lifespan" else _Narrowed(self, self.candidates(scope))
         await Router.app(cast("Router", narrowed), scope, receive, send)
-
-    async def not_found(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer what no route matches: with 404, handshakes as well (Starlette closes those, which is a 403).
-
-        A plain request for a path that only speaks WebSocket is told so, with 426 (RFC 9110, section 15.5.22).
-        """
-        if scope["type"] == "http":
-            as_handshake = {**scope, "type": "websocket"}
-            if any(route.matches(as_handshake)[0] is Match.FULL for route in self.candidates(scope)):
-                text = "This path speaks WebSocket: open it with a WebSocket client."
-                raise HTTPException(426, text, {"Upgrade": "websocket", "Connection": "Upgrade"})
-            raise HTTPException(404)
-        await deny(PlainTextResponse("Not Found", 404), scope, receive, send)
 
 
 class _Narrowed:

@@ -10,6 +10,7 @@ from dataclasses import fields
 from typing import Final, cast
 
 from wsdeco.config import DEFAULT_CONFIG, ConnectionConfig
+from wsdeco.routing.application import not_found_of
 from wsdeco.routing.registry import RouteInfo
 from wsdeco.server.serving import Server
 
@@ -27,6 +28,9 @@ def print_banner(server: Server, hint: str) -> None:
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         lines.append("  " + "  ".join(cells).rstrip())
+    console = not_found_of(server.app).console_path
+    if console is not None:
+        lines += ["", f"Console: {server.http_url}{console}"]
     # A full disk, or a stream that is closed: a server serves all the same.
     with suppress(OSError, ValueError):
         try:

@@ -18,8 +18,9 @@ from typing import Any, Final, cast
 import uvicorn
 
 from wsdeco.config import DEFAULT_CONFIG
+from wsdeco.origins import is_loopback
 from wsdeco.reasons import ServerError
-from wsdeco.routing.application import Application, registry_of
+from wsdeco.routing.application import Application, not_found_of, registry_of
 from wsdeco.server.listen import Listeners, listen
 
 __all__ = ["ANYIO_THREAD", "TLS_TIMEOUT", "Server", "join_threads", "server_of"]
@@ -209,6 +210,7 @@ class Server(uvicorn.Server):
                 current = _serving.setdefault(self.app, self)
                 if current is self:
                     registry_of(self.app).message_size_cap = self.config.ws_max_size
+                    not_found_of(self.app).on_loopback = is_loopback(self.config.host.lower())
                     return
             current.check_replaceable()
             current.end()
@@ -220,6 +222,7 @@ class Server(uvicorn.Server):
             if _serving.get(self.app) is self:
                 del _serving[self.app]
                 registry_of(self.app).message_size_cap = None
+                not_found_of(self.app).on_loopback = False
         self.ended.set()
 
     def check_replaceable(self) -> None:
