@@ -2,6 +2,7 @@
 
 import re
 import signal
+import ssl
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -269,7 +270,8 @@ def test_options_are_those_of_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal("run", "app.py") == (0, "")
     words = (
         "--host ::1 --port 80 --workers 4 --backlog 9 --root-path /live --forwarded-allow-ips * --ssl-certfile c "
-        "--ssl-keyfile k --ssl-keyfile-password p --ssl-ca-certs a --log-level info --log-config l --no-access-log "
+        "--ssl-keyfile k --ssl-keyfile-password p --ssl-ca-certs a --ssl-cert-reqs optional "
+        "--log-level info --log-config l --no-access-log "
         "--loop asyncio --timeout-graceful-shutdown 0.5"
     )
     assert refusal("run", "app.py", *words.split()) == (0, "")
@@ -287,6 +289,7 @@ def test_options_are_those_of_run(monkeypatch: pytest.MonkeyPatch) -> None:
             "ssl_keyfile": "k",
             "ssl_keyfile_password": "p",
             "ssl_ca_certs": "a",
+            "ssl_cert_reqs": ssl.CERT_OPTIONAL,
             "log_level": "info",
             "log_config": "l",
             "access_log": False,

@@ -1267,6 +1267,52 @@ class TestShutdown:
         assert not session.state.connections
         await session.end()
 
+    async def test_one_frozen_client_is_waited_for_a_moment(self) -> None:
+        session = Session(Echo())
+        await session.open()
+        session.protocol.shutdown()
+        await session.advance(1.4)
+        assert not session.transport.aborted
+        await session.advance(0.2)
+        assert session.transport.aborted
+        await session.end()
+
+    async def test_a_slow_client_that_reads_on_gets_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        session = Session(Echo())
+        await session.open()
+        session.protocol.close(1012)
+        unsent = [6000]
+        monkeypatch.setattr(session.transport, "get_write_buffer_size", lambda: unsent[0])
+        session.protocol.shutdown()
+        for left in (4000, 2000, 0):
+            unsent[0] = left
+            await session.advance(1.5)
+            assert not session.transport.aborted
+        await session.advance(1.6)
+        assert session.transport.aborted
+        await session.end()
+
+    async def test_a_client_that_reads_next_to_nothing_has_its_close_timeout(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+            scope["extensions"]["wsdeco"].close_timeout += -6
+            assert scope["extensions"]["wsdeco"].close_timeout == 4
+            await send(ACCEPT)
+            while (await receive())["type"] != "websocket.disconnect":
+                pass
+
+        session = Session(app)
+        await session.open()
+        unsent = [6000]
+        monkeypatch.setattr(session.transport, "get_write_buffer_size", lambda: unsent[0])
+        session.protocol.shutdown()
+        for aborted in (False, False, True):
+            unsent[0] -= 1
+            await session.advance(1.5)
+            assert session.transport.aborted is aborted
+        await session.end()
+
     async def test_while_the_peer_is_closing(self) -> None:
         app = Script(ACCEPT)
         session = Session(app)

@@ -26,7 +26,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from websockets.asyncio.client import connect as async_connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidMessage
 
 from tests.programs import PATIENCE, RESTART, Program, client, close_code, echo_app, receive, taken_port, wait_until
 from tests.raw import handshake, text
@@ -438,6 +438,70 @@ def test_tls(tmp_path: Path) -> None:
         assert receive(connection) == "echo: hello"
         assert server.url == f"wss://localhost:{server.port}"
         assert server.http_url == f"https://localhost:{server.port}"
+
+
+@pytest.mark.parametrize(("options", "needed"), [({}, True), ({"ssl_cert_reqs": ssl.CERT_OPTIONAL}, False)])
+def test_clients_show_a_certificate_where_their_authorities_are_named(
+    options: dict[str, Any], needed: bool, tmp_path: Path
+) -> None:
+    options |= tls_files(tmp_path) | {"ssl_ca_certs": tmp_path / "authority.pem"}
+    nobody = ssl.create_default_context(cafile=tmp_path / "authority.pem")
+    somebody = ssl.create_default_context(cafile=tmp_path / "authority.pem")
+    somebody.load_cert_chain(tmp_path / "client.pem")
+    app, _ = echo_app()
+    server = app.run("localhost", 0, background=True, **options)
+    assert server is not None
+    with server:
+        with client(f"{server.url}/ws", trusted=somebody) as connection:
+            connection.send("hello")
+            assert receive(connection) == "echo: hello"
+        with (
+            pytest.raises((OSError, ConnectionClosed, InvalidMessage)) if needed else nullcontext(),
+            client(f"{server.url}/ws", trusted=nobody) as connection,
+        ):
+            assert not needed
+
+
+@pytest.mark.parametrize("name", ["ssl_cert_reqs", "ssl_ca_certs", "ssl_keyfile_password", "ssl_ciphers"])
+def test_an_option_of_tls_without_a_certificate_is_refused(name: str) -> None:
+    app, _ = echo_app()
+    line = f"TLS cannot be set up with {name}: ssl_certfile, the certificate, is missing"
+    assert refusals(app, **{name: 2}) == {line}
+
+
+def test_asking_for_certificates_of_nobody_is_refused(tmp_path: Path) -> None:
+    app, _ = echo_app()
+    line = "ssl_cert_reqs asks clients for certificates: name who issues them in ssl_ca_certs"
+    assert refusals(app, ssl_cert_reqs=ssl.CERT_REQUIRED, **tls_files(tmp_path)) == {line}
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"ws_max_size": 1000}, "set max_message_size=... on the handler"),
+        ({"ws_per_message_deflate": True}, "set compression=True on the handler"),
+    ],
+)
+def test_an_option_that_reaches_no_handler_is_refused(options: dict[str, Any], hint: str) -> None:
+    app, _ = echo_app()
+    with pytest.raises(TypeError, match=re.escape(f"run() has no option {next(iter(options))!r} for handlers: {hint}")):
+        app.run(port=0, background=True, **options)
+
+    @app.route("/function")
+    def function() -> None: ...
+
+    with in_background(app, **options):
+        pass
+
+
+def test_a_server_ends_after_as_many_connections_as_it_was_told() -> None:
+    app, events = echo_app()
+    with in_background(app, limit_max_requests=2) as server:
+        for _ in range(2):
+            with client(f"{server.url}/ws"):
+                pass
+        wait_until(lambda: not server.running)
+    assert events.count("connect") == 2
 
 
 def test_messages_are_taken_up_to_the_largest_limit() -> None:

@@ -248,10 +248,10 @@ class App(Application):
         `nats-server`.
 
         Logging: uvicorn's from level "warning" on, since the addresses are printed; `log_level="info"` shows each
-        request and connection as well. Compression (`ws_per_message_deflate=True`) is off: it takes about 34 KiB
-        of memory per connection. In the foreground, on Linux, the garbage collector runs less often while it serves
-        (`gc.set_threshold`), but also when the process has grown, unless the program has chosen a higher threshold or
-        none.
+        request and connection as well. Compression is off unless a handler has `compression=True`: it takes
+        about 34 KiB of memory per connection. In the foreground, on Linux, the garbage collector runs less often while
+        it serves (`gc.set_threshold`), but also when the process has grown, unless the program has chosen a higher
+        threshold or none.
 
         Args:
             host: Name or IP address to listen on; `"0.0.0.0"` and `"::"` are all IPv4 and all IPv6 addresses of
@@ -260,7 +260,8 @@ class App(Application):
             background: Whether to serve in a thread; by default, whether an event loop runs in this one.
             workers: How many processes serve; more than one in the foreground of a script only.
             options: Those of `uvicorn.Config`, such as `ssl_certfile`, `ssl_keyfile`, `log_level`, `access_log`,
-                `forwarded_allow_ips` and `root_path`. `timeout_graceful_shutdown` is the seconds that HTTP
+                `forwarded_allow_ips` and `root_path`. With `ssl_ca_certs` clients have to show a certificate, unless
+                `ssl_cert_reqs` says otherwise. `timeout_graceful_shutdown` is the seconds that HTTP
                 requests, and after them the shutdown part of the lifespan, may take at the end; by default, what
                 the `close_timeout` of the routes allows hooks.
 

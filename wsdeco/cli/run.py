@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from typing import Any, Final
 
 import click
@@ -77,7 +78,14 @@ class _Command(click.Command):
 @click.option("--ssl-certfile", metavar="FILE", help="Certificate chain, PEM.")
 @click.option("--ssl-keyfile", metavar="FILE", help="Private key, PEM.")
 @click.option("--ssl-keyfile-password", metavar="PASSWORD", help="Password of the private key.")
-@click.option("--ssl-ca-certs", metavar="FILE", help="Authorities of client certificates, PEM.")
+@click.option(
+    "--ssl-ca-certs", metavar="FILE", help="Authorities of client certificates, PEM; clients have to have one then."
+)
+@click.option(
+    "--ssl-cert-reqs",
+    type=click.Choice(("optional", "required")),
+    help="Whether clients have to have a certificate (default: required, with --ssl-ca-certs).",
+)
 @click.option(
     "--log-level", type=click.Choice(_LOG_LEVELS), help="From which level on uvicorn logs (default: warning)."
 )
@@ -96,6 +104,8 @@ def command(target: str, host: str, port: int, workers: int, **options: Any) -> 
     from wsdeco.server.options import check_options  # noqa: PLC0415
 
     given = {name: value for name, value in options.items() if value is not None}
+    if "ssl_cert_reqs" in given:
+        given["ssl_cert_reqs"] = ssl.VerifyMode[f"CERT_{given['ssl_cert_reqs'].upper()}"]
     try:
         check_options(host, port, workers, given)
     except ValueError as exc:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import ssl
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -51,6 +52,17 @@ _OTHERWISE: Final[dict[str, str]] = {
     "ws_max_queue": "set max_inbox=... on the handler",
 }
 """Options of uvicorn that have no meaning here, and what to write instead."""
+
+
+_OF_HANDLERS: Final[dict[str, str]] = {
+    "ws_max_size": "set max_message_size=... on the handler",
+    "ws_per_message_deflate": "set compression=True on the handler",
+}
+"""Options that reach functions and mounted apps alone, and what to write where there are handlers only."""
+
+_NEEDS_CERTIFICATE: Final = (
+    "ssl_keyfile ssl_keyfile_password ssl_version ssl_cert_reqs ssl_ca_certs ssl_ciphers".split()
+)
 
 
 def check_options(host: object, port: object, workers: object, options: dict[str, Any]) -> None:
@@ -104,10 +116,14 @@ def make_server(app: Application, host: str, port: int, options: dict[str, Any])
         rooms_of(app).find_backplane()
     except BackplaneError as exc:
         raise ServerError(str(exc)) from exc
+    _check_effect(app, options)
     defaults: dict[str, Any] = {"log_level": "warning", "ws_per_message_deflate": False}
     if sys.stdout is None or sys.stdout.closed:
         # uvicorn would ask it whether it has colours.
         defaults["use_colors"] = False
+    if options.get("ssl_ca_certs"):
+        # uvicorn's default asks no client for a certificate, and these would do nothing.
+        defaults["ssl_cert_reqs"] = ssl.CERT_REQUIRED
     fixed: dict[str, Any] = {
         "http": _HTTP_PROTOCOL,
         "ws": _WEBSOCKET_PROTOCOL,
@@ -130,19 +146,29 @@ def make_server(app: Application, host: str, port: int, options: dict[str, Any])
     return Server(app, config)
 
 
+def _check_effect(app: Application, options: dict[str, Any]) -> None:
+    """Refuse options that would do nothing."""
+    if all(info.config is not None for info in app.route_infos) and len(app.app.routes) == len(app.route_infos):
+        for name, otherwise in _OF_HANDLERS.items():
+            if name in options:
+                raise TypeError(f"run() has no option {name!r} for handlers: {otherwise}")
+    given = [name for name in _NEEDS_CERTIFICATE if options.get(name) is not None]
+    if given and not options.get("ssl_certfile") and not options.get("ssl_context_factory"):
+        raise ServerError(f"TLS cannot be set up with {', '.join(given)}: ssl_certfile, the certificate, is missing")
+    if options.get("ssl_cert_reqs") and not options.get("ssl_ca_certs") and not options.get("ssl_context_factory"):
+        raise ServerError("ssl_cert_reqs asks clients for certificates: name who issues them in ssl_ca_certs")
+
+
 def _largest_message(app: Application, options: dict[str, Any]) -> int:
     configs = [info.config for info in app.route_infos if info.config is not None]
     sizes = [config.max_message_size for config in configs]
     if len(app.app.routes) > len(configs):
-        sizes.append(_UVICORN_MAX_SIZE)
-    wanted: int = options.get("ws_max_size", 0)
-    return max(*sizes, wanted)
+        sizes.append(options.get("ws_max_size", _UVICORN_MAX_SIZE))
+    return max(sizes)
 
 
 def _check_files(options: dict[str, Any]) -> None:
     files = {name: options[name] for name in ("ssl_certfile", "ssl_keyfile", "ssl_ca_certs") if options.get(name)}
-    if "ssl_keyfile" in files and "ssl_certfile" not in files:
-        raise OSError("ssl_certfile, the certificate, is missing")
     for name, file in files.items():
         if not Path(file).is_file():
             raise OSError(f"{name} names no file")

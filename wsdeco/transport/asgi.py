@@ -63,6 +63,7 @@ class Connection(Protocol):
     """What a conversation, or a direct channel in its place, asks of the connection."""
 
     config: Config
+    close_timeout: float
     closed: bool
     end: Close | Unknown | None
     transport: asyncio.Transport
@@ -187,6 +188,15 @@ class Conversation:
     def transport(self) -> asyncio.Transport:
         """The transport, found here through `receive` as with uvicorn's own classes."""
         return self._connection.transport
+
+    @property
+    def close_timeout(self) -> float:
+        """Seconds for each step of the closing handshake; any application may set it in `extensions["wsdeco"]`."""
+        return self._connection.close_timeout
+
+    @close_timeout.setter
+    def close_timeout(self, seconds: float) -> None:
+        self._connection.close_timeout = seconds
 
     def start(self, scope: Scope, tasks: set[asyncio.Task[None]]) -> None:
         """Run the application in a task of its own, which is in `tasks` while it runs."""

@@ -51,6 +51,8 @@ __all__ = ["WebSocketProtocol"]
 _MAX_EARLY_BYTES: Final = 64 * 1024
 """Bytes kept from a peer that sends frames before its handshake is accepted."""
 _CLOSE_TIMEOUT: Final = 10.0
+_LAST_WAIT: Final = 1.5
+"""Seconds for a peer to go on reading, or to close, when the server stops and nothing else is left to wait for."""
 _ECHO_DELAY: Final = 0.5
 """Seconds that the echo of a peer's close frame may wait for the answers to the messages before it."""
 _LINGER: Final = 2.0
@@ -162,6 +164,8 @@ class WebSocketProtocol(Outgoing):
     def connection_lost(self, exc: Exception | None) -> None:
         """Take the loss of the transport, however it came."""
         say_end(self.transport)
+        # uvicorn's `limit_max_requests` counts it as a request.
+        self._server_state.total_requests += 1
         self._server_state.connections.discard(cast(Any, self))
         self._stop_timers()
         self.closed = True
@@ -174,11 +178,16 @@ class WebSocketProtocol(Outgoing):
         consumer.connection_lost()
 
     def shutdown(self) -> None:
-        """End the connection because the server stops: 1012, or HTTP 503 before the upgrade."""
+        """End the connection because the server stops: 1012, or HTTP 503 before the upgrade.
+
+        From now on a peer that neither reads nor closes is waited for a short time. `run` calls it when all hooks
+        have ended.
+        """
         if self.closed:
-            return
-        if self._framing is not None:
+            self._hurry()
+        elif self._framing is not None:
             self.close(CloseCode.SERVICE_RESTART)
+            self._hurry()
         elif self.request is not None:
             self.refuse(HTTPStatus.SERVICE_UNAVAILABLE, body=b"The server is restarting.")
         else:
@@ -482,6 +491,22 @@ class WebSocketProtocol(Outgoing):
         else:
             self.reading_paused = False
             self._set_reading()
+
+    def _hurry(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._await_close(self.unsent, self._clock.time() + self.close_timeout)
+
+    def _await_close(self, unsent: int, until: float) -> None:
+        self._set_deadline(min(_LAST_WAIT, self.close_timeout), lambda: self._judge_close(unsent, until))
+
+    def _judge_close(self, unsent: int, until: float) -> None:
+        left = self.unsent
+        if left < unsent and self._clock.time() < until:
+            # A slow peer, which reads on: unread data arrives whole.
+            self._await_close(left, until)
+        else:
+            self.abort()
 
     def _set_deadline(self, seconds: float, action: Callable[[], object]) -> None:
         self._deadline = self._clock.call_at(self._clock.time() + seconds, action)
