@@ -60,9 +60,14 @@ _OF_HANDLERS: Final[dict[str, str]] = {
 }
 """Options that reach functions and mounted apps alone, and what to write where there are handlers only."""
 
-_NEEDS_CERTIFICATE: Final = (
-    "ssl_keyfile ssl_keyfile_password ssl_version ssl_cert_reqs ssl_ca_certs ssl_ciphers".split()
-)
+_NEEDS_CERTIFICATE: Final = [
+    "ssl_keyfile",
+    "ssl_keyfile_password",
+    "ssl_version",
+    "ssl_cert_reqs",
+    "ssl_ca_certs",
+    "ssl_ciphers",
+]
 
 
 def check_options(host: object, port: object, workers: object, options: dict[str, Any]) -> None:
