@@ -293,25 +293,32 @@ class RunningServer:
 
 
 @contextlib.contextmanager
-def running(server: Server, *, core: int, compression: bool = False) -> Generator[RunningServer]:
+def running(server: Server, *, core: int, compression: bool = False, routes: int = 0) -> Generator[RunningServer]:
     """Start a server on one core, and kill it with all its processes at the end.
+
+    Args:
+        server: Which one.
+        core: Where it runs.
+        compression: Have it agree to permessage-deflate.
+        routes: How many routes it has besides, which nobody asks for; only wsdeco and Starlette have any.
 
     Raises:
         ServerFault: It does not start.
     """
     with contextlib.ExitStack() as stack:
         try:
-            started = stack.enter_context(_launched(server, core, compression=compression))
+            started = stack.enter_context(_launched(server, core, compression=compression, routes=routes))
         except EndedAtOnce:
             # Somebody may have been quicker to take the port.
-            started = stack.enter_context(_launched(server, core, compression=compression))
+            started = stack.enter_context(_launched(server, core, compression=compression, routes=routes))
         yield started
 
 
 @contextlib.contextmanager
-def _launched(server: Server, core: int, *, compression: bool) -> Generator[RunningServer]:
+def _launched(server: Server, core: int, *, compression: bool, routes: int) -> Generator[RunningServer]:
     port = free_port()
     command = [*server.command(), "--port", str(port), *(["--compression"] if compression else [])]
+    command += ["--routes", str(routes)] if routes else []
     with tempfile.TemporaryFile() as log:
         with pinned(core):
             # The command is one of `SERVERS`. It ends by itself when this end of its standard input is closed.

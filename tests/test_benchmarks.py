@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command
+from benchmarks import growth
 from benchmarks.chart import to_svg
 from benchmarks.report import Run, format_number, table, to_json, to_markdown
 from benchmarks.results import Results, median, percentile
@@ -261,3 +262,12 @@ def test_a_row_runs_against_a_real_server(tmp_path: Path, capsys: pytest.Capture
 
 def test_every_kind_of_server_is_there() -> None:
     assert {server.kind for server in SERVERS} == set(Kind)
+
+
+def test_requests_are_measured_as_routes_grow(capsys: pytest.CaptureFixture[str]) -> None:
+    cores = os.sched_getaffinity(0)
+    growth.main(["--rounds=1", "--seconds=0.05"])
+    printed = capsys.readouterr().out
+    assert [line for asked in growth.REQUESTS for line in printed.splitlines() if line.startswith(f"| {asked.name} |")]
+    assert re.search(r"Definition of one class of 1,000: [0-9]+ us; of a Starlette route: [0-9]+ us\.", printed)
+    assert os.sched_getaffinity(0) == cores

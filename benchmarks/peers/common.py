@@ -26,10 +26,12 @@ class Options:
     Attributes:
         port: TCP port on the loopback address.
         compression: Agree to permessage-deflate (RFC 7692).
+        routes: How many routes there are besides, which nobody asks for.
     """
 
     port: int
     compression: bool
+    routes: int = 0
 
 
 def parse_options() -> Options:
@@ -37,9 +39,10 @@ def parse_options() -> Options:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--compression", action="store_true")
+    parser.add_argument("--routes", type=int, default=0)
     arguments = parser.parse_args()
     threading.Thread(target=_end_with_parent, name="parent watch", daemon=True).start()
-    return Options(arguments.port, arguments.compression)
+    return Options(arguments.port, arguments.compression, arguments.routes)
 
 
 def load(module: str) -> Any:

@@ -1,10 +1,12 @@
 """A Starlette endpoint, on uvicorn."""
 
 from starlette.applications import Starlette
-from starlette.routing import WebSocketRoute
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from benchmarks.peers.common import parse_options, run_uvicorn
+from benchmarks.peers.common import Options, parse_options, run_uvicorn
 
 
 async def echo(websocket: WebSocket) -> None:
@@ -27,5 +29,16 @@ async def room(websocket: WebSocket) -> None:
         members.discard(websocket)
 
 
+async def page(_request: Request) -> PlainTextResponse:
+    return PlainTextResponse("page")
+
+
+def echo_app(options: Options) -> Starlette:
+    others = [WebSocketRoute(f"/other-{number}", echo) for number in range(options.routes)]
+    named = [WebSocketRoute("/ws", echo), WebSocketRoute("/room", room), WebSocketRoute("/rooms/{name}", echo)]
+    return Starlette(routes=[*others, *named, Route("/page", page)])
+
+
 if __name__ == "__main__":
-    run_uvicorn(Starlette(routes=[WebSocketRoute("/ws", echo), WebSocketRoute("/room", room)]), parse_options())
+    asked = parse_options()
+    run_uvicorn(echo_app(asked), asked)

@@ -1,5 +1,7 @@
 """wsdeco with three hooks, on uvicorn; run as a module it is served by uvicorn's own WebSocket implementation."""
 
+from starlette.responses import PlainTextResponse
+
 from benchmarks.peers.common import Options, parse_options, run_uvicorn
 from wsdeco import Address, App, ConnectionConfig, DisconnectReason, Sink
 
@@ -18,12 +20,19 @@ class Echo:
 def echo_app(options: Options) -> App:
     app = App()
     limits = ConnectionConfig(compression=options.compression, ping_interval=None)
+    for number in range(options.routes):
+        app.add(f"/other-{number}", Echo, config=limits)
     app.add("/ws", Echo, config=limits)
+    app.add("/rooms/{name}", Echo, config=limits)
 
     @app.handler("/room", config=limits)
     class Member:
         async def on_message(self, text: str) -> None:
             await app.broadcast("/room", text)
+
+    @app.route("/page")
+    async def page() -> PlainTextResponse:
+        return PlainTextResponse("page")
 
     return app
 
