@@ -709,8 +709,13 @@ def test_an_interrupted_start_ends_the_server() -> None:
         yield
         ended.set()
 
-    with pytest.raises(KeyboardInterrupt):
-        in_background(app)
+    # Where tests run in the background, as in some shells, SIGINT is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            in_background(app)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended.wait(PATIENCE)
 
 

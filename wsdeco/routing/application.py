@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match, WebSocketRoute
 from starlette.types import ExceptionHandler, Receive, Scope, Send
 
@@ -18,6 +20,7 @@ from wsdeco.backplanes.choice import backplane_of_environment, checked_backplane
 from wsdeco.backplanes.interface import Backplane, PublishErrors
 from wsdeco.channels.direct import DirectConnection, is_direct
 from wsdeco.clock import Clock
+from wsdeco.reasons import printable
 from wsdeco.rooms.rooms import Rooms
 from wsdeco.routing.announcements import announce_idle, announce_limits, announce_missing_lifespan
 from wsdeco.routing.endpoints import Context, HandlerEndpoint
@@ -32,6 +35,13 @@ logger = logging.getLogger("wsdeco")
 
 _PROTOCOL_MODULE: Final = "wsdeco.protocol"
 """Loaded before start-up by a server that uses wsdeco's own WebSocket implementation."""
+
+
+_MAX_BODY_SIZE: Final = 16 * 1024 * 1024
+"""Bytes of the body of an HTTP request, unless the app says otherwise."""
+
+_LIMITS_BODIES: Final = "max_body_size" in inspect.signature(Starlette).parameters
+"""Whether this Starlette does, as from 1.6 on."""
 
 
 class Application:
@@ -51,6 +61,7 @@ class Application:
         clock: Clock | None = None,
         backplane: str | Backplane | None = None,
         publish_errors: PublishErrors = "count",
+        max_body_size: int | None = _MAX_BODY_SIZE,
         docs: str | None = "auto",
     ) -> None:
         """Make an app without routes.
@@ -67,6 +78,8 @@ class Application:
                 loop serves the app; where there is none, rooms live in this process alone.
             publish_errors: Whether a broadcast that cannot be published to other processes raises `BackplaneError`
                 (`"raise"`), or is only counted (`"count"`). Members in this process get it in either case.
+            max_body_size: Bytes that the body of an HTTP request may have, else the answer is 413; `None` for any
+                number. Starlette counts them from 1.6 on; with an older one there is no limit.
             docs: Path of the console, a page that connects to the handlers, with the AsyncAPI document of the app in
                 `asyncapi.json` beside it. `"auto"` is `/docs` where `run` listens on loopback, for browsers of the
                 same machine; `None` turns it off. A route of the app's own on that path wins.
@@ -76,7 +89,8 @@ class Application:
             HandlerError: `lifespan` cannot work as it is written.
             RouteError: `docs` is no path.
             TypeError: `backplane` is neither a URL nor a backplane.
-            ValueError: The URL of the backplane cannot be used, or `publish_errors` is neither.
+            ValueError: The URL of the backplane cannot be used, `publish_errors` is neither, or `max_body_size` cannot
+                hold.
         """
         self._context = Context(clock=clock)
         self._lifespan = None if lifespan is None else checked_lifespan(lifespan)
@@ -84,6 +98,7 @@ class Application:
         self._limits_announced = False
         self._idle_announced = False
         self.app = Starlette(debug=debug, middleware=middleware, exception_handlers=exception_handlers)
+        _limit_bodies(self.app, max_body_size)
         router = self.app.router = IndexedRouter(lifespan=self._run_lifespan)
         self._registry = Registry(router)
         self._not_found = router.default = NotFound(router, self._registry, docs)
@@ -99,10 +114,16 @@ class Application:
             if not self._idle_announced and not is_direct(scope):
                 self._announce_idle()
             endpoint = self._handler_endpoint(scope)
-        if endpoint is None:
-            await self.app(scope, receive, send)
-        else:
+        if endpoint is not None:
             await endpoint(scope, receive, send)
+            return
+        try:
+            await self.app(scope, receive, send)
+        except ClientDisconnect:
+            # Servers would log it as an error of the app, with its traceback.
+            logger.info(
+                "a client left in the middle of its request: %s", printable(f"{scope['method']} {scope['path']}")
+            )
 
     def start_connection(self, scope: Scope, connection: DirectConnection) -> bool:
         """Begin with a connection of wsdeco's own protocol; return whether that could be done without being called.
@@ -223,3 +244,12 @@ def _first_match(routes: Iterable[BaseRoute], scope: Scope) -> tuple[BaseRoute |
         if match is Match.FULL:
             return route, child_scope
     return None, {}
+
+
+def _limit_bodies(app: Starlette, size: int | None) -> None:
+    if size is not None and size < 0:
+        raise ValueError(f"max_body_size must be 0 or more bytes, or None for no limit, not {size!r}")
+    if _LIMITS_BODIES:
+        app.max_body_size = size
+    elif size is not None and size != _MAX_BODY_SIZE:
+        raise ValueError(f"max_body_size={size} needs Starlette 1.6: pip install 'starlette>=1.6'")
