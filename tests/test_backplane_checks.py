@@ -78,6 +78,18 @@ class Shuffles(Faulty):
         return taken
 
 
+class Overtakes(Faulty):
+    says = "the messages of one publisher arrive in the order in which they were published, also those of several rooms"
+
+    def publish_nowait(self, key: str, data: str | bytes) -> bool:
+        if data == "300":
+            return True
+        taken = bool(self.backplane.publish_nowait(key, data))
+        if data == "301":
+            self.backplane.publish_nowait("room:b", "300")
+        return taken
+
+
 class Clings(Faulty):
     says = "nothing comes for a room that is not subscribed any more"
 
@@ -89,7 +101,9 @@ class TakesAll(Faulty):
     too_large = 300_000
 
 
-@pytest.mark.parametrize("kind", [Deaf, NeverConnected, Stammers, Echoes, Refuses, Shuffles, Clings, TakesAll])
+@pytest.mark.parametrize(
+    "kind", [Deaf, NeverConnected, Stammers, Echoes, Refuses, Shuffles, Overtakes, Clings, TakesAll]
+)
 async def test_check_backplane_finds(kind: type[Faulty]) -> None:
     broker = MemoryBroker()
 

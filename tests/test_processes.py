@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -26,27 +27,40 @@ HANDSHAKE: Final = (
 class Process:
     """One serving process."""
 
-    def __init__(self, url: str) -> None:
-        command = [sys.executable, "-m", "tests.room_process", url]
+    def __init__(self, url: str, workers: int = 1) -> None:
+        command = [sys.executable, "-m", "tests.room_process", url, str(workers)]
         self.popen = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.popen.stdout is not None
         first = self.popen.stdout.readline()
         assert first.startswith("Serving http://127.0.0.1:"), first
         self.port = int(first.split()[1].rpartition(":")[2])
+        self.left: Counter[str] = Counter()
+        self._reading = threading.Thread(target=self._read)
+        self._reading.start()
+
+    def _read(self) -> None:
+        # Or the pipe would be full one day.
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            if line.startswith("left: "):
+                self.left[line.removeprefix("left: ").rstrip()] += 1
 
     def end(self, *, killed: bool = False) -> None:
+        if self.popen.poll() is not None:
+            return
         if killed:
             self.popen.kill()
         else:
             self.popen.terminate()
         self.popen.wait(WAIT)
+        self._reading.join()
         assert self.popen.stdout is not None
         self.popen.stdout.close()
 
 
 @asynccontextmanager
-async def processes(url: str, number: int) -> AsyncGenerator[list[Process]]:
-    started = await asyncio.gather(*(asyncio.to_thread(Process, url) for _ in range(number)))
+async def processes(url: str, number: int, workers: int = 1) -> AsyncGenerator[list[Process]]:
+    started = await asyncio.gather(*(asyncio.to_thread(Process, url, workers) for _ in range(number)))
     try:
         yield started
     finally:
@@ -164,3 +178,52 @@ async def test_a_process_that_is_killed_takes_no_message_with_it(nats: BrokerPro
         await soon(killing)
         async with asyncio.timeout(60):
             assert await asyncio.gather(*reading) == [{"a": list(range(1_000))}] * 20
+
+
+# The handle on people.
+
+
+async def closed_with(member: Member) -> bytes:
+    """Read to the end; return the payload of the close frame."""
+    frame = await member.reader.readexactly(2)
+    while frame[0] != 0x88:
+        await member.reader.readexactly(frame[1])
+        frame = await member.reader.readexactly(2)
+    payload = await member.reader.readexactly(frame[1])
+    # The answer, masked with zeros.
+    member.writer.write(bytes((0x88, 0x80 | len(payload), 0, 0, 0, 0)) + payload)
+    assert await member.reader.read() == b""
+    return payload
+
+
+async def check_everybody_is_kicked_once(served: list[Process], number: int) -> None:
+    async with AsyncExitStack() as stack:
+        rooms = [await stack.enter_async_context(members(process, number // len(served))) for process in served]
+        speaker = await stack.enter_async_context(connect(f"ws://127.0.0.1:{served[0].port}/speaker", proxy=None))
+
+        async def ask(command: str) -> str:
+            await speaker.send(command)
+            return str(await soon(speaker.recv()))
+
+        while await ask("count") != str(number):  # noqa: ASYNC110 - nothing announces it
+            # Workers may be connecting to the broker yet.
+            await asyncio.sleep(0.01)
+        reading = [asyncio.create_task(closed_with(member)) for room in rooms for member in room]
+        assert 0 < int(await ask("close")) <= number
+        async with asyncio.timeout(WAIT):
+            assert Counter(await asyncio.gather(*reading)) == {b"\x0f\xa1kicked": number}
+        assert await ask("count") == "0"
+    for process in served:
+        await asyncio.to_thread(process.end)
+    left = sum((process.left for process in served), Counter[str]())
+    assert left == {"closed by the server with 4001 (kicked)": number}
+
+
+async def test_a_room_of_two_processes_is_closed_everywhere_once(broker: BrokerProcess) -> None:
+    async with processes(broker.url, 2) as served:
+        await check_everybody_is_kicked_once(served, 1000)
+
+
+async def test_a_room_of_four_workers_is_closed_everywhere_once() -> None:
+    async with processes("", 1, workers=4) as served:
+        await check_everybody_is_kicked_once(served, 1000)

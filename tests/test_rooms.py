@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
@@ -38,7 +39,7 @@ from wsdeco import (
     handle_upgrade,
     websocket_route,
 )
-from wsdeco.backplanes.interface import BackplaneState
+from wsdeco.backplanes.interface import CONTROL, BackplaneState
 from wsdeco.channels.base import Channel
 from wsdeco.channels.data import HeaderItems
 from wsdeco.channels.sink import channel_of
@@ -727,7 +728,8 @@ class FakeBackplane:
     """Writes down what it is asked, and publishes to nobody.
 
     Attributes:
-        calls: What it was asked.
+        calls: What it was asked, but for what processes tell each other.
+        said: What this process tells others.
         published: What `publish_nowait` returns.
         error: What it raises instead.
     """
@@ -736,6 +738,7 @@ class FakeBackplane:
         self.counters = BackplaneCounters()
         self.state: BackplaneState = "connected"
         self.calls: list[str] = []
+        self.said: list[dict[str, Any]] = []
         self.published = True
         self.error: Exception | None = None
         self.deliver: Callable[[str, str | bytes], None] = lambda key, data: None
@@ -746,12 +749,17 @@ class FakeBackplane:
         self.calls.append("start")
 
     def subscribe(self, key: str) -> None:
+        if key == CONTROL:
+            return
         self.calls.append(f"subscribe {key}")
 
     def unsubscribe(self, key: str) -> None:
         self.calls.append(f"unsubscribe {key}")
 
     def publish_nowait(self, key: str, data: str | bytes) -> bool:
+        if key == CONTROL:
+            self.said.append(json.loads(data))
+            return self.published
         if self.error is not None:
             raise self.error
         self.calls.append(f"publish {key} {data!r}")
@@ -940,7 +948,7 @@ async def member_elsewhere(room: Room) -> tuple[asyncio.AbstractEventLoop, ListC
 async def test_a_loop_that_closes_with_a_broadcast_handed_over_holds_nobody_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("wsdeco.rooms.broadcast._LOOK_AGAIN", 0.001)
+    monkeypatch.setattr("wsdeco.rooms.loops._LOOK_AGAIN", 0.001)
     room = Room("lobby", Rooms())
     loop, channel = await member_elsewhere(room)
     handed_over = asyncio.create_task(room.broadcast("x"))

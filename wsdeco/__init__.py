@@ -20,6 +20,7 @@ from wsdeco.reasons import (
     Unknown,
     WsdecoError,
 )
+from wsdeco.rooms.control import RoomCount
 from wsdeco.rooms.room import Room
 from wsdeco.routing.upgrade import WebSocketUpgrade, handle_socket, handle_upgrade, websocket_route
 from wsdeco.server.orphans import end_with_parent as _end_with_parent
@@ -40,6 +41,7 @@ __all__ = [
     "HandlerWarning",
     "PublishErrors",
     "Room",
+    "RoomCount",
     "RouteError",
     "RouteInfo",
     "ServerError",

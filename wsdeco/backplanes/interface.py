@@ -6,7 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, TypeAlias
 
-__all__ = ["ROUTE", "Backplane", "BackplaneCounters", "BackplaneState", "PublishErrors"]
+__all__ = ["CONTROL", "ROUTE", "Backplane", "BackplaneCounters", "BackplaneState", "PublishErrors"]
+
+CONTROL: Final = "control:"
+"""The key of the room in which processes tell each other what is to be done to the members of others."""
 
 ROUTE: Final = "route:"
 """What the keys of those rooms begin with that are routes, whose members join them unasked."""
@@ -33,6 +36,7 @@ class BackplaneCounters:
         missed: Published by other processes to rooms with members here, and never arrived: gaps in the numbers, each of
             which counts for a million at most.
         malformed: Came from somebody who does not speak wsdeco, and were dropped.
+        connections: Times that a connection to the broker was made; 0 where there is none to make.
     """
 
     published: int = 0
@@ -41,6 +45,7 @@ class BackplaneCounters:
     received: int = 0
     missed: int = 0
     malformed: int = 0
+    connections: int = 0
 
 
 class Backplane(Protocol):

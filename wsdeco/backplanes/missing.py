@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
 
-from wsdeco.backplanes.interface import ROUTE, BackplaneCounters, BackplaneState
+from wsdeco.backplanes.interface import CONTROL, ROUTE, BackplaneCounters, BackplaneState
 
 __all__ = ["MissingBackplane", "number_of_workers"]
 
@@ -42,7 +42,7 @@ class MissingBackplane:
 
     def subscribe(self, key: str, /) -> None:
         """Warn of a room that somebody joins; those of routes have members that nobody has asked for."""
-        if not key.startswith(ROUTE):
+        if not key.startswith((ROUTE, CONTROL)):
             self._warn()
 
     def unsubscribe(self, key: str, /) -> None:

@@ -286,6 +286,7 @@ class Session:
         self._lose_too_large(link.max_payload)
         backplane.error = None
         self._errors_logged.clear()
+        self._counters.connections += 1
         was_lost = self.state == "reconnecting"
         self.state = "connected"
         if was_lost:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Coroutine, Iterable
-from typing import Any, Final, cast
+from collections.abc import Collection, Iterable
+from typing import Final, cast
 
 from wsdeco.backplanes.interface import PublishErrors
 from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Data, checked_data
 from wsdeco.channels.sink import Sink, channel_of
 from wsdeco.reasons import BackplaneError, printable
-from wsdeco.rooms.registry import Registry, running_loop
+from wsdeco.rooms.loops import run_in, running_loop
+from wsdeco.rooms.registry import Registry
 
 __all__ = ["Broadcasts"]
 
@@ -27,9 +28,6 @@ _MAX_BURST_BYTES: Final = 64 * 1024
 
 _MAX_BURST_MESSAGES: Final = 16 * 1024
 """Messages put into outboxes in one turn of the loop after which `await` gives it another one. About 5 ms."""
-
-_LOOK_AGAIN: Final = 0.5
-"""Seconds after which a broadcast that was handed over looks whether the event loop is still there."""
 
 
 class Broadcasts:
@@ -53,7 +51,7 @@ class Broadcasts:
         home = self._registry.home(running)
         if home is None or home is running:
             return await self._broadcast(key, checked, excluded)
-        return await _run_in(home, self._broadcast(key, checked, excluded))
+        return await run_in(home, self._broadcast(key, checked, excluded), 0)
 
     async def _broadcast(self, key: str, data: Data, excluded: Collection[Channel]) -> int:
         taken = 0
@@ -129,22 +127,3 @@ def _excluded(exclude: object) -> Collection[Channel]:
             raise TypeError(f"exclude must hold sinks, not {type(sink).__name__}: write exclude=[sink, ...]")
         channels.add(channel_of(sink))
     return channels
-
-
-async def _run_in(loop: asyncio.AbstractEventLoop, broadcast: Coroutine[Any, Any, int]) -> int:
-    try:
-        handed_over = asyncio.run_coroutine_threadsafe(broadcast, loop)
-    except RuntimeError:
-        # Closed since it was asked.
-        broadcast.close()
-        return 0
-    taken = asyncio.wrap_future(handed_over)
-    try:
-        # A loop that is closed tells nobody.
-        while not taken.done() and not loop.is_closed():
-            await asyncio.wait((taken,), timeout=_LOOK_AGAIN)
-    finally:
-        taken.cancel()
-        if loop.is_closed():
-            broadcast.close()
-    return 0 if taken.cancelled() else taken.result()

@@ -12,15 +12,16 @@ import asyncio
 import threading
 from collections.abc import Callable, Collection
 
-from wsdeco.backplanes.interface import Backplane
+from wsdeco.backplanes.interface import CONTROL, Backplane
 from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Data
 from wsdeco.channels.sink import Sink, channel_of
 from wsdeco.reasons import Close, CloseCode
+from wsdeco.rooms.loops import running_loop
 from wsdeco.rooms.members import Members, route_key
 from wsdeco.wire.outgoing import Encoded
 
-__all__ = ["Registry", "running_loop"]
+__all__ = ["Registry"]
 
 
 class Registry:
@@ -67,7 +68,17 @@ class Registry:
                 self.backplane.start(self._receive)
                 for key in left_behind:
                     self.backplane.unsubscribe(key)
+                self.begin()
         return True
+
+    def begin(self) -> None:
+        """Take part in what processes tell each other, in a new event loop."""
+
+    def end(self) -> None:
+        """Take part no longer."""
+
+    def control(self, data: Data) -> None:
+        """Take what another process tells."""
 
     def find_backplane(self) -> None:
         """Ask for a backplane, where there is none."""
@@ -87,6 +98,7 @@ class Registry:
         if not self._open:
             self._loop = None
         if self.backplane is not None:
+            self.end()
             await self.backplane.close()
 
     def home(self, running: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop | None:
@@ -183,15 +195,10 @@ class Registry:
         return members.send(Encoded(data), excluded)
 
     def _receive(self, key: str, data: Data) -> None:
-        self.deliver(key, data)
-
-
-def running_loop() -> asyncio.AbstractEventLoop | None:
-    """Return the event loop that the caller runs in, if it does."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
+        if key != CONTROL:
+            self.deliver(key, data)
+        elif running_loop() is self._loop:
+            self.control(data)
 
 
 def _check_loop(channel: Channel, method: str) -> None:

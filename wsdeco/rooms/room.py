@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from wsdeco.channels.sink import Sink, channel_of
+from wsdeco.reasons import CloseCode
+from wsdeco.rooms.control import RoomCount
 from wsdeco.rooms.rooms import Rooms
 
 __all__ = ["Room"]
@@ -129,6 +131,42 @@ class Room:
             ValueError: As `broadcast`.
         """
         self._rooms.broadcasts.send_nowait(self._key, data, exclude)
+
+    async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> int:
+        """Close the connection of every member, in all processes that share the backplane, as `Sink.close` does one.
+
+        A room is a handle on people: where the connections of user 7 join the room `user:7`, closing that is to kick
+        the user. Who joins afterwards is not concerned. `on_disconnect` of each runs with
+        `Close(code, reason, by="server")`. It waits for none of the peers.
+
+        Args:
+            code: 1000 for a normal end, or a code of your own from 3000 to 4999 (RFC 6455, section 7.4).
+            reason: Text for the peers, cut to 123 bytes of UTF-8.
+
+        Returns:
+            How many connections of this process it has ended; 0 also where their event loop ends meanwhile.
+
+        Raises:
+            BackplaneError: It could not be published to other processes, and `publish_errors` is "raise"; connections
+                of this process are closed.
+            TypeError: `code` is not an `int`, or `reason` not a `str`.
+            ValueError: `code` is one that no endpoint may send.
+        """
+        return await self._rooms.people.close(self._key, code, reason)
+
+    async def count(self) -> RoomCount:
+        """Count the members, in all processes that share the backplane.
+
+        Each process is asked, and counts its own in the moment in which it answers. Which there are is known from what
+        they say when they start and end, and after a new connection to the broker from who answers within 0.25 s. Those
+        that are known have 1 s to answer, about 1 ms on one machine. For one that does not, as it hangs, was killed, or
+        the broker is not connected, the last number it has told counts, and the result has the age of that. A process
+        that was killed is forgotten 10 s later. Without a backplane the number is that of this process, `len(room)`.
+
+        Returns:
+            The number of members, an `int` with an `age` in seconds, which is 0 where all have just answered.
+        """
+        return await self._rooms.people.count(self._key)
 
     def __len__(self) -> int:
         """Return how many members there are in this process."""

@@ -94,7 +94,9 @@ class Application:
         """
         self._context = Context(clock=clock)
         self._lifespan = None if lifespan is None else checked_lifespan(lifespan)
-        self._rooms = Rooms(checked_backplane(backplane), checked_errors(publish_errors), backplane_of_environment)
+        self._rooms = Rooms(
+            checked_backplane(backplane), checked_errors(publish_errors), backplane_of_environment, clock
+        )
         self._limits_announced = False
         self._idle_announced = False
         self.app = Starlette(debug=debug, middleware=middleware, exception_handlers=exception_handlers)

@@ -26,7 +26,16 @@ _NAMES: Final = (
         "room: ",
         "room:\t",
     ),
-    *("room:\r\nPUB x 1", "room:\0", "room:\u00e9\u20ac\U0001f600", "room:A", "room:a", "route:/ws/{id:int}"),
+    *(
+        "control:",
+        "room:control:",
+        "room:\r\nPUB x 1",
+        "room:\0",
+        "room:\u00e9\u20ac\U0001f600",
+        "room:A",
+        "room:a",
+        "route:/ws/{id:int}",
+    ),
     *("room:" + "x" * 1000, "room:" + "x" * 1001, "room:[a]?", "room:\udc80"),
 )
 """Rooms that a broker could confuse, or choke on."""
@@ -159,6 +168,11 @@ async def _check_order(here: _Party, there: _Party) -> None:
         numbers = [int(data) for room, data in there.got if room == key]
         expected = [number for number in range(1000) if (key == "room:b") is (number % 3 == 0)]
         _require(numbers == expected, "the messages of a room arrive in the order in which they were published")
+    # A room is closed behind what was said there, and that goes through another one.
+    _require(
+        [int(data) for _, data in there.got] == list(range(1000)),
+        "the messages of one publisher arrive in the order in which they were published, also those of several rooms",
+    )
 
 
 async def _check_unsubscribe(here: _Party, there: _Party) -> None:

@@ -1,0 +1,42 @@
+"""Event loops: the running one, and what another one is asked to do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
+
+__all__ = ["run_in", "running_loop"]
+
+T = TypeVar("T")
+
+_LOOK_AGAIN: Final = 0.5
+"""Seconds after which what was handed over looks whether the event loop is still there."""
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the event loop that the caller runs in, if it does."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+async def run_in(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T], otherwise: T) -> T:
+    """Run `work` in another event loop; return what it does, or `otherwise` where that loop ends meanwhile."""
+    try:
+        handed_over = asyncio.run_coroutine_threadsafe(work, loop)
+    except RuntimeError:
+        # Closed since it was asked.
+        work.close()
+        return otherwise
+    result = asyncio.wrap_future(handed_over)
+    try:
+        # A loop that is closed tells nobody.
+        while not result.done() and not loop.is_closed():
+            await asyncio.wait((result,), timeout=_LOOK_AGAIN)
+    finally:
+        result.cancel()
+        if loop.is_closed():
+            work.close()
+    return otherwise if result.cancelled() else result.result()
