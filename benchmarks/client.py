@@ -126,7 +126,7 @@ def check_echo(connection: socket.socket, message: Message) -> None:
     while (end := frame_end(reply, 0)) is None:
         reply += _receive(connection, deadline)
     connection.setblocking(False)
-    if message.reply_size is not None and (end != message.reply_size or not reply.endswith(message.text)):
+    if message.reply_size is not None and (end != message.reply_size or not reply.endswith(message.reply)):
         raise ServerFault(f"its echo of {len(message.text)} bytes is another message, or more than one frame")
     if len(reply) != end:
         raise ServerFault("it sends more than the echo")
@@ -198,14 +198,19 @@ def fan_out(members: Sequence[socket.socket], message: Message, *, window: int, 
         deadline = start + seconds
         broadcast_size = message.reply_size * len(members)
         sent = total = 0
+        unsent: dict[int, memoryview] = {}
         while (now := clock()) < deadline or total < sent * broadcast_size:
             if now > deadline + PATIENCE:
                 raise ServerFault(f"{sent * broadcast_size - total} bytes of {sent} broadcasts are missing")
             room = window - (sent - total // broadcast_size)
             if now < deadline and room:
-                publisher.sendall(message.frame * room)
+                _send(publisher, publisher.fileno(), message.frame * room, unsent, poller)
                 sent += room
-            for descriptor, _ in poller.poll(1.0):
+            for descriptor, events in poller.poll(1.0):
+                if events & select.EPOLLOUT:
+                    _send_rest(publisher, descriptor, unsent, poller)
+                if not events & ~select.EPOLLOUT:
+                    continue
                 size = by_descriptor[descriptor].recv_into(buffer)
                 if not size:
                     raise ServerFault("it ended a connection")

@@ -2,7 +2,8 @@
 
 import random
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Final
 
 KEY: Final = "dGhlIHNhbXBsZSBub25jZQ=="
@@ -14,7 +15,9 @@ ACCEPT: Final = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 MASKING_KEY: Final = bytes.fromhex("37fa213d")
 """Masks every frame; the example of RFC 6455, section 5.7."""
 
+CONTINUATION: Final = 0x0
 TEXT: Final = 0x1
+BINARY: Final = 0x2
 CLOSE: Final = 0x8
 FIN: Final = 0x80
 RSV1: Final = 0x40
@@ -38,6 +41,9 @@ WORDS: Final = (
 )
 
 
+BEYOND_ASCII: Final = ("größe", "сообщение", "комната", "時刻", "текст", "und", "café", "день", "message", "17")
+
+
 class ServerFault(Exception):
     """The server did something that a measurement cannot go on with."""
 
@@ -46,38 +52,76 @@ class NotOffered(ServerFault):
     """The server does not have what the row is about."""
 
 
+class Payload(Enum):
+    """What a message is made of."""
+
+    ASCII = "text"
+    BEYOND_ASCII = "text beyond ASCII"
+    BINARY = "binary"
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """A message that is sent again and again, as the bytes on the wire.
 
     Attributes:
         text: What it says, in UTF-8.
-        frame: The masked frame that carries it.
-        reply_size: Size of the frame that echoes it, in bytes; `None` when the server chooses it by compressing.
+        frame: The masked frame that carries it, or its fragments.
+        reply: The end of what answers it: for an echo all of it.
+        reply_size: Size of the frame that answers it, in bytes; `None` when the server chooses it by compressing.
     """
 
     text: bytes
     frame: bytes
+    reply: bytes
     reply_size: int | None
 
 
-def make_message(size: int, *, compressed: bool = False) -> Message:
-    """Return a message of `size` bytes of text that looks, and compresses, like the JSON of an application."""
-    text = sample_text(size)
+def make_message(
+    size: int, payload: Payload = Payload.ASCII, *, compressed: bool = False, fragment: int | None = None
+) -> Message:
+    """Return a message that is echoed.
+
+    Args:
+        size: Bytes of its payload, which looks, and compresses, like the JSON of an application.
+        payload: What it is made of.
+        compressed: It is sent compressed.
+        fragment: Size of the fragments it is sent in, in bytes.
+    """
+    text = sample_text(size, payload)
+    opcode = BINARY if payload is Payload.BINARY else TEXT
     if compressed:
-        return Message(text, masked_frame(FIN | RSV1 | TEXT, deflated(text)), None)
-    return Message(text, masked_frame(FIN | TEXT, text), len(frame_header(FIN | TEXT, size)) + size)
+        return Message(text, masked_frame(FIN | RSV1 | opcode, deflated(text)), text, None)
+    frame = masked_frame(FIN | opcode, text) if fragment is None else masked_fragments(opcode, text, fragment)
+    return Message(text, frame, text, len(frame_header(FIN | opcode, size)) + size)
 
 
-def sample_text(size: int) -> bytes:
-    """Return `size` bytes of ASCII text, the same at each call."""
+def answered_with_length(message: Message) -> Message:
+    """Return the same message for a server that answers with its length."""
+    reply = str(len(message.text)).encode("ascii")
+    return replace(message, reply=reply, reply_size=len(frame_header(FIN | TEXT, len(reply))) + len(reply))
+
+
+def sample_text(size: int, payload: Payload = Payload.ASCII) -> bytes:
+    """Return `size` bytes of text in UTF-8, the same at each call."""
     chosen = random.Random(size)  # noqa: S311  # sample data, not a secret
-    words: list[str] = []
+    words: list[bytes] = []
     length = 0
     while length < size:
-        words.append(f'"{chosen.choice(WORDS)}":')
+        words.append(f'"{chosen.choice(BEYOND_ASCII if payload is Payload.BEYOND_ASCII else WORDS)}":'.encode())
         length += len(words[-1])
-    return "".join(words)[:size].encode("ascii")
+    # No character is cut in two.
+    return b"".join(words)[:size].decode("utf-8", "ignore").encode().ljust(size)
+
+
+def masked_fragments(opcode: int, text: bytes, size: int) -> bytes:
+    """Return the frames of a message in fragments of `size` bytes (RFC 6455, section 5.4)."""
+    starts = range(0, len(text), size)
+    firsts = [opcode, *[CONTINUATION] * (len(starts) - 1)]
+    firsts[-1] |= FIN
+    return b"".join(
+        masked_frame(first, text[start : start + size]) for first, start in zip(firsts, starts, strict=True)
+    )
 
 
 def deflated(text: bytes) -> bytes:

@@ -16,7 +16,7 @@ import uvloop
 HOST: Final = "127.0.0.1"
 
 MAX_MESSAGE_SIZE: Final = 16 * 1024 * 1024
-"""Largest message a server takes, in bytes, where its own default is below the largest that is measured."""
+"""Largest message a server takes, in bytes: the largest that is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,7 @@ def run_uvicorn(app: Any, options: Options, ws: str = "auto") -> None:
         ws=ws,
         loop="uvloop",
         http="httptools",
+        ws_max_size=MAX_MESSAGE_SIZE,
         ws_ping_interval=None,
         ws_per_message_deflate=options.compression,
         log_level="warning",

@@ -39,7 +39,7 @@ if __name__ == "__main__":
 
     async def start() -> Any:
         return await picows.ws_create_server(
-            listener, HOST, options.port, max_frame_size=MAX_MESSAGE_SIZE, backlog=1024
+            listener, HOST, options.port, max_frame_size=MAX_MESSAGE_SIZE + 64, backlog=1024
         )
 
     run_until_killed(start)

@@ -15,6 +15,18 @@ async def echo(websocket: WebSocket) -> None:
         await websocket.send_text(text)
 
 
+async def echo_binary(websocket: WebSocket) -> None:
+    await websocket.accept()
+    async for data in websocket.iter_bytes():
+        await websocket.send_bytes(data)
+
+
+async def length(websocket: WebSocket) -> None:
+    await websocket.accept()
+    async for text in websocket.iter_text():
+        await websocket.send_text(str(len(text)))
+
+
 members: set[WebSocket] = set()
 
 
@@ -36,6 +48,7 @@ async def page(_request: Request) -> PlainTextResponse:
 def echo_app(options: Options) -> Starlette:
     others = [WebSocketRoute(f"/other-{number}", echo) for number in range(options.routes)]
     named = [WebSocketRoute("/ws", echo), WebSocketRoute("/room", room), WebSocketRoute("/rooms/{name}", echo)]
+    named += [WebSocketRoute("/binary", echo_binary), WebSocketRoute("/length", length)]
     return Starlette(routes=[*others, *named, Route("/page", page)])
 
 

@@ -2,7 +2,7 @@
 
 from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
 
-from benchmarks.peers.common import HOST, parse_options, run_until_killed
+from benchmarks.peers.common import HOST, MAX_MESSAGE_SIZE, parse_options, run_until_killed
 
 members: set[ServerConnection] = set()
 
@@ -10,6 +10,10 @@ members: set[ServerConnection] = set()
 async def echo(connection: ServerConnection) -> None:
     if connection.request is not None and connection.request.path == "/room":
         await room(connection)
+        return
+    if connection.request is not None and connection.request.path == "/length":
+        async for message in connection:
+            await connection.send(str(len(message)))
         return
     async for message in connection:
         await connection.send(message)
@@ -29,6 +33,14 @@ if __name__ == "__main__":
 
     async def start() -> Server:
         compression = "deflate" if options.compression else None
-        return await serve(echo, HOST, options.port, compression=compression, ping_interval=None, backlog=1024)
+        return await serve(
+            echo,
+            HOST,
+            options.port,
+            compression=compression,
+            ping_interval=None,
+            max_size=MAX_MESSAGE_SIZE,
+            backlog=1024,
+        )
 
     run_until_killed(start)

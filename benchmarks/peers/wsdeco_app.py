@@ -1,9 +1,14 @@
 """wsdeco with three hooks, on uvicorn; run as a module it is served by uvicorn's own WebSocket implementation."""
 
+from typing import Final
+
 from starlette.responses import PlainTextResponse
 
-from benchmarks.peers.common import Options, parse_options, run_uvicorn
+from benchmarks.peers.common import MAX_MESSAGE_SIZE, Options, parse_options, run_uvicorn
 from wsdeco import Address, App, ConnectionConfig, DisconnectReason, Sink
+
+MAX_OUTBOX: Final = 64 * 1024 * 1024
+"""Bytes that may wait for a member: a broadcast of the largest message fits, whatever is still on its way."""
 
 
 class Echo:
@@ -19,11 +24,23 @@ class Echo:
 
 def echo_app(options: Options) -> App:
     app = App()
-    limits = ConnectionConfig(compression=options.compression, ping_interval=None)
+    limits = ConnectionConfig(
+        compression=options.compression, ping_interval=None, max_message_size=MAX_MESSAGE_SIZE, max_outbox=MAX_OUTBOX
+    )
     for number in range(options.routes):
         app.add(f"/other-{number}", Echo, config=limits)
     app.add("/ws", Echo, config=limits)
     app.add("/rooms/{name}", Echo, config=limits)
+
+    @app.handler("/binary", config=limits)
+    class EchoBinary:
+        async def on_message(self, data: bytes) -> bytes:
+            return data
+
+    @app.handler("/length", config=limits)
+    class Length:
+        async def on_message(self, text: str) -> str:
+            return str(len(text))
 
     @app.handler("/room", config=limits)
     class Member:
