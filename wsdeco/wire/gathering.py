@@ -60,8 +60,12 @@ class Fragments:
         Raises:
             UnicodeDecodeError: The text is no UTF-8, whatever may come behind it.
         """
-        self.size += len(payload)
-        _add(self._pieces, payload)
+        size = len(payload)
+        self.size += size
+        if size >= _WHOLE:
+            self._pieces.append(payload)
+        else:
+            _add(self._pieces, payload)
         if self._is_text and (self._tail or not payload.isascii()):
             unchecked = self._tail + payload
             self._tail = unchecked[utf_8_decode(unchecked, "strict", ends)[1] :]

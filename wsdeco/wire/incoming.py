@@ -50,10 +50,16 @@ _RSV1: Final = 0x40
 _RESERVED: Final = 0x70
 _OPCODE: Final = 0x0F
 _MASKED: Final = 0x80
-_TEXT: Final = _FIN | Opcode.TEXT
-_BINARY: Final = _FIN | Opcode.BINARY
+# Plain numbers: a member of an enum is looked up for longer than a header takes to read.
+_CONTINUATION: Final = 0
+_OPENS_TEXT: Final = 1
+_OPENS_BINARY: Final = 2
+_CLOSE: Final = 8
+_PONG: Final = 10
+_TEXT: Final = _FIN | _OPENS_TEXT
+_BINARY: Final = _FIN | _OPENS_BINARY
 _CONTROL: Final = 0x08
-_OPCODES: Final = frozenset(Opcode)
+_OPCODES: Final = frozenset(map(int, Opcode))
 _MAX_CONTROL_PAYLOAD: Final = 125
 _LONG: Final = 126
 
@@ -276,9 +282,10 @@ class Framing:
         """
         first = chunk[position]
         length = chunk[position + 1] & ~_MASKED
+        fragments = self._fragments
         opcode = first & _OPCODE
         reserved = first & _RESERVED
-        if reserved != 0 and (reserved != _RSV1 or self._deflate is None or opcode not in (Opcode.TEXT, Opcode.BINARY)):
+        if reserved != 0 and (reserved != _RSV1 or self._deflate is None or opcode not in (_OPENS_TEXT, _OPENS_BINARY)):
             raise _Fault(CloseCode.PROTOCOL_ERROR, "reserved bits are set")
         if opcode not in _OPCODES:
             raise _Fault(CloseCode.PROTOCOL_ERROR, "reserved opcode")
@@ -289,8 +296,8 @@ class Framing:
                 raise _Fault(CloseCode.PROTOCOL_ERROR, "fragmented control frame")
             if length > _MAX_CONTROL_PAYLOAD:
                 raise _Fault(CloseCode.PROTOCOL_ERROR, "control frame is too long")
-        elif (opcode == Opcode.CONT) is (self._fragments is None):
-            expected = "unexpected continuation frame" if opcode == Opcode.CONT else "expected a continuation frame"
+        elif (opcode == _CONTINUATION) is (fragments is None):
+            expected = "unexpected continuation frame" if opcode == _CONTINUATION else "expected a continuation frame"
             raise _Fault(CloseCode.PROTOCOL_ERROR, expected)
         start = position + 2
         if length >= _LONG:
@@ -298,7 +305,7 @@ class Framing:
             start += width
             if start > size:
                 return start, start
-            length = int.from_bytes(chunk[position + 2 : start], "big")
+            length = int.from_bytes(chunk[start - width : start], "big")
             if not shortest <= length < 1 << 63:
                 raise _Fault(CloseCode.PROTOCOL_ERROR, "frame length is not minimal, or has its top bit set")
         if not opcode & _CONTROL:
@@ -306,7 +313,7 @@ class Framing:
             if reserved != 0 or self._message_is_compressed:
                 # Data that cannot be compressed grows, by an eighth with deflate's fixed codes.
                 most += most // 8 + 64
-            if self._reassembled + length > most:
+            if (length if fragments is None else fragments.size + length) > most:
                 raise self._too_big()
         start += 4
         return start, start + length
@@ -320,6 +327,12 @@ class Framing:
 
     def _take_frame(self, first: int, payload: bytes, messages: list[Message]) -> int:
         """Take a whole frame, and return what that cost, in small frames."""
+        fragments = self._fragments
+        if first == _CONTINUATION and fragments is not None and not self._message_is_compressed:
+            # What a message of many fragments is made of.
+            fragments.add(payload, ends=False)
+            self._active = self.noticed = True
+            return 1
         if first & _CONTROL:
             self._take_control(first & _OPCODE, payload)
             return 1
@@ -352,9 +365,9 @@ class Framing:
         fragments = self._fragments
         if fragments is None:
             if ends:
-                messages.append(payload.decode() if opcode == Opcode.TEXT else payload)
+                messages.append(payload.decode() if opcode == _OPENS_TEXT else payload)
                 return
-            fragments = self._fragments = Fragments(is_text=opcode == Opcode.TEXT)
+            fragments = self._fragments = Fragments(is_text=opcode == _OPENS_TEXT)
             self._inline_limit = _INLINE_SHUT
             self._message_is_compressed = rsv1
         fragments.add(payload, ends=ends)
@@ -365,15 +378,15 @@ class Framing:
             self._active = self.noticed = True
 
     def _take_control(self, opcode: int, payload: bytes) -> None:
-        if opcode == Opcode.CLOSE:
+        if opcode == _CLOSE:
             self._end(_parsed_close(payload))
             return
         self.noticed = True
-        if opcode == Opcode.PONG and payload == self.ping_payload:
+        if opcode == _PONG and payload == self.ping_payload:
             self.ping_payload = None
             return
         self._active = True
-        if opcode == Opcode.PONG:
+        if opcode == _PONG:
             return
         pong = encode_pong(payload)
         if self.hold_pongs:
