@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Final, TypeAlias
 
+from wsdeco.server.allocator import keep_pages
 from wsdeco.server.garbage import collect_garbage_rarely
 from wsdeco.server.serving import ANYIO_THREAD, Server, join_threads
 
@@ -75,7 +76,7 @@ def serve_in_main_thread(server: Server, watch: Callable[[Callable[[], None]], N
     with ExitStack() as stack:
         stack.callback(server.release)
         end = stack.enter_context(_end_on_signals(server))
-        server.tick = stack.enter_context(collect_garbage_rarely())
+        server.ticks = [stack.enter_context(each()) for each in (collect_garbage_rarely, keep_pages)]
         if watch is None:
             server.listen()
         else:

@@ -58,7 +58,7 @@ class Server(uvicorn.Server):
         thread: The thread whose event loop serves.
         loop: That event loop; `None` before it is made.
         on_start: Called in that thread as soon as it serves.
-        tick: Called in that thread ten times a second.
+        ticks: Each is called in that thread ten times a second.
         on_end: Called in another one when a signal has begun its end, with the seconds that may take at most.
         ended: Set when it has ended, or could not start.
     """
@@ -70,7 +70,7 @@ class Server(uvicorn.Server):
         self.thread = threading.current_thread()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.on_start: Callable[[], None] = lambda: None
-        self.tick: Callable[[], None] = lambda: None
+        self.ticks: list[Callable[[], None]] = []
         self.on_end: Callable[[float], None] | None = None
         self.ended = threading.Event()
         self._grace = config.timeout_graceful_shutdown
@@ -174,7 +174,8 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Do what has to be done now and then; return whether to end."""
-        self.tick()
+        for tick in self.ticks:
+            tick()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
