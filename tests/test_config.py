@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsdeco.config import DEFAULT_CONFIG, ConnectionConfig, Limits, Seconds, SlowConsumer, make_config
+from wsdeco.config import DEFAULT_CONFIG, Compression, ConnectionConfig, Limits, Seconds, SlowConsumer, make_config
 
 FIELDS: Final = [field.name for field in dataclasses.fields(ConnectionConfig)]
 COUNTS: Final = ["max_connections", "max_connections_total", "max_message_size", "max_inbox", "max_outbox", "max_rooms"]
@@ -46,7 +46,7 @@ OPTIONAL: Final = [
 ]
 
 STORED_AS: Final[dict[object, object]] = {
-    bool: bool,
+    bool | Compression: bool | Compression,
     int: int,
     int | None: int | None,
     Seconds: float,
@@ -418,7 +418,28 @@ def test_make_config_answers_a_misspelt_keyword_with_a_suggestion() -> None:
 
 
 @pytest.mark.parametrize("value", [1, 0, "yes", None])
-def test_compression_is_a_flag(value: object) -> None:
-    with pytest.raises(TypeError, match=r"^compression must be True or False, not "):
+def test_compression_is_a_flag_or_settings(value: object) -> None:
+    with pytest.raises(TypeError, match=r"^compression must be True, False or a Compression such as .*, not "):
         configure("compression", value)
     assert ConnectionConfig(compression=True).compression
+    settings = Compression(level=9, threshold=100)
+    assert ConnectionConfig(compression=settings).compression == settings
+    assert str(ConnectionConfig(compression=settings)) == "compression=Compression(level=9, threshold=100)"
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault", "message"),
+    [
+        ({"level": 0}, ValueError, "level of compression must be 1 to 9, not 0"),
+        ({"level": 10}, ValueError, "level of compression must be 1 to 9, not 10"),
+        ({"level": "best"}, TypeError, "level of compression must be an int, not str: 'best'"),
+        ({"threshold": -1}, ValueError, "threshold of compression must be 0 or more, not -1"),
+        ({"threshold": True}, TypeError, "threshold of compression must be an int, not bool: True"),
+    ],
+)
+def test_settings_of_compression_out_of_their_range(
+    settings: dict[str, Any], fault: type[Exception], message: str
+) -> None:
+    with pytest.raises(fault) as caught:
+        Compression(**settings)
+    assert str(caught.value) == message

@@ -13,7 +13,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol, Side, State
 
 from tests.stacks import DIRECT, until
-from wsdeco import Address, App, Sink
+from wsdeco import Address, App, Compression, Sink
 from wsdeco.transport.shared import _MOST_AT_ONCE, Turn  # pyright: ignore[reportPrivateUsage]
 from wsdeco.wire.deflate import Deflate
 from wsdeco.wire.incoming import Framing
@@ -44,6 +44,51 @@ def test_connections_with_one_window_share_one_compressed_frame() -> None:
 def test_what_does_not_get_smaller_is_sent_as_it_is() -> None:
     message = Encoded("x")
     assert Framing(1000, deflate=Deflate()).encode_shared(message) is message.frame
+
+
+def test_each_level_and_threshold_has_a_frame_of_its_own() -> None:
+    message = Encoded(LONG)
+    settings = Compression(level=1), Compression(level=9), Compression(threshold=len(LONG)), Compression(level=9)
+    frames = [Framing(1000, deflate=Deflate(settings=each)).encode_shared(message) for each in settings]
+    assert len(frames[0]) >= len(frames[1])
+    assert frames[1] is frames[3]
+    short = Framing(1000, deflate=Deflate(settings=Compression(threshold=len(LONG) + 1)))
+    assert short.encode_shared(message) is message.frame
+
+
+@pytest.mark.parametrize("context", [True, False], ids=["context", "no context"])
+@pytest.mark.parametrize("level", [1, 6, 9])
+@given(st.lists(st.text("ab", max_size=40) | st.binary(max_size=40), max_size=9))
+def test_a_client_reads_what_is_compressed_at_any_level_and_what_is_too_short(
+    level: int, context: bool, messages: list[str | bytes]
+) -> None:
+    deflate = Deflate(server_context=context, settings=Compression(level, threshold=20))
+    frames = [deflate.encode_message(message) for message in messages]
+    assert [bool(frame[0] & 0x40) for frame in frames] == [len(message) >= 20 for message in messages]
+    assert received(frames, PerMessageDeflate(not context, False, 12, 12)) == messages
+
+
+async def test_a_route_chooses_level_and_threshold() -> None:
+    app = App()
+
+    for level in (1, 9):
+
+        @app.handler(f"/{level}", compression=Compression(level=level, threshold=100))
+        class Echo:
+            async def on_message(self, text: str) -> str:
+                return text
+
+    sizes: list[int] = []
+    text = "".join(f"{number * number} words " for number in range(400))
+    async with DIRECT.serve(app) as server:
+        for level in (1, 9):
+            async with websockets_connect(f"ws://127.0.0.1:{server.port}/{level}", proxy=None) as client:
+                await client.send("short")
+                assert await client.recv() == "short"
+                await client.send(text)
+                assert await client.recv() == text
+            sizes.append(len(Deflate(settings=Compression(level)).encode_message(text)))
+    assert sizes[1] < sizes[0] < len(text) // 2
 
 
 def received(frames: list[bytes], inflate: PerMessageDeflate) -> list[str | bytes]:

@@ -4,7 +4,7 @@ from wsdeco.app import App, RouteInfo, ws
 from wsdeco.backplanes.interface import Backplane, BackplaneCounters, BackplaneState, PublishErrors
 from wsdeco.channels.data import Address
 from wsdeco.channels.sink import Sink
-from wsdeco.config import ConnectionConfig
+from wsdeco.config import Compression, ConnectionConfig
 from wsdeco.definition.base import WebSocketHandler
 from wsdeco.reasons import (
     BackplaneError,
@@ -33,6 +33,7 @@ __all__ = [
     "BackplaneError",
     "BackplaneState",
     "Close",
+    "Compression",
     "ConnectionClosed",
     "ConnectionConfig",
     "DisconnectReason",

@@ -249,7 +249,7 @@ class App(Application):
 
         Logging: uvicorn's from level "warning" on, since the addresses are printed; `log_level="info"` shows each
         request and connection as well. Compression is off unless a handler has `compression=True`: it takes
-        about 34 KiB of memory per connection. In the foreground, on Linux, the garbage collector runs less often while
+        38 to 51 KiB of memory per connection. In the foreground, on Linux, the garbage collector runs less often while
         it serves (`gc.set_threshold`), but also when the process has grown, unless the program has chosen a higher
         threshold or none.
 

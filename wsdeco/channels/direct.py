@@ -18,7 +18,7 @@ from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Data, HeaderItems, checked_headers, exceeds, unsendable, wire_size
 from wsdeco.channels.packed_request import PackedRequest
 from wsdeco.clock import Clock, Deadline
-from wsdeco.config import ConnectionConfig
+from wsdeco.config import Compression, ConnectionConfig
 from wsdeco.reasons import Close, CloseCode, DisconnectReason, Error, Unknown
 from wsdeco.wire.handshake import Request
 from wsdeco.wire.outgoing import Encoded
@@ -63,7 +63,7 @@ class DirectConnection(Protocol):
         headers: Sequence[tuple[bytes, bytes]] = (),
         *,
         max_message_size: int | None = None,
-        compression: bool | None = None,
+        compression: bool | Compression | None = None,
         keepalive: tuple[float | None, float | None] | None = None,
     ) -> None:
         """Accept the handshake."""

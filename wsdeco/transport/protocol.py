@@ -35,6 +35,7 @@ from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string,
 from uvicorn.server import ServerState
 
 from wsdeco.clock import Clock, Timer
+from wsdeco.config import Compression
 from wsdeco.reasons import Close, CloseCode, Unknown, check_close_code, printable
 from wsdeco.transport.asgi import Conversation, PeerName, scope_of, task_free_start
 from wsdeco.transport.forks import say_end
@@ -253,7 +254,7 @@ class WebSocketProtocol(Outgoing):
         headers: handshake.Headers = (),
         *,
         max_message_size: int | None = None,
-        compression: bool | None = None,
+        compression: bool | Compression | None = None,
         keepalive: tuple[float | None, float | None] | None = None,
     ) -> None:
         """Accept the handshake; messages come from now on, also those that came with the request.
@@ -273,7 +274,9 @@ class WebSocketProtocol(Outgoing):
         sent = [*self._server_state.default_headers, *handshake.check_acceptance(request, subprotocol, headers)]
         deflate = None
         if self.config.ws_per_message_deflate if compression is None else compression:
-            agreed = negotiate(request.extensions)
+            agreed = negotiate(
+                request.extensions, compression if isinstance(compression, Compression) else Compression()
+            )
             if agreed is not None:
                 sent.append((b"Sec-WebSocket-Extensions", agreed[0].encode()))
                 deflate = agreed[1]

@@ -21,6 +21,7 @@ from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFact
 from websockets.frames import Opcode
 from websockets.headers import build_extension, parse_extension
 
+from wsdeco.config import Compression
 from wsdeco.wire.outgoing import Encoded, frame_header
 
 __all__ = ["Deflate", "negotiate"]
@@ -33,6 +34,7 @@ _COMPRESSED_BINARY: Final = _FIN | _RSV1 | Opcode.BINARY
 _EMPTY_BLOCK: Final = b"\x00\x00\xff\xff"
 _MEMORY_LEVEL: Final = 5
 _WINDOW_BITS: Final = 12
+_DEFAULT_SETTINGS: Final = Compression()
 _INPUT_PIECE: Final = 64 * 1024
 _OUTPUT_PIECE: Final = 256 * 1024
 _MAX_FINAL_BLOCKS: Final = 4
@@ -64,6 +66,7 @@ class Deflate:
         server_context: Outgoing messages refer back to earlier ones.
         client_window_bits: Logarithm of the peer's window, 8 to 15.
         server_window_bits: Logarithm of the window for outgoing messages, 9 to 15.
+        settings: How outgoing messages are compressed; by default as `Compression()` says.
     """
 
     def __init__(
@@ -73,11 +76,13 @@ class Deflate:
         server_context: bool = True,
         client_window_bits: int = _WINDOW_BITS,
         server_window_bits: int = _WINDOW_BITS,
+        settings: Compression | None = None,
     ) -> None:
         self._client_context = client_context
         self._server_context = server_context
         self._client_window_bits = client_window_bits
         self._server_window_bits = server_window_bits
+        self._settings = settings or _DEFAULT_SETTINGS
         self._inflater: _Inflater | None = None
         self._compressor: _Compressor | None = None
 
@@ -122,7 +127,7 @@ class Deflate:
         return bytes(output)
 
     def encode_message(self, message: str | bytes) -> bytes:
-        """Return the whole frame of a message, compressed.
+        """Return the whole frame of a message, compressed unless it is too short (RFC 7692, section 6).
 
         Raises:
             UnicodeEncodeError: A text holds a lone surrogate, which UTF-8 cannot carry.
@@ -130,30 +135,33 @@ class Deflate:
         first, payload = (
             (_COMPRESSED_TEXT, message.encode()) if isinstance(message, str) else (_COMPRESSED_BINARY, message)
         )
+        settings = self._settings
+        if len(payload) < settings.threshold:
+            return frame_header(first & ~_RSV1, len(payload)) + payload
         compressor = self._compressor
         if compressor is None:
-            compressor = zlib.compressobj(wbits=-self._server_window_bits, memLevel=_MEMORY_LEVEL)
+            compressor = zlib.compressobj(settings.level, wbits=-self._server_window_bits, memLevel=_MEMORY_LEVEL)
         data = compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH)
         self._compressor = compressor if self._server_context else None
         data = data[: -len(_EMPTY_BLOCK)]
         return frame_header(first, len(data)) + data
 
     def encode_alone(self, message: Encoded) -> bytes:
-        """Return the whole frame of a message in a form that every connection with this window can share.
+        """Return the whole frame of a message, for every connection with this window and these settings.
 
         It refers to no earlier message, and no later one of this connection refers beyond it (RFC 7692, section
         7.2.1 leaves the sender free to start afresh). Where compression gains nothing the frame is the plain one.
         """
-        bits = self._server_window_bits
-        frame = message.compressed.get(bits)
+        form = self._server_window_bits, self._settings.level, self._settings.threshold
+        frame = message.compressed.get(form)
         if frame is None:
-            frame = message.compressed[bits] = self._frame_alone(message)
+            frame = message.compressed[form] = self._frame_alone(message)
         if frame is not message.frame:
             self._compressor = None
         return frame
 
     def _frame_alone(self, message: Encoded) -> bytes:
-        alone = Deflate(server_context=False, server_window_bits=self._server_window_bits)
+        alone = Deflate(server_context=False, server_window_bits=self._server_window_bits, settings=self._settings)
         frame = alone.encode_message(message.data)
         return frame if len(frame) < len(message.frame) else message.frame
 
@@ -170,11 +178,12 @@ def _pieces(payload: bytes | bytearray | memoryview, *, ends: bool) -> Iterator[
         yield _EMPTY_BLOCK
 
 
-def negotiate(offers: str) -> tuple[str, Deflate] | None:
+def negotiate(offers: str, settings: Compression | None = None) -> tuple[str, Deflate] | None:
     """Agree on permessage-deflate if the peer offers it in a form that can be met.
 
     Args:
         offers: The value of the request's `Sec-WebSocket-Extensions` header.
+        settings: How outgoing messages are compressed; by default as `Compression()` says.
 
     Returns:
         The response header's value and the extension; `None` without such an offer, or where one cannot be parsed.
@@ -198,5 +207,6 @@ def negotiate(offers: str) -> tuple[str, Deflate] | None:
             server_context=not agreed.local_no_context_takeover,
             client_window_bits=agreed.remote_max_window_bits,
             server_window_bits=agreed.local_max_window_bits,
+            settings=settings,
         )
     return None

@@ -37,7 +37,8 @@ class Encoded:
         data: The message.
         size: Bytes of its payload.
         frame: Its frame, for every connection without compression.
-        compressed: Its frames for the others, by the window they have agreed on; made by the first that needs one.
+        compressed: Its frames for the others, by the window they have agreed on, the level and the threshold of their
+            route; made by the first that needs one.
 
     Raises:
         UnicodeEncodeError: `data` is text with a lone surrogate, which UTF-8 cannot carry.
@@ -50,7 +51,7 @@ class Encoded:
         payload = data.encode() if isinstance(data, str) else data
         self.size = len(payload)
         self.frame = _frame(_TEXT if isinstance(data, str) else _BINARY, payload)
-        self.compressed: dict[int, bytes] = {}
+        self.compressed: dict[tuple[int, int, int], bytes] = {}
 
 
 def _frame(first: int, payload: bytes) -> bytes:
