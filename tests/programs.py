@@ -21,7 +21,7 @@ from wsdeco import Address, App, DisconnectReason, Sink
 
 CHECKOUT: Final = Path(__file__).parent.parent
 
-PATIENCE: Final = 30.0
+PATIENCE: Final = 60.0
 """Seconds after which a test that waits in vain fails."""
 
 RESTART: Final = "closed by the server with 1012 (service restart)"

@@ -30,6 +30,9 @@ from tests.stacks import soon
 from wsdeco import ServerError
 from wsdeco.workers.cluster import use_backplane
 
+# Each starts several interpreters, which a machine that does other things besides takes its time for.
+pytestmark = pytest.mark.timeout(300)
+
 PREAMBLE: Final = """
 import asyncio
 import errno
