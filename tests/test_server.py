@@ -677,6 +677,17 @@ def test_a_hook_can_neither_stop_nor_restart_its_server() -> None:
     assert errors == 2 * [f"{refusal}do it from another thread"]
 
 
+def test_one_frozen_client_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsdeco.transport.protocol._LAST_WAIT", SHORT)
+    app, events = echo_app(close_timeout=600)
+    server = in_background(app)
+    with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as frozen:
+        frozen.sendall(handshake("/ws"))
+        assert frozen.recv(12) == b"HTTP/1.1 101"
+        server.stop(PATIENCE)
+    assert events == ["connect", RESTART]
+
+
 def test_stop_does_not_wait_for_ever_for_a_blocked_event_loop() -> None:
     app = App()
     blocked, go_on = threading.Event(), threading.Event()

@@ -53,7 +53,7 @@ _MAX_EARLY_BYTES: Final = 64 * 1024
 """Bytes kept from a peer that sends frames before its handshake is accepted."""
 _CLOSE_TIMEOUT: Final = 10.0
 _LAST_WAIT: Final = 1.5
-"""Seconds for a peer to go on reading, or to close, when the server stops and nothing else is left to wait for."""
+"""Seconds for a peer to go on reading, or to close, when the server stops."""
 _ECHO_DELAY: Final = 0.5
 """Seconds that the echo of a peer's close frame may wait for the answers to the messages before it."""
 _LINGER: Final = 2.0
@@ -181,14 +181,12 @@ class WebSocketProtocol(Outgoing):
     def shutdown(self) -> None:
         """End the connection because the server stops: 1012, or HTTP 503 before the upgrade.
 
-        From now on a peer that neither reads nor closes is waited for a short time. `run` calls it when all hooks
-        have ended.
+        From now on a peer that neither reads nor closes is waited for a short time.
         """
         if self.closed:
             self._hurry()
         elif self._framing is not None:
             self.close(CloseCode.SERVICE_RESTART)
-            self._hurry()
         elif self.request is not None:
             self.refuse(HTTPStatus.SERVICE_UNAVAILABLE, body=b"The server is restarting.")
         else:
@@ -449,6 +447,9 @@ class WebSocketProtocol(Outgoing):
         self.send(framing.close(check_close_code(code), reason))
         self._shut_output()
         self._set_deadline(self.close_timeout, self.abort)
+        if code == CloseCode.SERVICE_RESTART:
+            # Nothing more can be sent, whatever hooks still do, and the process wants to end.
+            self._hurry()
         self._tell_end(Close(code, reason, by="server"))
         self.resume_reading()
 
