@@ -53,6 +53,11 @@ class Deadline:
         self._action: Callable[[], object] | None = action
         self._timer: Timer | None = clock.call_at(self._due, self._judge)
 
+    @property
+    def left(self) -> float:
+        """Seconds until it is over, 0 at least."""
+        return max(0.0, self._due - self._clock.time())
+
     def cancel(self) -> None:
         """Make sure that the action is not called any more."""
         timer, self._timer, self._action = self._timer, None, None

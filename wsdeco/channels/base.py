@@ -11,6 +11,7 @@ import asyncio
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Mapping
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 from starlette.requests import HTTPConnection
@@ -18,7 +19,7 @@ from starlette.requests import HTTPConnection
 from wsdeco.channels.data import Address, Data, HeaderItems, exceeds
 from wsdeco.channels.observer import Observer
 from wsdeco.channels.packed_request import PackedRequest
-from wsdeco.clock import Clock
+from wsdeco.clock import Clock, Deadline
 from wsdeco.config import ConnectionConfig
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, Error, Unknown
 from wsdeco.wire.outgoing import Encoded
@@ -82,6 +83,7 @@ class Channel(ABC):
     __slots__ = (
         "__weakref__",
         "_addr",
+        "_departure",
         "_drained",
         "_inbox",
         "_inbox_size",
@@ -120,6 +122,7 @@ class Channel(ABC):
         self.message_observer: Observer | None = None
         self.owner: Owner | None = None
         self._addr: Address | None = None
+        self._departure: Deadline | None = None
         self._inbox: list[Any] | None = None
         self._inbox_size: int = 0
         self._message_waiter: asyncio.Future[None] | None = None
@@ -319,6 +322,9 @@ class Channel(ABC):
         _wake(self._drained)
         if self.owner is not None:
             self.owner.channel_ended()
+        if self._departure is not None:
+            self._departure.cancel()
+            self._departure = None
         return True
 
     def forget_exception(self) -> None:
@@ -347,6 +353,25 @@ class Channel(ABC):
             del rooms[room]
         else:
             self.rooms = tuple(other for other in rooms if other is not room)
+
+    def peer_left(self, reason: Close | Unknown | None = None) -> None:
+        """Take notice that the peer has ended its side, behind messages for which there is no room in the inbox.
+
+        They are read and handled as far as `disconnect_grace` allows. Then the channel ends for `reason`; by default
+        it is unknown, as what stands behind the messages has not been read.
+        """
+        if self.reason is None and self._departure is None and self.config.disconnect_grace is not None:
+            give_up = partial(self._give_up, reason or Unknown())
+            self._departure = Deadline(self.clock, self.config.disconnect_grace, give_up)
+
+    def _give_up(self, reason: Close | Unknown) -> None:
+        self.end(reason)
+        self.abort()
+
+    @property
+    def grace(self) -> float | None:
+        """Seconds that a hook and what is not yet handled have when the peer has gone; `None` sets no limit."""
+        return self.config.disconnect_grace if self._departure is None else self._departure.left
 
     def _leave_rooms(self) -> None:
         rooms, self.rooms = self.rooms, ()

@@ -228,8 +228,8 @@ class Lifecycle:
             self._limit_hook(0)
         elif self._shutting_down:
             self._limit_hook(self._config.close_timeout)
-        elif self._config.disconnect_grace is not None:
-            self._limit_hook(self._config.disconnect_grace)
+        elif (grace := self._channel.grace) is not None:
+            self._limit_hook(grace)
 
     def _connect_over(self) -> None:
         self._time_out("connect_timeout", self._config.connect_timeout)

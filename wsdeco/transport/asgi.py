@@ -258,6 +258,9 @@ class Conversation:
         self._end = reason
         self._wake_receivers()
 
+    def peer_left(self) -> None:
+        """Do nothing: ASGI has no event for it that could come in front of the messages."""
+
     def connection_lost(self) -> None:
         """Do nothing: `input_ended` has told all that ASGI has an event for."""
 

@@ -168,6 +168,7 @@ class WebSocketProtocol(Outgoing):
         # uvicorn's `limit_max_requests` counts it as a request.
         self._server_state.total_requests += 1
         self._server_state.connections.discard(cast(Any, self))
+        self._turn.departures.discard(self)
         self._stop_timers()
         self.closed = True
         self._buffer = None
@@ -370,6 +371,12 @@ class WebSocketProtocol(Outgoing):
         """Give the consumer no more, until `resume_reading`."""
         self.reading_paused = True
         self._set_reading()
+        self._turn.departures.watch(self)
+
+    def peer_left(self) -> None:
+        """Take notice that the peer has ended its side, behind what waits to be read."""
+        if self.reading_paused and self.end is None:
+            self.consumer.peer_left()
 
     def resume_reading(self) -> None:
         """Give the consumer more again."""

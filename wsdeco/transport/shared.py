@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from uvicorn.server import ServerState
 
 from wsdeco.clock import Clock
+from wsdeco.transport.departures import Departures
 from wsdeco.transport.keepalive import Keepalive
 
 __all__ = ["Turn", "turn_of"]
@@ -43,6 +44,7 @@ class Turn:
     Attributes:
         loop: The event loop of the server.
         task_free_start: What takes connections without a task to call the app in; `None` until there is one.
+        departures: What notices the end of peers that are not read.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -52,6 +54,7 @@ class Turn:
         self._waiting: deque[Waiting] = deque()
         self._is_giving = False
         self._keepalives: dict[tuple[float, float | None], Keepalive] = {}
+        self.departures = Departures(loop)
 
     def flush_later(self, connection: Flushed) -> None:
         """Flush `connection` in the next turn of the loop, in one callback with all others."""

@@ -22,6 +22,9 @@ class Consumer(Protocol):
         Call `finish` on the connection when the messages before the end have been dealt with.
         """
 
+    def peer_left(self) -> None:
+        """Take notice that the peer has ended its side, behind what is not read since there are too many messages."""
+
     def connection_lost(self) -> None:
         """Take notice that the transport is gone; called once, behind `input_ended`."""
 
@@ -31,6 +34,9 @@ class _Nobody:
         """No messages come before a handshake."""
 
     def input_ended(self, reason: Close | Unknown) -> None:
+        """Nobody wants to know."""
+
+    def peer_left(self) -> None:
         """Nobody wants to know."""
 
     def connection_lost(self) -> None:

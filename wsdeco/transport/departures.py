@@ -1,0 +1,82 @@
+"""Notices peers that end their side while nothing is read from them (Linux).
+
+A connection whose inbox is full is not read, so the loop has it no longer in its selector: the FIN or RST of its peer
+would be seen when somebody reads again, which a hook that hangs never lets anybody do. The kernel knows of it all the
+same, whatever waits to be read in front of it, and an `epoll` of its own tells.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+from contextlib import suppress
+from typing import Any, Final, Protocol
+
+__all__ = ["Departures"]
+
+_EVENTS: Final[int] = getattr(select, "EPOLLRDHUP", 0) | getattr(select, "EPOLLONESHOT", 0)
+"""Those of an error and of a whole hang-up come unasked."""
+
+
+class Watched(Protocol):
+    """A connection that is not read at present."""
+
+    transport: asyncio.Transport
+
+    def peer_left(self) -> None:
+        """Take notice that the peer has ended its side, behind what waits to be read."""
+
+
+class Departures:
+    """Those of the connections of one server.
+
+    Args:
+        loop: The event loop of the server.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._epoll: Any = None
+        self._watched: dict[Watched, int] = {}
+        self._by_descriptor: dict[int, Watched] = {}
+        self._left: set[Watched] = set()
+
+    def watch(self, connection: Watched) -> None:
+        """Tell `connection` when its peer leaves, which may be at once, until it is discarded."""
+        if connection in self._left:
+            connection.peer_left()
+        elif connection not in self._watched and _EVENTS:
+            opened: socket.socket | None = connection.transport.get_extra_info("socket")
+            if opened is not None:
+                self._register(connection, opened.fileno())
+
+    def _register(self, connection: Watched, descriptor: int) -> None:
+        if self._epoll is None:
+            self._epoll = select.epoll()
+            self._loop.add_reader(self._epoll.fileno(), self._look)
+        with suppress(OSError):
+            self._epoll.register(descriptor, _EVENTS)
+            self._watched[connection] = descriptor
+            self._by_descriptor[descriptor] = connection
+
+    def discard(self, connection: Watched) -> None:
+        """Watch `connection` no more."""
+        self._left.discard(connection)
+        descriptor = self._watched.pop(connection, None)
+        if descriptor is None:
+            return
+        del self._by_descriptor[descriptor]
+        with suppress(OSError):
+            self._epoll.unregister(descriptor)
+        if not self._watched:
+            # It is needed again where somebody floods a hook again, which is seldom.
+            self._loop.remove_reader(self._epoll.fileno())
+            self._epoll.close()
+            self._epoll = None
+
+    def _look(self) -> None:
+        for descriptor, _ in self._epoll.poll(0):
+            connection = self._by_descriptor[descriptor]
+            self._left.add(connection)
+            connection.peer_left()
