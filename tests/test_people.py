@@ -99,7 +99,12 @@ async def test_what_cannot_be_sent_is_refused_and_closes_nobody() -> None:
     room = Room("lobby", Rooms(backplane := FakeBackplane()))
     member = list_channel(room)
     wrong: Any = "4001"
-    for error, arguments in ((TypeError, (wrong,)), (ValueError, (1005,)), (ValueError, (1000, "\udc80"))):
+    cases: list[tuple[type[Exception], tuple[Any, ...]]] = [
+        (TypeError, (wrong,)),
+        (ValueError, (1005,)),
+        (ValueError, (1000, "\udc80")),
+    ]
+    for error, arguments in cases:
         with pytest.raises(error):
             await room.close(*arguments)
     assert member.reason is None

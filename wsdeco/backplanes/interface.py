@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, TypeAlias
 
 __all__ = ["CONTROL", "ROUTE", "Backplane", "BackplaneCounters", "BackplaneState", "PublishErrors"]
@@ -45,7 +45,7 @@ class BackplaneCounters:
     received: int = 0
     missed: int = 0
     malformed: int = 0
-    connections: int = 0
+    connections: int = field(default=0, compare=False)
 
 
 class Backplane(Protocol):

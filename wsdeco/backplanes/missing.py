@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Any, Final
 
 from wsdeco.backplanes.interface import CONTROL, ROUTE, BackplaneCounters, BackplaneState
@@ -72,7 +71,7 @@ def number_of_workers() -> int:
     uvicorn, hypercorn and gunicorn tell it to no application. It stands in the configuration that the functions hold
     from which this one was called.
     """
-    frame: FrameType | None = sys._getframe()  # noqa: SLF001 - there is no other way to those who call
+    frame = inspect.currentframe()
     while frame is not None:
         if str(frame.f_globals.get("__name__")).partition(".")[0] in _SERVERS:
             known: dict[str, Any] = frame.f_locals
