@@ -57,6 +57,7 @@ LAZILY: Final[dict[tuple[str, str], str]] = {
     ("backplanes/urls", "backplanes/nats"): "_nats",
     ("backplanes/urls", "backplanes/redis"): "_redis",
     ("cli/asyncapi", "describe/document"): "command",
+    ("cli/connect", "cli/conversation"): "command",
     ("cli/run", "launch"): "command",
     ("cli/run", "server/options"): "command",
     ("routing/not_found", "console/serving"): "NotFound.__call__",
