@@ -15,6 +15,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Data, HeaderItems, checked_headers, wire_size
+from wsdeco.channels.extension import conversation_of, end_of, set_wire_options
 from wsdeco.clock import Clock, Deadline
 from wsdeco.config import ConnectionConfig
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, Error, Unknown
@@ -90,6 +91,7 @@ class AsgiChannel(Channel):
         "_broken",
         "_burst",
         "_close_frame",
+        "_conversation",
         "_flusher",
         "_given_up",
         "_lost_timer",
@@ -136,6 +138,9 @@ class AsgiChannel(Channel):
         self._pause: _ReadingPause | None = None
         self._abort_transport = _abort_of(receive)
         self._lost_timer: Deadline | None = None
+        self._conversation = conversation_of(scope)
+        if self._conversation is not None:
+            set_wire_options(self._conversation, config)
 
     async def connect(self) -> bool:
         """Take `websocket.connect` from the server, unless the upgrade was accepted before."""
@@ -151,7 +156,7 @@ class AsgiChannel(Channel):
         while True:
             message = await self._next_event()
             if message["type"] != "websocket.receive":
-                self.end(disconnect_reason(message))
+                await self._take_end(message)
                 return
             text: str | None = message.get("text")
             self.deliver(text if text is not None else message["bytes"])
@@ -160,6 +165,16 @@ class AsgiChannel(Channel):
                 await self.inbox_drained()
             elif not events % _EVENTS_AT_ONCE:
                 await asyncio.sleep(0)
+
+    async def _take_end(self, message: Message) -> None:
+        end = end_of(self._conversation, message)
+        if isinstance(end, Close) and end.by == "server" and end.code == CloseCode.TOO_BIG:
+            # The wire waits with its close frame until what came before has been answered.
+            self._put([None], 0)
+            while self.reason is None:
+                await self._inbox_changed()
+        else:
+            self.end(end or disconnect_reason(message))
 
     async def _next_event(self) -> Message:
         while True:
@@ -299,6 +314,11 @@ class AsgiChannel(Channel):
         for timer in (self._send_timer, self._lost_timer):
             if timer is not None:
                 timer.cancel()
+
+    @property
+    def last_frame_at(self) -> float:
+        """The time of the last frame, as far as the server shows frames: wsdeco's own shows all of them."""
+        return super().last_frame_at if self._conversation is None else self._conversation.last_activity
 
     @property
     def closed(self) -> bool:

@@ -306,11 +306,14 @@ class Channel(ABC):
     async def inbox_drained(self) -> None:
         """Wait until there is room in the inbox again, or the channel has ended."""
         while self.inbox_full and self.reason is None:
-            self._drained = self.loop.create_future()
-            try:
-                await self._drained
-            finally:
-                self._drained = None
+            await self._inbox_changed()
+
+    async def _inbox_changed(self) -> None:
+        self._drained = self.loop.create_future()
+        try:
+            await self._drained
+        finally:
+            self._drained = None
 
     def end(self, reason: DisconnectReason) -> bool:
         """Set the reason, unless an earlier event has ended the channel; return whether it was set."""

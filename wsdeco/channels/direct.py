@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Data, HeaderItems, checked_headers, exceeds, unsendable, wire_size
+from wsdeco.channels.extension import conversation_of
 from wsdeco.channels.packed_request import PackedRequest
 from wsdeco.clock import Clock, Deadline
 from wsdeco.config import Compression, ConnectionConfig
@@ -28,9 +29,6 @@ __all__ = ["DirectChannel", "DirectConnection", "direct_connection", "is_direct"
 _OVERHEAD: Final = 64
 """What an empty message before the upgrade counts for, in bytes, behind as many as may be expected."""
 _FREE_OBJECTS: Final = 1024
-
-EXTENSION: Final = "wsdeco"
-"""The key of `scope["extensions"]` under which the protocol offers its connection."""
 
 
 class DirectConnection(Protocol):
@@ -104,17 +102,12 @@ class DirectConnection(Protocol):
 
 def is_direct(scope: Scope) -> bool:
     """Return whether the server speaks wsdeco's own protocol."""
-    return _conversation(scope) is not None
-
-
-def _conversation(scope: Scope) -> Any:
-    extensions: dict[str, Any] | None = scope.get("extensions")
-    return None if extensions is None else extensions.get(EXTENSION)
+    return conversation_of(scope) is not None
 
 
 def direct_connection(scope: Scope, receive: Receive, send: Send) -> DirectConnection | None:
     """Return the protocol's connection, if the server is ours and nothing on the way wants to see the messages."""
-    conversation = _conversation(scope)
+    conversation = conversation_of(scope)
     if conversation is None:
         return None
     connection: DirectConnection | None = conversation.yield_connection(receive, send)

@@ -31,6 +31,7 @@ from uvicorn.config import Config
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.utils import ClientDisconnected, is_ssl
 
+from wsdeco.config import Compression
 from wsdeco.reasons import Close, CloseCode, Unknown
 from wsdeco.wire.handshake import Headers, Request, check_refusal
 from wsdeco.wire.incoming import Message
@@ -65,6 +66,7 @@ class Connection(Protocol):
     config: Config
     close_timeout: float
     closed: bool
+    last_activity: float
     end: Close | Unknown | None
     transport: asyncio.Transport
     senders_wait: bool
@@ -75,8 +77,19 @@ class Connection(Protocol):
         """Whether the handshake waits to be accepted or refused."""
         ...
 
-    def accept(self, subprotocol: str | None = None, headers: Headers = ()) -> None:
+    def accept(
+        self,
+        subprotocol: str | None = None,
+        headers: Headers = (),
+        *,
+        max_message_size: int | None = None,
+        compression: bool | Compression | None = None,
+        keepalive: tuple[float | None, float | None] | None = None,
+    ) -> None:
         """Accept the handshake."""
+
+    def set_keepalive(self, interval: float | None, timeout: float | None) -> None:
+        """Ping from now on."""
 
     def refuse(self, status: int, headers: Headers = (), body: bytes = b"") -> None:
         """Refuse the handshake with an HTTP response."""
@@ -167,6 +180,7 @@ class Conversation:
         "_end",
         "_inbox",
         "_inbox_size",
+        "_options",
         "_receivers",
         "_state",
         "_told_connect",
@@ -181,6 +195,7 @@ class Conversation:
         self._inbox_size = 0
         self._receivers: list[asyncio.Future[None]] | None = None
         self._end: Close | Unknown | None = None
+        self._options: dict[str, Any] | None = None
         self._told_connect = False
         self._told_disconnect = False
 
@@ -276,6 +291,37 @@ class Conversation:
         self._state = _State.YIELDED
         return self._connection
 
+    @property
+    def end(self) -> Close | Unknown | None:
+        """Why nothing more comes; `None` while something may come."""
+        return self._connection.end
+
+    @property
+    def last_activity(self) -> float:
+        """When the last frame arrived that is not the answer to a ping of ours."""
+        return self._connection.last_activity
+
+    def set_options(
+        self,
+        *,
+        max_message_size: int,
+        compression: bool | Compression,
+        keepalive: tuple[float | None, float | None],
+        close_timeout: float,
+    ) -> None:
+        """Set what the connection is accepted with, as its `accept` takes it, in place of uvicorn's options.
+
+        Args:
+            max_message_size: Largest incoming message in bytes.
+            compression: Agree on permessage-deflate, if offered.
+            keepalive: Seconds between two pings, and seconds for an answer. They take effect in any state.
+            close_timeout: Seconds for each step of the closing handshake, in any state as well.
+        """
+        self._connection.close_timeout = close_timeout
+        self._options = {"max_message_size": max_message_size, "compression": compression, "keepalive": keepalive}
+        if self._state is _OPEN:
+            self._connection.set_keepalive(*keepalive)
+
     def _wake_receivers(self) -> None:
         receivers, self._receivers = self._receivers, None
         for receiver in receivers or ():
@@ -317,7 +363,9 @@ class Conversation:
         if self._told_disconnect:
             raise RuntimeError("'websocket.disconnect' has been received: nothing comes after it")
         self._told_disconnect = True
-        self._connection.finish()
+        if self._options is None or not isinstance(end, Close) or (end.code, end.by) != (CloseCode.TOO_BIG, "server"):
+            self._connection.finish()
+        # Else the channel closes, when what came before has been answered; the connection does not wait for ever.
         code, reason = (end.code, end.reason) if isinstance(end, Close) else (CloseCode.ABNORMAL, "")
         return {"type": "websocket.disconnect", "code": code, "reason": reason}
 
@@ -382,7 +430,7 @@ class Conversation:
                 subprotocol = subprotocol or value.decode("latin-1")
             else:
                 headers.append((name, value))
-        self._connection.accept(subprotocol, headers)
+        self._connection.accept(subprotocol, headers, **(self._options or {}))
         self._state = _State.OPEN
 
     def _start_denial(self, message: Event) -> None:

@@ -283,10 +283,7 @@ class WebSocketProtocol(Outgoing):
         self._framing = Framing(max_message_size or self.config.ws_max_size, deflate=deflate)
         self._framing.hold_pongs = self.write_paused
         self.send(handshake.accept_response(request.key, sent))
-        interval, timeout = keepalive or (self.config.ws_ping_interval, self.config.ws_ping_timeout)
-        if interval:
-            self._keepalive = self._turn.keepalive(self._clock, interval, timeout)
-            self._keepalive.add(self)
+        self.set_keepalive(*(keepalive or (self.config.ws_ping_interval, self.config.ws_ping_timeout)))
         early, self._buffer = self._buffer, None
         self.request = self.scope = None
         self.last_activity = self._clock.time()
@@ -411,6 +408,20 @@ class WebSocketProtocol(Outgoing):
             self._let_send()
 
     # Keepalive.
+
+    def set_keepalive(self, interval: float | None, timeout: float | None) -> None:
+        """Ping an open connection from now on.
+
+        Args:
+            interval: Seconds between two pings; `None` for no pings.
+            timeout: Seconds for an answer, past which the connection ends; `None` for no judgement.
+        """
+        if self._keepalive is not None:
+            self._keepalive.discard(self)
+            self._keepalive = None
+        if interval and not self.closed and self.end is None:
+            self._keepalive = self._turn.keepalive(self._clock, interval, timeout)
+            self._keepalive.add(self)
 
     def ping(self, payload: bytes) -> None:
         """Send a ping; its answer does not count as activity.
