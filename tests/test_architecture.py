@@ -28,6 +28,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "routing": {"connection", "definition", "channels", "rooms", "backplanes"},
     "console": {"describe", "routing"},
     "describe": {"routing", "definition"},
+    "observe": {"routing", "definition", "channels"},
     "connection": {"definition", "channels", "rooms"},
     "definition": {"channels"},
     "rooms": {"channels", "wire", "backplanes/interface"},
@@ -53,6 +54,10 @@ Arrows go down only. Imports for type checkers count like all others.
 
 LAZILY: Final[dict[tuple[str, str], str]] = {
     ("app", "launch"): "App.run",
+    ("app", "observe/numbers"): "App.stats",
+    ("observe/pages", "observe/metrics"): "add_pages",
+    ("routing/application", "observe/pages"): "Application._observe",
+    ("server/options", "observe/logs"): "make_server",
     ("backplanes/choice", "backplanes/urls"): "_open_backplane",
     ("backplanes/urls", "backplanes/nats"): "_nats",
     ("backplanes/urls", "backplanes/redis"): "_redis",

@@ -25,6 +25,7 @@ from wsdeco.routing.routes import SocketRoute
 
 if TYPE_CHECKING:
     from wsdeco.launch import BackgroundServer
+    from wsdeco.observe.numbers import Stats
 
 __all__ = ["App", "RouteInfo", "ws"]
 
@@ -223,6 +224,15 @@ class App(Application):
 
     # Serving.
 
+    def stats(self) -> Stats:
+        """Return the numbers of the app at this moment: connections, messages, refusals, failures; from any thread.
+
+        They are counted from the start of `run` on; elsewhere from the first call on, or by `App(metrics=...)`.
+        """
+        from wsdeco.observe.numbers import numbers_of  # noqa: PLC0415 - loaded only if it is asked for
+
+        return numbers_of(self).taken()
+
     def run(
         self,
         host: str = "127.0.0.1",
@@ -247,10 +257,12 @@ class App(Application):
         `pip install 'wsdeco[cluster]'` and no backplane of your own, rooms reach all of them through a private
         `nats-server`.
 
-        Logging: uvicorn's from level "warning" on, since the addresses are printed; `log_level="info"` shows each
-        request and connection as well. Compression is off unless a handler has `compression=True`: it takes
-        38 to 51 KiB of memory per connection. In the foreground, on Linux, the garbage collector runs less often while
-        it serves (`gc.set_threshold`), but also when the process has grown, unless the program has chosen a higher
+        Logging: uvicorn's and wsdeco's from level "warning" on, since the addresses are printed, and a line for each
+        connection that is accepted, ends or is refused (logger `wsdeco.access`; `access_log=False` turns it off).
+        `log_level="info"` shows HTTP requests as well, `log_format="json"` prints one JSON object a line. A program
+        that has configured Python's logging before keeps its handlers. Compression is off unless a
+        handler has `compression=True`: it takes 38 to 51 KiB of memory per connection. In the foreground, on Linux, the
+        garbage collector runs less often while it serves, unless the program has chosen a higher
         threshold or none.
 
         Args:

@@ -90,7 +90,8 @@ class _Command(click.Command):
     "--log-level", type=click.Choice(_LOG_LEVELS), help="From which level on uvicorn logs (default: warning)."
 )
 @click.option("--log-config", metavar="FILE", help="Configuration of logging, .ini, .json or .yaml.")
-@click.option("--access-log/--no-access-log", default=None, help="Whether to log requests at level info.")
+@click.option("--log-format", type=click.Choice(("text", "json")), help="One line of text or one JSON object each.")
+@click.option("--access-log/--no-access-log", default=None, help="Whether to log connections and requests.")
 @click.option("--loop", type=click.Choice(("auto", "asyncio")), help="uvloop where it is installed, or asyncio.")
 @click.option("--timeout-graceful-shutdown", type=float, metavar="SECONDS", help="Time for requests at the end.")
 def command(target: str, host: str, port: int, workers: int, **options: Any) -> None:

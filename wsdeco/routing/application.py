@@ -63,6 +63,8 @@ class Application:
         publish_errors: PublishErrors = "count",
         max_body_size: int | None = _MAX_BODY_SIZE,
         docs: str | None = "auto",
+        metrics: str | None = None,
+        health: str | None = None,
     ) -> None:
         """Make an app without routes.
 
@@ -83,11 +85,14 @@ class Application:
             docs: Path of the console, a page that connects to the handlers, with the AsyncAPI document of the app in
                 `asyncapi.json` beside it. `"auto"` is `/docs` where `run` listens on loopback, for browsers of the
                 same machine; `None` turns it off. A route of the app's own on that path wins.
+            metrics: Path of the numbers of the app as Prometheus text, such as `"/metrics"` (extra `metrics`).
+            health: Path that answers 200, and 503 as soon as the app shuts down, such as `"/health"`.
 
         Raises:
             BackplaneError: The client library of the backplane is not installed.
             HandlerError: `lifespan` cannot work as it is written.
-            RouteError: `docs` is no path.
+            ImportError: `metrics` needs a library that is not installed.
+            RouteError: `docs`, `metrics` or `health` is no path.
             TypeError: `backplane` is neither a URL nor a backplane.
             ValueError: The URL of the backplane cannot be used, `publish_errors` is neither, or `max_body_size` cannot
                 hold.
@@ -104,6 +109,13 @@ class Application:
         router = self.app.router = IndexedRouter(lifespan=self._run_lifespan)
         self._registry = Registry(router)
         self._not_found = router.default = NotFound(router, self._registry, docs)
+        if metrics is not None or health is not None:
+            self._observe(metrics, health)
+
+    def _observe(self, metrics: str | None, health: str | None) -> None:
+        from wsdeco.observe.pages import add_pages  # noqa: PLC0415 - loaded only if it is asked for
+
+        add_pages(self, metrics, health)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -184,6 +196,11 @@ class Application:
         broker it is one that reaches nobody, and counts what the others do not get.
         """
         return self._rooms.backplane
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether the app shuts down: every handshake is refused from then on."""
+        return self._context.connections.closing
 
     @property
     def shutdown_time(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,22 @@ _SIZES: Final = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1))
 
 def print_banner(server: Server, hint: str) -> None:
     """Print what `server` serves, and `hint`: how it ends."""
+    lines = [_as_json(server)] if server.log_format == "json" else _as_text(server, hint)
+    # A full disk, or a stream that is closed: a server serves all the same.
+    with suppress(OSError, ValueError):
+        try:
+            print(*lines, sep="\n", flush=True)  # noqa: T201 - the address to open belongs on stdout
+        except BrokenPipeError:
+            _redirect_to_nowhere()
+            raise
+
+
+def _as_json(server: Server) -> str:
+    routes = [{"kind": each.kind, "path": each.path, "name": each.name} for each in server.app.route_infos]
+    return json.dumps({"event": "serving", "http": server.http_url, "ws": server.ws_url, "routes": routes})
+
+
+def _as_text(server: Server, hint: str) -> list[str]:
     rows = [(info.kind, info.path, info.name, _limits(info)) for info in server.app.route_infos]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [f"Serving {server.http_url} and {server.ws_url}", ""]
@@ -31,13 +48,7 @@ def print_banner(server: Server, hint: str) -> None:
     console = not_found_of(server.app).console_path
     if console is not None:
         lines += ["", f"Console: {server.http_url}{console}"]
-    # A full disk, or a stream that is closed: a server serves all the same.
-    with suppress(OSError, ValueError):
-        try:
-            print(*lines, "", hint, sep="\n", flush=True)  # noqa: T201 - the address to open belongs on stdout
-        except BrokenPipeError:
-            _redirect_to_nowhere()
-            raise
+    return [*lines, "", hint]
 
 
 def _redirect_to_nowhere() -> None:

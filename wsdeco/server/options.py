@@ -32,6 +32,8 @@ _COMMAND_LINE: Final = (
     "write `uvicorn module:ws --ws wsdeco.protocol:WebSocketProtocol --{}` in a shell, with the name of your module"
 )
 
+_LOG_FORMATS: Final = ("text", "json")
+
 _OTHERWISE: Final[dict[str, str]] = {
     "app": "the app is the one that run() is called on",
     "factory": "the app is the one that run() is called on",
@@ -90,7 +92,7 @@ def _check_workers(workers: object) -> None:
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    parameters = set(inspect.signature(uvicorn.Config).parameters)
+    parameters = {*inspect.signature(uvicorn.Config).parameters, "log_format"}
     meaningful = sorted(parameters - set(_OTHERWISE) | {"host", "port", "background", "workers"})
     for name in options:
         if name in _OTHERWISE:
@@ -102,6 +104,9 @@ def _check_options(options: dict[str, Any]) -> None:
     level = options.get("log_level")
     if isinstance(level, str) and level.lower() not in LOG_LEVELS:
         raise ValueError(f"log_level must be one of {', '.join(map(repr, LOG_LEVELS))}, not {level!r}")
+    log_format = options.get("log_format", "text")
+    if log_format not in _LOG_FORMATS:
+        raise ValueError(f"log_format must be one of {', '.join(map(repr, _LOG_FORMATS))}, not {log_format!r}")
     if options.get("loop", "auto") not in {"auto", "asyncio"}:
         raise ValueError(f"loop must be 'auto' (uvloop where it is installed) or 'asyncio', not {options['loop']!r}")
     grace = options.get("timeout_graceful_shutdown")
@@ -122,7 +127,15 @@ def make_server(app: Application, host: str, port: int, options: dict[str, Any])
     except BackplaneError as exc:
         raise ServerError(str(exc)) from exc
     _check_effect(app, options)
-    defaults: dict[str, Any] = {"log_level": "warning", "ws_per_message_deflate": False}
+    from wsdeco.observe.logs import log_config, watch  # noqa: PLC0415 - only who serves by run() needs it
+
+    log_format: str = options.get("log_format", "text")
+    options = {name: value for name, value in options.items() if name != "log_format"}
+    defaults: dict[str, Any] = {
+        "log_level": "warning",
+        "ws_per_message_deflate": False,
+        "log_config": log_config(log_format),
+    }
     if sys.stdout is None or sys.stdout.closed:
         # uvicorn would ask it whether it has colours.
         defaults["use_colors"] = False
@@ -148,7 +161,10 @@ def make_server(app: Application, host: str, port: int, options: dict[str, Any])
         config.load()
     except OSError as exc:
         raise ServerError(f"TLS cannot be set up with {_tls_options(options)}: {exc}") from exc
-    return Server(app, config)
+    watch(app, config, is_shown="log_config" not in options)
+    server = Server(app, config)
+    server.log_format = log_format
+    return server
 
 
 def _check_effect(app: Application, options: dict[str, Any]) -> None:

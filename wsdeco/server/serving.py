@@ -55,6 +55,7 @@ class Server(uvicorn.Server):
     Attributes:
         app: The app.
         listeners: Where it listens, or will.
+        log_format: `"text"` or `"json"`, for what it prints as well.
         thread: The thread whose event loop serves.
         loop: That event loop; `None` before it is made.
         on_start: Called in that thread as soon as it serves.
@@ -67,6 +68,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.app = app
         self.listeners = Listeners(config.host, config.port, [])
+        self.log_format = "text"
         self.thread = threading.current_thread()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.on_start: Callable[[], None] = lambda: None

@@ -1,0 +1,48 @@
+"""Where the log of a server that `run` starts goes: to uvicorn's handlers, in its format or as JSON."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any, Final
+
+from uvicorn.config import LOGGING_CONFIG, Config
+
+from wsdeco.observe.access import AccessLog
+from wsdeco.observe.floods import FloodFilter
+from wsdeco.observe.numbers import numbers_of
+from wsdeco.routing.application import Application
+
+__all__ = ["log_config", "watch"]
+
+_FORMATTER: Final = {"()": "wsdeco.observe.json_format.JsonFormatter"}
+
+
+def log_config(log_format: str) -> dict[str, Any]:
+    """Return the configuration of uvicorn's loggers: its own, with JSON in the place of its formats if asked for."""
+    config = copy.deepcopy(LOGGING_CONFIG)
+    if log_format == "json":
+        config["formatters"] = dict.fromkeys(config["formatters"], _FORMATTER)
+    return config
+
+
+def watch(app: Application, config: Config, *, is_shown: bool) -> None:
+    """Count the connections of `app`, and log them.
+
+    Args:
+        app: The application that is about to be served.
+        config: uvicorn's configuration, which has set up its loggers.
+        is_shown: The loggers of wsdeco write through the handlers of uvicorn, unless the program has its own.
+    """
+    wsdeco, access = logging.getLogger("wsdeco"), logging.getLogger("wsdeco.access")
+    numbers_of(app).log = AccessLog() if config.access_log else None
+    if access.level == logging.NOTSET:
+        access.setLevel(logging.INFO)
+    for each in (wsdeco, access):
+        if not any(isinstance(known, FloodFilter) for known in each.filters):
+            each.addFilter(FloodFilter())
+    if not is_shown or logging.getLogger().handlers:
+        # Somebody has said where the log goes.
+        return
+    wsdeco.setLevel(logging.getLogger("uvicorn").level)
+    wsdeco.handlers = logging.getLogger("uvicorn").handlers.copy()

@@ -1,0 +1,264 @@
+"""The numbers of an app: what happens to its connections, counted in plain integers.
+
+A connection counts its own messages, and its numbers are added to those of the app when it ends, or when somebody asks.
+So a message costs two additions, and never a call into a library.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from typing import Final
+from weakref import WeakKeyDictionary
+
+from starlette.types import Scope
+
+from wsdeco.channels.base import Channel
+from wsdeco.channels.data import Data, wire_size
+from wsdeco.channels.observer import Observer
+from wsdeco.observe.access import AccessLog
+from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, Error, Timeout
+from wsdeco.routing.application import Application, context_of
+
+__all__ = ["Histogram", "Numbers", "Stats", "Visit", "numbers_of"]
+
+_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper bounds in seconds: those of Prometheus' own clients, from a millisecond on."""
+
+_LAG_INTERVAL: Final = 1.0
+"""Seconds between two looks at the lag of the event loop."""
+
+
+@dataclass(slots=True)
+class Histogram:
+    """How long something took, by upper bounds in seconds.
+
+    Attributes:
+        counts: How often it took at most each of `bounds`, and longer than the one before; the last is for all above.
+        total: The sum of all, in seconds.
+        bounds: The upper bounds, in seconds.
+    """
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(_BOUNDS) + 1))
+    total: float = 0.0
+    bounds: tuple[float, ...] = _BOUNDS
+
+    def add(self, seconds: float) -> None:
+        """Count one that took `seconds`."""
+        self.counts[bisect_left(_BOUNDS, seconds)] += 1
+        self.total += seconds
+
+    @property
+    def count(self) -> int:
+        """How often it happened."""
+        return sum(self.counts)
+
+    def __add__(self, other: Histogram) -> Histogram:
+        """Return both together."""
+        counts = [mine + others for mine, others in zip(self.counts, other.counts, strict=True)]
+        return Histogram(counts, self.total + other.total)
+
+
+@dataclass(slots=True)
+class Stats:
+    """The numbers of an app, as `App.stats` returns them: a copy, which changes no more.
+
+    Attributes:
+        open: Connections that are open now.
+        accepted: Upgrades that were accepted.
+        refused: Handshakes that were refused, by cause: `full`, `shutdown`, `origin`, `handler`, `failure`,
+            `connect_timeout`, `gone`, and what other limits call theirs.
+        ended: Connections that have ended, by close code and by whom, such as `"1000 client"`; `"lost"` without a close
+            frame.
+        messages_received: Messages that arrived.
+        bytes_received: Their payload, in bytes.
+        messages_sent: Messages that were handed to the server, the copy of each member of a broadcast included.
+        bytes_sent: Their payload, in bytes.
+        dropped: Outgoing messages that were dropped for a slow consumer, or closed it.
+        undelivered: Incoming messages that reached no hook.
+        slow_consumers: Connections that were closed because their peer read too slowly (1013).
+        hook_failures: Exceptions of hooks, by hook.
+        lag: How late the event loop ran a timer in the last second, in seconds; the worst of all processes.
+        handshakes: Time from the handshake to the upgrade.
+        lives: Time from the upgrade to the end, of connections that have ended.
+    """
+
+    open: int = 0
+    accepted: int = 0
+    refused: Counter[str] = field(default_factory=Counter[str])
+    ended: Counter[str] = field(default_factory=Counter[str])
+    messages_received: int = 0
+    bytes_received: int = 0
+    messages_sent: int = 0
+    bytes_sent: int = 0
+    dropped: int = 0
+    undelivered: int = 0
+    slow_consumers: int = 0
+    hook_failures: Counter[str] = field(default_factory=Counter[str])
+    lag: float = 0.0
+    handshakes: Histogram = field(default_factory=Histogram)
+    lives: Histogram = field(default_factory=Histogram)
+
+    def __add__(self, other: Stats) -> Stats:
+        """Return the numbers of both together."""
+        both = Stats()
+        for each in fields(Stats):
+            setattr(both, each.name, getattr(self, each.name) + getattr(other, each.name))
+        both.lag = max(self.lag, other.lag)
+        return both
+
+
+class Visit(Observer):
+    """Counts what happens to one connection.
+
+    Attributes:
+        messages_in: Messages that arrived.
+        bytes_in: Their payload, in bytes.
+        messages_out: Messages that were handed to the server.
+        bytes_out: Their payload, in bytes.
+        began: The clock's time of the handshake, and from the upgrade on that of the upgrade.
+        path: The path of the handshake.
+    """
+
+    __slots__ = ("_numbers", "began", "bytes_in", "bytes_out", "messages_in", "messages_out", "path")
+
+    def __init__(self, numbers: Numbers, channel: Channel) -> None:
+        self._numbers = numbers
+        self.began = channel.clock.time()
+        self.bytes_in = self.bytes_out = self.messages_in = self.messages_out = 0
+        self.path: str = channel.request.scope["path"]
+
+    def refused(self, scope: Scope, status: int, cause: str) -> None:
+        """Count and log the refusal."""
+        self._numbers.refused(scope, status, cause)
+
+    def accepted(self, channel: Channel) -> None:
+        """Count and log the upgrade."""
+        now = channel.clock.time()
+        numbers = self._numbers
+        numbers.stats.accepted += 1
+        numbers.stats.handshakes.add(now - self.began)
+        numbers.enter(self, channel.loop)
+        self.began = now
+        if numbers.log is not None:
+            numbers.log.accepted(channel.addr, self.path)
+
+    def messages_received(self, channel: Channel, messages: list[Data]) -> None:
+        """Count messages that arrived."""
+        self.messages_in += len(messages)
+        for message in messages:
+            self.bytes_in += wire_size(message)
+
+    def message_sent(self, channel: Channel, size: int) -> None:
+        """Count a message that was sent."""
+        self.messages_out += 1
+        self.bytes_out += size
+
+    def message_dropped(self, channel: Channel) -> None:
+        """Count a message that was not sent."""
+        self._numbers.stats.dropped += 1
+
+    def hook_ended(self, channel: Channel, hook: str, exception: BaseException | None) -> None:
+        """Count a failure."""
+        expected = ConnectionClosed, asyncio.CancelledError
+        if exception is not None and not isinstance(exception, expected):
+            self._numbers.stats.hook_failures[hook] += 1
+
+    def ended(self, channel: Channel) -> None:
+        """Add what this connection has counted, and log its end."""
+        numbers, stats = self._numbers, self._numbers.stats
+        seconds = channel.clock.time() - self.began
+        numbers.visits.discard(self)
+        self.add_to(stats)
+        stats.lives.add(seconds)
+        stats.undelivered += channel.undelivered
+        reason = channel.reason
+        stats.ended[_kind(reason)] += 1
+        if isinstance(reason, Close) and reason.code == CloseCode.TRY_AGAIN_LATER and reason.by == "server":
+            stats.slow_consumers += 1
+        if numbers.log is not None:
+            sent = self.messages_out, self.bytes_out
+            numbers.log.ended(channel.addr, self.path, reason, seconds, (self.messages_in, self.bytes_in), sent)
+
+    def add_to(self, stats: Stats) -> None:
+        """Add the messages of this connection."""
+        stats.messages_received += self.messages_in
+        stats.bytes_received += self.bytes_in
+        stats.messages_sent += self.messages_out
+        stats.bytes_sent += self.bytes_out
+
+
+def _kind(reason: DisconnectReason | None) -> str:
+    match reason:
+        case Close(code, _, by):
+            return f"{code} {by}"
+        case Timeout():
+            return f"{CloseCode.GOING_AWAY} server"
+        case Error():
+            return f"{CloseCode.INTERNAL_ERROR} server"
+        case _:
+            return "lost"
+
+
+def numbers_of(app: Application) -> Numbers:
+    """Return what counts the connections of `app`, from the first call on."""
+    numbers = _numbers.get(app)
+    if numbers is None:
+        numbers = _numbers[app] = Numbers()
+        context_of(app).observe(numbers)
+    return numbers
+
+
+class Numbers(Observer):
+    """Counts what happens to all connections of an app.
+
+    Attributes:
+        stats: What has ended, without the messages of connections that are open.
+        visits: The connections that are open.
+        log: Where their beginning and end is written; `None` for nowhere.
+    """
+
+    def __init__(self) -> None:
+        self.stats = Stats()
+        self.visits: set[Visit] = set()
+        self.log: AccessLog | None = None
+        self._measures_lag = False
+
+    def begin(self, channel: Channel) -> Visit:
+        """Return what counts for one connection."""
+        return Visit(self, channel)
+
+    def refused(self, scope: Scope, status: int, cause: str) -> None:
+        """Count and log a handshake that was refused."""
+        self.stats.refused[cause] += 1
+        if self.log is not None:
+            self.log.refused(scope, status, cause)
+
+    def taken(self) -> Stats:
+        """Return the numbers of this moment; from any thread."""
+        taken = self.stats + Stats()
+        visits = tuple(self.visits)
+        taken.open = len(visits)
+        for visit in visits:
+            visit.add_to(taken)
+        return taken
+
+    def _measure_lag(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
+        # As long as somebody is connected, so that no timer is left behind at the end.
+        now = loop.time()
+        self.stats.lag = max(0.0, now - due)
+        self._measures_lag = bool(self.visits)
+        if self._measures_lag:
+            due = now + _LAG_INTERVAL
+            loop.call_at(due, self._measure_lag, loop, due)
+
+    def enter(self, visit: Visit, loop: asyncio.AbstractEventLoop) -> None:
+        """Note that a connection is open."""
+        self.visits.add(visit)
+        if not self._measures_lag:
+            self._measure_lag(loop, loop.time())
+
+
+_numbers: Final[WeakKeyDictionary[Application, Numbers]] = WeakKeyDictionary()
