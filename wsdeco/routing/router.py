@@ -94,7 +94,7 @@ class _Index:
     """
 
     def __init__(self, routes: list[BaseRoute]) -> None:
-        self._edition = _edition_of(routes)
+        self._edition = routes.edition if isinstance(routes, _RouteList) else None
         self._routes = routes.copy()
         self._anywhere: list[int] = []
         self._below: dict[str, list[int]] = {}
@@ -107,9 +107,8 @@ class _Index:
 
     def is_of(self, routes: list[BaseRoute]) -> bool:
         """Return whether these are the routes, as they are now."""
-        edition = _edition_of(routes)
-        if edition is not None:
-            return edition is self._edition
+        if isinstance(routes, _RouteList):
+            return routes.edition is self._edition
         # A list that somebody else has made does not tell when it is edited.
         return len(routes) == len(self._routes) and all(map(is_, routes, self._routes))
 
@@ -131,10 +130,6 @@ class _Index:
             # No path that a peer made up is kept.
             self._known[path] = found
         return found
-
-
-def _edition_of(routes: list[BaseRoute]) -> object:
-    return routes.edition if isinstance(routes, _RouteList) else None
 
 
 def _prefixes(path: str) -> Iterable[str]:
