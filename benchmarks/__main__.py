@@ -13,10 +13,11 @@ from types import FrameType
 from typing import Final, TypeVar
 
 from benchmarks.chart import to_svg
+from benchmarks.loads import Effort, Row
 from benchmarks.machine import choose_cores, describe_machine, many_descriptors
 from benchmarks.measure import measure
 from benchmarks.report import Run, to_json, to_markdown
-from benchmarks.rows import CONNECTIONS, CROWD, GROWTH_LEVELS, ROWS, Effort, Row
+from benchmarks.rows import CONNECTIONS, CROWD, GROWTH_LEVELS, ROWS
 from benchmarks.servers import CHECKOUT, SERVERS, RustServer, Server
 
 FULL: Final = Effort(rounds=3, seconds=1.5, latency_seconds=2.0, idle_connections=4_000, levels=GROWTH_LEVELS)

@@ -5,9 +5,9 @@ import sys
 from collections.abc import Generator, Sequence
 from typing import Self
 
+from benchmarks.loads import Effort, Row
 from benchmarks.machine import Cores, pinned
 from benchmarks.results import Results
-from benchmarks.rows import Effort, Row
 from benchmarks.servers import RunningServer, Server, running
 from benchmarks.wire import NotOffered, ServerFault
 

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
+from benchmarks.loads import Effort
 from benchmarks.results import Figure, Results
-from benchmarks.rows import CONNECTIONS, ROWS, Effort
+from benchmarks.rows import CONNECTIONS, ROWS
 from benchmarks.servers import SERVERS
 from benchmarks.targets import Outcome, evaluate
 

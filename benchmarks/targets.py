@@ -6,6 +6,7 @@ from typing import Final, TypeAlias
 
 from benchmarks.results import Results
 from benchmarks.servers import SERVERS, Kind
+from benchmarks.sizes import KINDS, SIZES
 
 Find: TypeAlias = Callable[[Results], tuple[float, str] | None]
 """Returns what was measured, and beside which server; `None` when a number for it is missing."""
@@ -88,12 +89,27 @@ def absolute(text: str, limit: float, unit: str, key: str, server: str = "wsdeco
 
 
 TARGETS: Final = (
+    *(
+        versus(f"{kind} {size}", 0.9 if kind.startswith("compressed") else 0.8, f"{kind}-{size}.cpu", "starlette")
+        for kind in KINDS
+        for size in SIZES
+    ),
+    versus("echo 128 KiB", 0.7, "text-128k.cpu", "starlette"),
+    versus("echo 128 KiB", 1.5, "text-128k.cpu", "picows"),
+    versus("echo 1 MiB", 0.7, "text-1m.cpu", "starlette"),
+    versus("echo 1 MiB", 1.5, "text-1m.cpu", "picows"),
+    versus("text beyond ASCII, 64 KiB", 0.8, "beyond-64k.cpu", "starlette"),
+    versus("text beyond ASCII, 64 KiB, compressed", 0.9, "compressed-beyond-64k.cpu", "starlette"),
+    versus("1 MiB in fragments of 4 KiB", 0.9, "fragments.cpu", "starlette"),
+    versus("1 MiB in fragments of 4 KiB", 0.8, "fragments.cpu", "websockets"),
+    versus("256 KiB to 10 members", 1.2, "fan-out-256k.cpu", "picows"),
+    versus("64 KiB to 1,000 members", 0.8, "fan-out-64k.cpu", "starlette"),
     versus("echo 64 B, 1 in flight", 1.15, "echo-64-d1.cpu", "picows"),
     versus("echo 64 B, 1 in flight", 0.95, "echo-64-d1.cpu", "aiohttp"),
     versus("echo 64 B, 1 in flight", 0.60, "echo-64-d1.cpu", "starlette"),
     versus_best("echo 64 B, 16 in flight", 0.60, "echo-64-d16.cpu", PEERS, "the best peer"),
     versus("echo 64 B, 16 in flight", 0.25, "echo-64-d16.cpu", "starlette"),
-    versus("echo 16 KiB, 1 in flight", 1.10, "echo-16k.cpu", "picows"),
+    versus("echo 16 KiB, 1 in flight", 1.25, "echo-16k.cpu", "picows"),
     absolute("memory of an idle connection", 4.0, "KiB", "idle.memory"),
     absolute("memory after one message", 4.0, "KiB", "idle.memory_after_message"),
     versus_best("memory of an idle connection", 0.35, "idle.memory", PYTHON_PEERS, "the best Python peer"),

@@ -14,18 +14,23 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks import growth
 from benchmarks.chart import to_svg
+from benchmarks.loads import Effort
 from benchmarks.report import Run, format_number, table, to_json, to_markdown
 from benchmarks.results import Results, median, percentile
-from benchmarks.rows import FIGURES, ROWS, Effort
+from benchmarks.rows import FIGURES, ROWS
 from benchmarks.servers import SERVERS, Kind
+from benchmarks.sizes import SIZE_ROWS, connections_for
 from benchmarks.targets import TARGETS, evaluate
 from benchmarks.wire import (
+    BINARY,
     FIN,
     MASKED,
     RSV1,
     TEXT,
     NotOffered,
+    Payload,
     ServerFault,
+    answered_with_length,
     check_upgrade,
     deflated,
     frame_end,
@@ -34,6 +39,7 @@ from benchmarks.wire import (
     masked_frame,
     take_messages,
 )
+from wsdeco.wire.incoming import Framing
 
 EFFORT = Effort(rounds=3, seconds=0.1, latency_seconds=0.1, idle_connections=1, levels=(32,))
 
@@ -104,7 +110,9 @@ def test_a_table_is_markdown() -> None:
 
 def test_targets_name_figures_and_servers_that_exist() -> None:
     everything: dict[str, dict[str, list[float | None]]] = {
-        figure.key: {server.name: [1.0] for server in SERVERS} for figure in FIGURES
+        figure.key: {server.name: [1.0] for server in SERVERS if server.name in row.servers or not row.servers}
+        for row in ROWS
+        for figure in row.figures
     }
     outcomes = evaluate(results_of(everything))
     unmeasured = [outcome.target.text for outcome in outcomes if outcome.verdict == "not measured"]
@@ -191,6 +199,28 @@ def test_messages_are_counted_across_reads_and_pings_are_not() -> None:
         buffer.append(byte)
         counted += take_messages(buffer)
     assert (counted, len(buffer)) == (2, 0)
+
+
+@pytest.mark.parametrize("size", [64, 1000, 100_001])
+@pytest.mark.parametrize("payload", Payload)
+def test_a_message_of_any_kind_has_its_size_and_is_valid(payload: Payload, size: int) -> None:
+    message = make_message(size, payload)
+    assert len(message.text) == size
+    assert message.text.decode().isascii() is (payload is not Payload.BEYOND_ASCII)
+    assert message.frame[0] & 0x0F == (BINARY if payload is Payload.BINARY else TEXT)
+    assert len(message.frame) == (message.reply_size or 0) + 4
+
+
+def test_a_message_in_fragments_is_the_same_message() -> None:
+    messages = Framing(100_000).receive(make_message(100_000, fragment=4096).frame)
+    assert messages == [make_message(100_000).text.decode()]
+    answered = answered_with_length(make_message(100_000, fragment=4096))
+    assert (answered.reply, answered.reply_size) == (b"100000", 8)
+
+
+def test_rows_by_size_know_their_servers() -> None:
+    assert {name for row in SIZE_ROWS for name in row.servers} <= {server.name for server in SERVERS}
+    assert [connections_for(size) for size in (64, 128 * 1024, 1 << 20, 16 << 20)] == [32, 32, 4, 4]
 
 
 def test_a_close_frame_ends_the_measurement() -> None:
