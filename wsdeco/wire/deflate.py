@@ -86,7 +86,9 @@ class Deflate:
         self._inflater: _Inflater | None = None
         self._compressor: _Compressor | None = None
 
-    def inflate(self, payload: bytes | bytearray | memoryview, limit: int, *, ends: bool) -> bytes:
+    def inflate(  # noqa: C901 - pieces, blocks, and what may be wrong with them
+        self, payload: bytes | bytearray | memoryview, limit: int, *, ends: bool
+    ) -> bytes:
         """Inflate the payload of a frame of a compressed message.
 
         Args:
@@ -98,8 +100,8 @@ class Deflate:
             PayloadTooBig: It inflates to more than `limit`.
             ProtocolError: It is not a deflate stream, or hardly anything but blocks without content.
         """
-        output = bytearray()
-        final_blocks = consumed = 0
+        output: list[bytes] = []
+        size = final_blocks = consumed = 0
         for data in _pieces(payload, ends=ends):
             consumed += len(data)
             while data:
@@ -107,11 +109,14 @@ class Deflate:
                 if inflater is None:
                     inflater = self._inflater = zlib.decompressobj(-self._client_window_bits)
                 try:
-                    output += inflater.decompress(data, min(limit + 1 - len(output), _OUTPUT_PIECE))
+                    inflated = inflater.decompress(data, min(limit + 1 - size, _OUTPUT_PIECE))
                 except zlib.error:
                     raise ProtocolError("invalid compressed data") from None
-                if len(output) > limit:
+                size += len(inflated)
+                if size > limit:
                     raise PayloadTooBig(None, limit)
+                if inflated:
+                    output.append(inflated)
                 data = inflater.unconsumed_tail  # noqa: PLW2901 - what is left of it
                 if inflater.eof:
                     final_blocks += 1
@@ -120,11 +125,11 @@ class Deflate:
                     data = inflater.unused_data  # noqa: PLW2901
                     self._inflater = None
             # Data that cannot be compressed grows by an eighth at most.
-            if consumed - len(output) * 9 // 8 > _MAX_WASTE:
+            if consumed - size * 9 // 8 > _MAX_WASTE:
                 raise ProtocolError("compressed data that inflates to hardly anything")
         if ends and not self._client_context:
             self._inflater = None
-        return bytes(output)
+        return output[0] if len(output) == 1 else b"".join(output)
 
     def encode_message(self, message: str | bytes) -> bytes:
         """Return the whole frame of a message, compressed unless it is too short (RFC 7692, section 6).
