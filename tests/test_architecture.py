@@ -31,6 +31,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "observe": {"routing", "definition", "channels"},
     "connection": {"definition", "channels", "rooms"},
     "definition": {"channels"},
+    "typed": {"channels"},
     "rooms": {"channels", "wire", "backplanes/interface"},
     "testing": {"channels", "backplanes/interface"},
     "channels": {"wire"},
@@ -65,6 +66,7 @@ LAZILY: Final[dict[tuple[str, str], str]] = {
     ("cli/connect", "cli/conversation"): "command",
     ("cli/run", "launch"): "command",
     ("cli/run", "server/options"): "command",
+    ("definition/types", "typed/dialogue"): "_typed",
     ("routing/not_found", "console/serving"): "NotFound.__call__",
 }
 """Imports that wait for a call: (importer, imported), and the one function they may stand in.

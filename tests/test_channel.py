@@ -14,7 +14,7 @@ from tests.stacks import MEMORY, Peer, Stack, soon
 from tests.wire import Logged, Wire, assert_at_rest, websocket_scope
 from wsdeco import Address, App, Close, ConnectionClosed, ConnectionConfig, DisconnectReason, Error, Sink, Unknown
 from wsdeco.channels.asgi import AsgiChannel, disconnect_reason
-from wsdeco.channels.base import Channel
+from wsdeco.channels.base import Channel, Conversation
 from wsdeco.testing import ChannelPeer, MakePair, ManualClock, check_channel
 
 
@@ -130,6 +130,8 @@ def test_disconnect_reason(message: dict[str, object], reason: DisconnectReason)
 
 
 class Owner:
+    conversation: Conversation | None = None
+
     def __init__(self) -> None:
         self.heard: list[str] = []
 

@@ -17,10 +17,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsdeco.config import DEFAULT_CONFIG, Compression, ConnectionConfig, Limits, Seconds, SlowConsumer, make_config
+from wsdeco.config import (
+    DEFAULT_CONFIG,
+    Codec,
+    Compression,
+    ConnectionConfig,
+    Invalid,
+    Limits,
+    Seconds,
+    SlowConsumer,
+    make_config,
+)
 
 FIELDS: Final = [field.name for field in dataclasses.fields(ConnectionConfig)]
-COUNTS: Final = ["max_connections", "max_connections_total", "max_message_size", "max_inbox", "max_outbox", "max_rooms"]
+COUNTS: Final = [
+    "max_connections",
+    "max_connections_total",
+    "max_message_size",
+    "max_inbox",
+    "max_outbox",
+    "max_rooms",
+    "max_invalid",
+    "parallel",
+]
 POSITIVE_SECONDS: Final = [
     "max_connection_duration",
     "idle_timeout",
@@ -43,6 +62,7 @@ OPTIONAL: Final = [
     "allowed_origins",
     "ping_interval",
     "ping_timeout",
+    "codec",
 ]
 
 STORED_AS: Final[dict[object, object]] = {
@@ -52,6 +72,8 @@ STORED_AS: Final[dict[object, object]] = {
     Seconds: float,
     Seconds | None: float | None,
     SlowConsumer: SlowConsumer,
+    Invalid: Invalid,
+    Literal["json", "msgpack"] | Codec | None: Literal["json", "msgpack"] | Codec | None,
     Literal["*"] | Iterable[str] | None: Literal["*"] | tuple[str, ...] | None,
     Sequence[str]: tuple[str, ...],
 }
@@ -95,6 +117,10 @@ def test_defaults() -> None:
         "ping_interval": 20.0,
         "ping_timeout": 20.0,
         "compression": False,
+        "codec": None,
+        "invalid": "reply",
+        "max_invalid": 10,
+        "parallel": 1,
     }
 
 
@@ -443,3 +469,28 @@ def test_settings_of_compression_out_of_their_range(
     with pytest.raises(fault) as caught:
         Compression(**settings)
     assert str(caught.value) == message
+
+
+class Reverse:
+    """A codec."""
+
+    def encode(self, message: Any) -> str | bytes:
+        return str(message)[::-1]
+
+    def decode(self, frame: str | bytes) -> Any:
+        return frame[::-1]
+
+
+def test_codecs() -> None:
+    own = Reverse()
+    assert [ConnectionConfig(codec=codec).codec for codec in ("json", "msgpack", own)] == ["json", "msgpack", own]
+    with pytest.raises(ValueError, match=r"^codec must be 'json' or 'msgpack', not 'yaml'"):
+        configure("codec", "yaml")
+    for wrong in (1, Reverse, object()):
+        with pytest.raises(TypeError, match=r"^codec must be 'json', 'msgpack' or an object with encode and decode"):
+            configure("codec", wrong)
+
+
+@pytest.mark.parametrize("value", ["reply", "close"])
+def test_invalid(value: Invalid) -> None:
+    assert ConnectionConfig(invalid=value).invalid == value

@@ -1615,7 +1615,7 @@ async def test_rule_8_accept_comes_once_and_first() -> None:
         (
             1,
             TypeError,
-            "a message must be str or bytes, not int: for anything else that JSON can carry write sink.send_json(...)",
+            "a message must be str or bytes, not int: write sink.send_json(...), or annotate on_message with types",
         ),
         (None, TypeError, "not NoneType"),
         ("\ud800", ValueError, "text cannot be sent, UTF-8 has no form for it"),

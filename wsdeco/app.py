@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from typing_extensions import Unpack
 
+from wsdeco.channels.data import Outgoing
 from wsdeco.channels.sink import Sink
 from wsdeco.config import ConnectionConfig, Limits, make_config
 from wsdeco.definition.factory import HandlerFactory, build_factory
 from wsdeco.definition.paths import check_path, unknown_path
+from wsdeco.definition.plan import plan_of
 from wsdeco.reasons import RouteError
 from wsdeco.rooms.room import Room
 from wsdeco.routing.application import Application
@@ -112,6 +114,8 @@ class App(Application):
         checked = make_config(config, limits)
         check_path(path)
         built = build_factory(cls, path, factory)
+        if not inspect.isabstract(cls):
+            self._rooms.broadcasts.messages.learn(path, plan_of(cls, checked.codec).dialogue)
         name = cls.__qualname__.rpartition("<locals>.")[2]
         endpoint = HandlerEndpoint(built, checked, name, path, self._context, self._rooms.of_route(path))
         route = SocketRoute(path, endpoint, name=cls.__name__)
@@ -172,7 +176,7 @@ class App(Application):
         """
         return Room(name, self._rooms)
 
-    async def broadcast(self, path: str, data: str | bytes, exclude: Sink | Iterable[Sink] = ()) -> int:
+    async def broadcast(self, path: str, data: Outgoing, exclude: Sink | Iterable[Sink] = ()) -> int:
         """Send one message to every connection of a route, as `Room.broadcast` does to the members of a room.
 
         They are those of a handler, and those that an endpoint of `route` serves by `handle_upgrade`, each from its
@@ -181,7 +185,7 @@ class App(Application):
         Args:
             path: The path as it is registered, `"/rooms/{room}"` for instance: all connections of the route. For those
                 of one URL let them join a `room`.
-            data: The message.
+            data: The message: `str`, `bytes`, or what the handler writes, if it has messages with types.
             exclude: Who is not to get it: a sink, or several.
 
         Returns:
@@ -195,12 +199,12 @@ class App(Application):
         """
         return await self._rooms.broadcasts.send(self._room_key(path), data, exclude)
 
-    def broadcast_nowait(self, path: str, data: str | bytes, exclude: Sink | Iterable[Sink] = ()) -> None:
+    def broadcast_nowait(self, path: str, data: Outgoing, exclude: Sink | Iterable[Sink] = ()) -> None:
         """Do what `broadcast` does, from synchronous code of any thread, as `Room.broadcast_nowait` does.
 
         Args:
             path: The path as it is registered.
-            data: The message.
+            data: The message: `str`, `bytes`, or what the handler writes, if it has messages with types.
             exclude: Who is not to get it: a sink, or several.
 
         Raises:

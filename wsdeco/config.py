@@ -8,18 +8,44 @@ from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields
 from datetime import timedelta
-from typing import Any, Final, Literal, TypeAlias, TypedDict, cast
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypedDict, cast, runtime_checkable
 
 from wsdeco.origins import parse_origin
 from wsdeco.tokens import is_token
 
-__all__ = ["DEFAULT_CONFIG", "Compression", "ConnectionConfig", "Limits", "Seconds", "SlowConsumer", "make_config"]
+__all__ = [
+    "DEFAULT_CONFIG",
+    "Codec",
+    "Compression",
+    "ConnectionConfig",
+    "Invalid",
+    "Limits",
+    "Seconds",
+    "SlowConsumer",
+    "make_config",
+]
 
 Seconds: TypeAlias = float | timedelta
 """A duration: seconds as a number, or a `timedelta`."""
 
 SlowConsumer: TypeAlias = Literal["close", "drop"]
 """What happens to a peer whose outbox is full: closed with 1013, or the message dropped and counted."""
+
+Invalid: TypeAlias = Literal["reply", "close"]
+"""What follows an incoming message that is not of the annotated type: an error reply, or a close with 1007."""
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """The wire form of messages with types, where JSON and MessagePack are not it."""
+
+    def encode(self, message: Any, /) -> str | bytes:
+        """Return the frame of a message made of dicts, lists, str, numbers, bool and None."""
+        ...
+
+    def decode(self, frame: str | bytes, /) -> Any:
+        """Return the message of a frame, made of the same; `ValueError` where it is none."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +90,10 @@ class Limits(TypedDict, total=False):
     ping_interval: Seconds | None
     ping_timeout: Seconds | None
     compression: bool | Compression
+    codec: Literal["json", "msgpack"] | Codec | None
+    invalid: Invalid
+    max_invalid: int
+    parallel: int
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -104,6 +134,12 @@ class ConnectionConfig:
         compression: Whether permessage-deflate (RFC 7692) is agreed on with clients that offer it; it takes 38
             to 51 KiB of memory per connection. `Compression(level=1, threshold=256)` chooses how hard zlib tries, and
             which messages are too short for it; `True` is its default. Other servers compress as they are set up.
+        codec: How messages with types travel (`wsdeco[typed]`): `"json"` in text frames, `"msgpack"` in binary frames,
+            or an object with `encode` and `decode`. `None` is JSON where the annotations of `on_message` ask for types.
+        invalid: What follows a message that is not of the annotated type: `"reply"` tells the peer, `"close"` closes
+            with 1007.
+        max_invalid: Invalid messages in a row that are answered; one more closes with 1008.
+        parallel: Messages of one connection that `on_message` handles at a time; 1 keeps their order.
 
     Raises:
         TypeError: A value has the wrong type.
@@ -128,6 +164,10 @@ class ConnectionConfig:
     ping_interval: float | None
     ping_timeout: float | None
     compression: bool | Compression
+    codec: Literal["json", "msgpack"] | Codec | None
+    invalid: Invalid
+    max_invalid: int
+    parallel: int
 
     def __init__(
         self,
@@ -150,6 +190,10 @@ class ConnectionConfig:
         ping_interval: Seconds | None = 20.0,
         ping_timeout: Seconds | None = 20.0,
         compression: bool | Compression = False,
+        codec: Literal["json", "msgpack"] | Codec | None = None,
+        invalid: Invalid = "reply",
+        max_invalid: int = 10,
+        parallel: int = 1,
     ) -> None:
         checked: dict[str, object] = {
             "max_connections": _optional(_count, "max_connections", max_connections),
@@ -163,13 +207,17 @@ class ConnectionConfig:
             "max_message_size": _count("max_message_size", max_message_size),
             "max_inbox": _count("max_inbox", max_inbox),
             "max_outbox": _count("max_outbox", max_outbox),
-            "slow_consumer": _slow_consumer(slow_consumer),
+            "slow_consumer": _choice("slow_consumer", slow_consumer, "close", "drop"),
             "max_rooms": _optional(_count, "max_rooms", max_rooms),
             "allowed_origins": _origins(allowed_origins),
             "subprotocols": _subprotocols(subprotocols),
             "ping_interval": _optional(_positive, "ping_interval", ping_interval),
             "ping_timeout": _optional(_positive, "ping_timeout", ping_timeout),
             "compression": _compression(compression),
+            "codec": _optional(_codec, "codec", codec),
+            "invalid": _choice("invalid", invalid, "reply", "close"),
+            "max_invalid": _count("max_invalid", max_invalid),
+            "parallel": _count("parallel", parallel),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -241,15 +289,20 @@ def _count(name: str, value: object) -> int:
     return value
 
 
-def _slow_consumer(value: object) -> SlowConsumer:
-    match value:
-        case "close":
-            return "close"
-        case "drop":
-            return "drop"
-        case _:
-            fault = ValueError if isinstance(value, str) else TypeError
-            raise fault(f"slow_consumer must be 'close' or 'drop', not {value!r}")
+def _choice(name: str, value: object, *choices: str) -> str:
+    if isinstance(value, str) and value in choices:
+        # An enumeration of `str` is stored as its text.
+        return choices[choices.index(value)]
+    fault = ValueError if isinstance(value, str) else TypeError
+    raise fault(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}")
+
+
+def _codec(name: str, value: object) -> object:
+    if isinstance(value, str):
+        return _choice(name, value, "json", "msgpack")
+    if isinstance(value, Codec) and not isinstance(value, type):
+        return value
+    raise TypeError(f"{name} must be 'json', 'msgpack' or an object with encode and decode, not {value!r}")
 
 
 def _texts(name: str, value: object, example: str) -> tuple[str, ...]:

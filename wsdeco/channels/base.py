@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
@@ -24,7 +24,7 @@ from wsdeco.config import ConnectionConfig
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, Error, Unknown
 from wsdeco.wire.outgoing import Encoded
 
-__all__ = ["Channel", "Membership", "Owner"]
+__all__ = ["Channel", "Conversation", "Membership", "Owner"]
 
 T = TypeVar("T")
 
@@ -33,8 +33,33 @@ _FEW_ROOMS: Final = 8
 """Rooms of one connection up to which they are a tuple, which takes less memory; more of them are a dict."""
 
 
+class Conversation(Protocol):
+    """The messages with types of one connection."""
+
+    def encode(self, message: object) -> Data:
+        """Return the frame of a message."""
+        ...
+
+    def encode_json(self, message: object) -> str:
+        """Return the text of a message as JSON."""
+        ...
+
+    def bind(self, on_message: Callable[[Any], Any], *, streams: bool) -> Callable[[Data], Any]:
+        """Return what takes frames in the place of `on_message`, and gives some."""
+        ...
+
+    async def ask(self, message: object, answer: Any, timeout: float) -> Any:  # noqa: ASYNC109 - the channel's clock
+        """Send a request, and return its answer."""
+
+
 class Owner(Protocol):
-    """Who is told what happens to a channel."""
+    """Who is told what happens to a channel.
+
+    Attributes:
+        conversation: What encodes messages with types; `None` where there are none.
+    """
+
+    conversation: Conversation | None
 
     def channel_accepted(self) -> None:
         """Take notice that the upgrade is accepted; called once at most."""
@@ -229,6 +254,46 @@ class Channel(ABC):
         """Return what is done as soon as a message waits or the channel has ended, for the one who takes messages."""
         self._message_waiter = self.loop.create_future()
         return self._message_waiter
+
+    def next_event(self) -> asyncio.Future[None]:
+        """Return what is done at the next event, for one who looks on while somebody else takes messages."""
+        waiter = self._message_waiter
+        return self.event() if waiter is None or waiter.done() else waiter
+
+    def sift(self, keep: Callable[[Data], bool], skip: int) -> int:
+        """Take those messages out of the inbox that `keep` is false for; return how many are left.
+
+        Args:
+            keep: Asked for each message, the oldest first.
+            skip: How many of the oldest are not asked for.
+        """
+        inbox = self._inbox
+        if inbox is None:
+            return 0
+        new = len(inbox) - skip
+        # The newest message is the first of the list.
+        kept = [data for data in reversed(inbox[:new]) if data is None or keep(data)]
+        # Unless one of them has closed the channel.
+        if self._inbox is inbox and len(kept) < new:
+            left = kept[::-1] + inbox[new:]
+            self._inbox = left or None
+            self._inbox_size = sum(sys.getsizeof(data) for data in left if data is not None)
+            self.wake_reader()
+        return len(self._inbox or ())
+
+    def encode(self, message: object) -> Data:
+        """Return the frame for a message that is neither text nor bytes.
+
+        Raises:
+            TypeError: The handler has no types.
+        """
+        conversation = None if self.owner is None else self.owner.conversation
+        if conversation is None:
+            raise TypeError(
+                f"a message must be str or bytes, not {type(message).__name__}: write sink.send_json(...), or annotate "
+                'on_message with types, or give the handler a codec, as in @ws.handler(path, codec="json")'
+            )
+        return conversation.encode(message)
 
     async def receive(self) -> Data | None:
         """Return the next message in order; `None` when the channel has ended and none is left."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol, TypeAlias, cast
 
 from wsdeco.reasons import printable
 from wsdeco.tokens import is_token
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Address",
     "Data",
+    "Encoder",
     "HeaderItems",
+    "Outgoing",
     "checked_data",
     "checked_headers",
     "checked_kind",
@@ -26,6 +28,28 @@ __all__ = [
 
 Data: TypeAlias = str | bytes
 """A message: `str` travels as a text frame, `bytes` as a binary one."""
+
+
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+class _Struct(Protocol):
+    __struct_fields__: ClassVar[tuple[str, ...]]
+
+
+class _AttrsClass(Protocol):
+    __attrs_attrs__: ClassVar[Any]
+
+
+class _PydanticModel(Protocol):
+    def model_dump_json(self) -> str: ...
+
+
+Outgoing: TypeAlias = (
+    str | bytes | Mapping[str, Any] | Sequence[Any] | _Dataclass | _Struct | _AttrsClass | _PydanticModel
+)
+"""What can be sent: text, bytes, and messages with types, if the handler has such."""
 
 HeaderItems: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
 """Header fields of a response, as a mapping or, where a name repeats, as pairs."""
@@ -70,6 +94,14 @@ def exceeds(data: Data, limit: int) -> bool:
     return len(data) * (4 if isinstance(data, str) else 1) > limit and wire_size(data) > limit
 
 
+class Encoder(Protocol):
+    """What has frames for messages with types."""
+
+    def encode(self, message: object, /) -> Data:
+        """Return the frame of a message, or raise `TypeError`."""
+        ...
+
+
 def checked_data(data: object) -> Data:
     """Return `data` as something a frame can carry.
 
@@ -82,20 +114,24 @@ def checked_data(data: object) -> Data:
     return checked
 
 
-def checked_kind(data: object) -> Data:
+def checked_kind(data: object, encoder: Encoder | None = None, advice: str = "write json.dumps(...) first") -> Data:
     """Return `data` as text or bytes; whether UTF-8 can carry the text is for the channel to find out.
 
+    Args:
+        data: The message.
+        encoder: Asked for what is neither text nor bytes.
+        advice: What to write where there is no encoder.
+
     Raises:
-        TypeError: `data` is neither text nor bytes.
+        TypeError: `data` is neither text nor bytes, and there is no encoder for it.
     """
     if isinstance(data, str):
         return data
     if isinstance(data, bytes | bytearray | memoryview):
         return bytes(cast("Buffer", data))
-    raise TypeError(
-        f"a message must be str or bytes, not {type(data).__name__}: "
-        "for anything else that JSON can carry write sink.send_json(...), or json.dumps(...) first"
-    )
+    if encoder is not None:
+        return encoder.encode(data)
+    raise TypeError(f"a message must be str or bytes, not {type(data).__name__}: {advice}")
 
 
 def unsendable(error: UnicodeEncodeError) -> ValueError:

@@ -203,9 +203,8 @@ class DirectChannel(Channel):
         self._connection.finish()
         return reason
 
-    def discard_inbox(self) -> None:
-        """As for every channel."""
-        super().discard_inbox()
+    def wake_reader(self) -> None:
+        """Have the peer read again, if there is room for its messages."""
         self._resume_reading()
 
     def _resume_reading(self) -> None:

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.requests import HTTPConnection
 
 from wsdeco.channels.base import Channel, Owner
-from wsdeco.channels.data import Address, HeaderItems, checked_data, checked_kind, exceeds, wire_size
+from wsdeco.channels.data import Address, HeaderItems, Outgoing, checked_data, checked_kind, exceeds, wire_size
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, check_close_code, cut_close_reason
 
 __all__ = ["Sink", "channel_of"]
@@ -95,20 +95,27 @@ class Sink:
             raise RuntimeError("the upgrade has been accepted already: call accept() in on_connect, before any send()")
         await self._channel.accept(subprotocol, headers)
 
-    async def send(self, data: str | bytes) -> None:
-        """Send one message, `str` as text and `bytes` as binary; wait while the peer's buffer is full.
+    async def send(self, data: Outgoing) -> None:
+        """Send one message; wait while the peer's buffer is full.
+
+        Args:
+            data: `str` travels as text, `bytes` as binary, and anything else by the codec of the handler, if
+                `on_message` is annotated with types or a `codec` is given.
 
         Raises:
             ConnectionClosed: The connection has ended.
             RuntimeError: The call comes from another event loop.
-            TypeError: `data` is neither text nor bytes.
+            TypeError: `data` has no form on the wire.
             ValueError: `data` is text with a lone surrogate.
         """
         self._check_loop()
-        await self._channel.send(checked_kind(data))
+        channel = self._channel
+        await channel.send(checked_kind(data, channel))
 
     async def send_json(self, data: Any) -> None:
-        """Send `data` as JSON in a text message.
+        """Send `data` as JSON in a text message, whatever the codec of the handler is.
+
+        Of a handler with types it takes these as well.
 
         Raises:
             ConnectionClosed: The connection has ended.
@@ -116,9 +123,37 @@ class Sink:
             TypeError: JSON has no form for `data`.
             ValueError: `data` refers to itself, or holds NaN or an infinity.
         """
-        await self.send(json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
+        owner = self._channel.owner
+        if owner is not None and owner.conversation is not None:
+            await self.send(owner.conversation.encode_json(data))
+        else:
+            await self.send(json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
 
-    def send_nowait(self, data: str | bytes) -> bool:
+    async def ask(self, message: Outgoing, answer: type[T], *, timeout: float = 30.0) -> T:  # noqa: ASYNC109 - by its clock
+        """Send a message with a number, and return the peer's answer, which is a message with the same number.
+
+        The message gets a member `id`, such as `"$1"`; a message of the peer with this `id` is the answer. A hook may
+        await it, though messages that come before the answer wait for the hook; up to twice `max_inbox` and
+        `max_message_size` of them are kept.
+
+        Args:
+            message: What the codec of the handler writes as an object.
+            answer: The type of the answer. One of another type is invalid, and the request waits on.
+            timeout: Seconds to wait for it.
+
+        Raises:
+            ConnectionClosed: The connection has ended.
+            RuntimeError: The call comes from another event loop.
+            TimeoutError: The answer has not come in time.
+            TypeError: The handler has no types, or `message` is not written as an object.
+        """
+        conversation = self._open_owner().conversation
+        if conversation is None:
+            raise TypeError("ask() needs an on_message that is annotated with types, since answers come there")
+        found: T = await conversation.ask(message, answer, timeout)
+        return found
+
+    def send_nowait(self, data: Outgoing) -> bool:
         """Put one message into the outbox without waiting for the peer, as a broadcast must.
 
         Messages wait there until the upgrade is accepted and the peer reads. Where `max_outbox` would be
@@ -136,7 +171,7 @@ class Sink:
             ValueError: `data` is larger than `max_outbox`, or text with a lone surrogate.
         """
         channel = self._channel
-        data = checked_kind(data)
+        data = checked_kind(data, channel)
         if exceeds(data, channel.config.max_outbox):
             raise ValueError(
                 f"a message of {wire_size(data)} bytes never fits max_outbox={channel.config.max_outbox}: "

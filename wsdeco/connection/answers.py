@@ -29,14 +29,12 @@ def refusal_of(exc: HTTPException | WebSocketException) -> tuple[int, str, Mappi
     return exc.status_code, json.dumps(detail), {"content-type": "application/json"} | headers
 
 
-def close_of(exc: WebSocketException) -> Close:
-    """Return how the connection ends.
-
-    Raises:
-        TypeError: The code is not an `int`, or the reason not a `str`.
-        ValueError: No endpoint may send the code, or UTF-8 has no form for the reason.
-    """
-    return Close(check_close_code(exc.code), cut_close_reason(exc.reason or ""), by="server")
+def close_of(exc: WebSocketException) -> Close | TypeError | ValueError:
+    """Return how the connection ends, or why it cannot end so: no endpoint may send such a code or reason."""
+    try:
+        return Close(check_close_code(exc.code), cut_close_reason(exc.reason or ""), by="server")
+    except (TypeError, ValueError) as fault:
+        return fault
 
 
 def refusal_for(reason: DisconnectReason | None) -> tuple[int, str]:

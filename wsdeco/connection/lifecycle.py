@@ -21,13 +21,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import copy_context
 from typing import Any, Final, TypeVar, cast
 
 from starlette.exceptions import HTTPException, WebSocketException
 
-from wsdeco.channels.base import Channel
+from wsdeco.channels.base import Channel, Conversation
 from wsdeco.channels.data import Address, Data, checked_kind
 from wsdeco.channels.observer import Observer
 from wsdeco.channels.sink import Sink
@@ -35,9 +35,11 @@ from wsdeco.config import ConnectionConfig
 from wsdeco.connection.answers import close_of, described, refusal_for, refusal_of
 from wsdeco.connection.deadlines import Deadlines
 from wsdeco.connection.departures import advise, closed_reasons, is_only_closed
+from wsdeco.connection.parallel import call_in_parallel
+from wsdeco.connection.replies import ADVICE, send_stream
 from wsdeco.connection.tasks import Tasks
 from wsdeco.definition.base import Factory, bound_hook
-from wsdeco.definition.plan import Plan, keep_connection, plan_of
+from wsdeco.definition.plan import Plan, begin_conversation, bound_on_message, plan_of
 from wsdeco.reasons import (
     Close,
     CloseCode,
@@ -83,6 +85,7 @@ class Lifecycle:
         "_name",
         "_shutting_down",
         "_tasks",
+        "conversation",
     )
 
     def __init__(self, channel: Channel, factory: Factory, name: str) -> None:
@@ -99,6 +102,7 @@ class Lifecycle:
         self._interrupted = False
         self._shutting_down = False
         self._tasks: Tasks | None = None
+        self.conversation: Conversation | None = None
         channel.owner = self
 
     def start(self, done: Callable[[Lifecycle], None]) -> None:
@@ -202,8 +206,7 @@ class Lifecycle:
         except asyncio.CancelledError:
             if self._is_thrown_away():
                 raise
-            left = ", ".join(tasks.names())
-            logger.warning("%s: tasks of %s ignore their cancellation: %s", self._name, self._channel.addr, left)
+            logger.warning("%s: tasks of %s ignore their cancellation: %s", self._name, self._channel.addr, tasks)
         self._hook_over()
 
     # Deadlines.
@@ -290,26 +293,21 @@ class Lifecycle:
             connected: object = None
             try:
                 handler = self._factory(channel.request)
-                plan = plan_of(type(handler))
+                plan = plan_of(type(handler), self._config.codec)
                 on_connect = bound_hook(handler, "on_connect")
                 connected = handler
-                sink = Sink(channel)
-                if plan.keeps:
-                    keep_connection(plan, handler, channel.addr, sink)
-                await self._call_on_connect(on_connect, sink)
-                del on_connect, sink
+                await self._call_on_connect(plan, handler, on_connect)
+                del on_connect
                 if self._done is not None:
                     channel.pack_request()
-                await self._call_on_message(plan, bound_hook(handler, "on_message"))
+                call = self._call_on_message if self._config.parallel == 1 else self._call_in_parallel
+                await call(plan, bound_on_message(plan, handler, self.conversation))
             except BaseException as exc:
                 if self._is_thrown_away():
                     raise
                 self._tell_hook_ended(exc)
-                if (
-                    isinstance(exc, HTTPException | WebSocketException)
-                    and not channel.accepted
-                    and channel.reason is None
-                ):
+                waits = not channel.accepted and channel.reason is None
+                if waits and isinstance(exc, HTTPException | WebSocketException):
                     connected = None
                     await self._refuse(exc)
                 else:
@@ -325,8 +323,12 @@ class Lifecycle:
             await channel.flushed()
             self._stop_reading()
 
-    async def _call_on_connect(self, on_connect: Callable[[Address, Sink], Awaitable[None]], sink: Sink) -> None:
+    async def _call_on_connect(
+        self, plan: Plan, handler: object, on_connect: Callable[[Address, Sink], Awaitable[None]]
+    ) -> None:
         channel = self._channel
+        sink = Sink(channel)
+        self.conversation = begin_conversation(plan, handler, channel, sink)
         self._begin_hook("on_connect")
         try:
             await on_connect(channel.addr, sink)
@@ -374,12 +376,12 @@ class Lifecycle:
                 observer.hook_started(channel, "on_message")
             try:
                 if plan.streams:
-                    await self._stream(on_message(data))
+                    await send_stream(channel, on_message(data))
                 else:
                     reply = await on_message(data)
                     if reply is not None:
                         if type(reply) is not str:
-                            reply = checked_kind(reply)
+                            reply = checked_kind(reply, advice=ADVICE)
                         if not channel.try_send(reply):
                             await channel.send(reply)
                         # Or it would be kept as long as the connection is idle.
@@ -398,13 +400,15 @@ class Lifecycle:
                 left = _MESSAGES_AT_ONCE
                 await asyncio.sleep(0)
 
-    async def _stream(self, replies: AsyncIterable[Data]) -> None:
-        try:
-            async for reply in replies:
-                await self._channel.send(checked_kind(reply))
-        finally:
-            if isinstance(replies, AsyncGenerator):
-                await replies.aclose()
+    async def _call_in_parallel(self, plan: Plan, on_message: Callable[[Data], Any]) -> None:
+        await call_in_parallel(self._channel, plan, on_message, self._begin_hook, self._call_over)
+
+    def _call_over(self, exc: BaseException | None, is_last: bool) -> None:
+        self._tell_hook_ended(exc)
+        if exc is not None and not self._is_end_of_another(exc, self._where):
+            self._fail(exc)
+        if is_last:
+            self._hook_over()
 
     async def _call_on_disconnect(self, handler: object) -> None:
         reason = await self._reason()
@@ -481,14 +485,12 @@ class Lifecycle:
                 advise(where, exc)
             return
         if isinstance(exc, WebSocketException):
-            try:
-                close = close_of(exc)
-            except (TypeError, ValueError) as fault:
-                exc = fault
-            else:
+            close = close_of(exc)
+            if isinstance(close, Close):
                 logger.info("%s closes %s: %s", where, self._channel.addr, described(exc))
                 self._channel.close(close.code, close.reason, close)
                 return
+            exc = close
         if isinstance(exc, asyncio.CancelledError) and self._is_expected_cancellation():
             logger.warning("%s for %s was cancelled: %s", where, self._channel.addr, self._channel.reason)
             return

@@ -36,9 +36,8 @@ class Tasks:
         task.add_done_callback(self._over)
         return task
 
-    def names(self) -> list[str]:
-        """Return the names of those that run."""
-        return sorted(task.get_name() for task in self._live)
+    def __str__(self) -> str:
+        return ", ".join(sorted(task.get_name() for task in self._live))
 
     def cancel(self) -> None:
         """Cancel those that run."""

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 from starlette.requests import HTTPConnection
 
-from wsdeco.channels.data import Address
+from wsdeco.channels.data import Address, Outgoing
 from wsdeco.channels.sink import Sink
 from wsdeco.definition.checks import (
     abstract_faults,
@@ -105,7 +105,7 @@ class WebSocketHandler(metaclass=HandlerMeta):
             ) from None
         return _nothing()
 
-    def on_message(self, message: Any, /) -> Awaitable[str | bytes | None] | AsyncIterator[str | bytes]:
+    def on_message(self, message: Any, /) -> Awaitable[Outgoing | None] | AsyncIterator[Outgoing]:
         """Do nothing; a subclass handles a message here.
 
         Messages come one at a time and in order. What the hook returns is sent as the reply; an `async def` with
@@ -113,7 +113,7 @@ class WebSocketHandler(metaclass=HandlerMeta):
 
         Args:
             message: A text message as `str`; where a subclass annotates its parameter `bytes` or `str | bytes`,
-                a binary message as `bytes`.
+                a binary message as `bytes`; where it names other types, a message of these (`wsdeco[typed]`).
         """
         return _nothing()
 

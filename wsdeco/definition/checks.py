@@ -20,7 +20,7 @@ from wsdeco.channels.sink import Sink
 from wsdeco.definition.faults import class_name, described
 from wsdeco.definition.hooks import ARGUMENTS, HOOK_NAMES, Hook, is_default, user_bases
 from wsdeco.definition.signatures import (
-    Outcome,
+    UNKNOWN,
     accepts,
     alternatives,
     bindable,
@@ -31,6 +31,7 @@ from wsdeco.definition.signatures import (
     signature_of,
     where,
 )
+from wsdeco.definition.types import type_faults
 from wsdeco.reasons import Close, Error, HandlerError, HandlerWarning, Timeout, Unknown
 
 __all__ = ["abstract_faults", "handler_faults", "hook_faults", "require_class", "warn_of_shared_attributes"]
@@ -200,7 +201,7 @@ def _faults_of(hook: Hook) -> Iterator[str]:
         yield from _running_faults(hook, wanted)
         yield from _parameter_faults(hook, wanted)
         if hook.name == "on_message":
-            yield from _reply_faults(hook.outcome)
+            yield from _reply_faults(hook)
 
 
 def _running_faults(hook: Hook, wanted: str) -> Iterator[str]:
@@ -264,7 +265,9 @@ def _connect_annotation_faults(hook: Hook) -> Iterator[str]:
 
 def _message_annotation_faults(hook: Hook) -> Iterator[str]:
     for parameter, annotation in hook.parameters:
-        if not accepts(annotation, str) and not accepts(annotation, bytes):
+        if hook.message is not UNKNOWN:
+            yield from (f"is annotated `{_shown(parameter)}`: {fault}" for fault in type_faults(hook.message))
+        elif not accepts(annotation, str) and not accepts(annotation, bytes):
             yield (
                 f"is annotated `{_shown(parameter)}`, and what arrives is str or bytes: "
                 "write `text: str` for text, `data: bytes` for binary, or `data: str | bytes` for both"
@@ -292,13 +295,17 @@ def _shown(parameter: inspect.Parameter) -> str:
     return f"{parameter.name}: {shown_type(parameter.annotation)}"
 
 
-def _reply_faults(outcome: Outcome) -> Iterator[str]:
+def _reply_faults(hook: Hook) -> Iterator[str]:
+    outcome = hook.outcome
     streams = outcome.running == "stream"
     sendable = (str, bytes) if streams else (str, bytes, NoneType)
+    verb, choice = ("yield", "str or bytes") if streams else ("return", "str, bytes or None")
     if outcome.misannotated:
         yield "has a `yield`, and its return annotation says otherwise: write `-> AsyncIterator[str]`"
+    elif hook.reply is not UNKNOWN:
+        shown = shown_type(outcome.reply)
+        yield from (f"is annotated to {verb} `{shown}`: {fault}" for fault in type_faults(hook.reply, is_reply=True))
     elif not all(is_subclass(option, sendable) or is_subclass(str, option) for option in alternatives(outcome.reply)):
-        verb, choice = ("yield", "str or bytes") if streams else ("return", "str, bytes or None")
         yield (
             f"is annotated to {verb} `{shown_type(outcome.reply)}`, and a reply is {choice}: "
             f"write `{verb} json.dumps(...)`, for instance"

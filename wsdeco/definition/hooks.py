@@ -19,6 +19,7 @@ from wsdeco.definition.signatures import (
     accepts,
     call_of,
     innermost,
+    is_typed,
     is_wrapper,
     namespace_of,
     outcome_of,
@@ -49,11 +50,15 @@ class Hooks:
         takes_text: `on_message` takes text messages.
         takes_binary: `on_message` takes binary messages.
         streams: `on_message` is an asynchronous generator, each of whose values is a reply.
+        message: The annotation of what `on_message` takes, if that is a message with a type; otherwise `UNKNOWN`.
+        reply: The annotation of what it returns or yields, likewise.
     """
 
     takes_text: bool
     takes_binary: bool
     streams: bool
+    message: object = UNKNOWN
+    reply: object = UNKNOWN
 
 
 class Hook:
@@ -102,6 +107,20 @@ class Hook:
         return resolve(first[0].annotation, self._namespace) if first else UNKNOWN
 
     @cached_property
+    def message(self) -> object:
+        """The annotation of the message, with its metadata, if that is one with a type; otherwise `UNKNOWN`."""
+        if not self.parameters or not is_typed(self.parameters[0][1]):
+            return UNKNOWN
+        return resolve(self.parameters[0][0].annotation, self._namespace, extras=True)
+
+    @cached_property
+    def reply(self) -> object:
+        """The annotation of what it returns or yields, if that is a message with a type; otherwise `UNKNOWN`."""
+        found = self.outcome.reply
+        # `Any` says nothing of a reply, though of a message that it is whatever the wire carries.
+        return found if found is not Any and is_typed(found) else UNKNOWN
+
+    @cached_property
     def outcome(self) -> Outcome:
         """How it runs and what it gives."""
         return outcome_of(self.function, self.signature)
@@ -125,11 +144,15 @@ def summary(found: Mapping[str, Hook]) -> Hooks:
     hook = found.get("on_message")
     if hook is None:
         return Hooks(takes_text=False, takes_binary=False, streams=False)
+    if hook.message is not UNKNOWN:
+        streams = hook.outcome.running == "stream"
+        return Hooks(takes_text=True, takes_binary=True, streams=streams, message=hook.message, reply=hook.reply)
     takes_binary = hook.data is not UNKNOWN and accepts(hook.data, bytes)
     return Hooks(
         takes_text=not takes_binary or accepts(hook.data, str),
         takes_binary=takes_binary,
         streams=hook.outcome.running == "stream",
+        reply=hook.reply,
     )
 
 

@@ -1,21 +1,25 @@
 """The message plan of a handler class, made once: what `on_message` gets of a frame, and what a reply becomes.
 
-Text and bytes are handed over as they are.
+Text and bytes are handed over as they are; messages with types have a dialogue, which `wsdeco.typed` makes.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MemberDescriptorType, NoneType
-from typing import Final
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from wsdeco.channels.data import Address
+from wsdeco.channels.base import Channel, Conversation
+from wsdeco.channels.data import Address, Data
 from wsdeco.channels.sink import Sink
-from wsdeco.definition.base import DEFAULT_HOOKS, hooks_of
+from wsdeco.config import Codec
+from wsdeco.definition.base import DEFAULT_HOOKS, Generated, bound_hook, hooks_of
+from wsdeco.definition.types import Dialogue, make_dialogue
 
-__all__ = ["Plan", "keep_connection", "plan_of"]
+__all__ = ["Plan", "begin_conversation", "bound_on_message", "plan_of"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,31 +31,56 @@ class Plan:
         takes_binary: `on_message` gets binary frames.
         streams: `on_message` is an asynchronous generator, each of whose values is a reply.
         keeps: Which of `addr` and `sink` are set on an instance before its own `on_connect`.
+        dialogue: What decodes and encodes messages with types; `None` where there are none.
     """
 
     takes_text: bool
     takes_binary: bool
     streams: bool
     keeps: tuple[str, ...]
+    dialogue: Dialogue | None
 
 
-_plans: Final[WeakKeyDictionary[type, Plan]] = WeakKeyDictionary()
+_plans: Final[WeakKeyDictionary[type, dict[object, Plan]]] = WeakKeyDictionary()
 
 
-def plan_of(cls: type) -> Plan:
-    """Return the plan of a handler class.
+def plan_of(cls: type, codec: str | Codec | None = None) -> Plan:
+    """Return the plan of a handler class whose messages travel by `codec`.
 
     Raises:
-        HandlerError: The class cannot handle connections.
+        HandlerError: The class cannot handle connections, or what decodes its messages is not installed.
     """
-    plan = _plans.get(cls)
+    plans = _plans.get(cls)
+    if plans is None:
+        plans = _plans[cls] = {}
+    # A codec of the user's need not be hashable.
+    key = codec if codec is None or isinstance(codec, str) else id(codec)
+    plan = plans.get(key)
     if plan is None:
         hooks = hooks_of(cls)
-        plan = _plans[cls] = Plan(hooks.takes_text, hooks.takes_binary, hooks.streams, _kept_by(cls))
+        if Generated in cls.__bases__:
+            # Decoders are made once, for the class it was generated from.
+            dialogue = plan_of(cls.__bases__[1], codec).dialogue
+        else:
+            dialogue = make_dialogue(hooks.message, hooks.reply, codec)
+        plan = plans[key] = Plan(hooks.takes_text, hooks.takes_binary, hooks.streams, _kept_by(cls), dialogue)
     return plan
 
 
-def keep_connection(plan: Plan, handler: object, addr: Address, sink: Sink) -> None:
+def begin_conversation(plan: Plan, handler: object, channel: Channel, sink: Sink) -> Conversation | None:
+    """Prepare an instance for its connection; return what reads and writes its messages, if these have types."""
+    if plan.keeps:
+        _keep_connection(plan, handler, channel.addr, sink)
+    return None if plan.dialogue is None else plan.dialogue.begin(channel)
+
+
+def bound_on_message(plan: Plan, handler: object, conversation: Conversation | None) -> Callable[[Data], Any]:
+    """Return what takes the frames that arrive: the hook itself, if it has no types."""
+    on_message: Callable[[Any], Any] = bound_hook(handler, "on_message")
+    return on_message if conversation is None else conversation.bind(on_message, streams=plan.streams)
+
+
+def _keep_connection(plan: Plan, handler: object, addr: Address, sink: Sink) -> None:
     """Set what `plan` says on an instance that has no such attribute, if there is room for it."""
     for name, value in (("addr", addr), ("sink", sink)):
         if name in plan.keeps and not hasattr(handler, name):

@@ -24,6 +24,7 @@ __all__ = [
     "class_annotations",
     "innermost",
     "is_subclass",
+    "is_typed",
     "is_wrapper",
     "namespace_of",
     "outcome_of",
@@ -190,8 +191,14 @@ def receivers(signature: inspect.Signature, count: int) -> list[inspect.Paramete
     return found[:count]
 
 
-def resolve(annotation: object, namespace: Mapping[str, object]) -> object:
-    """Return what `annotation` stands for among the names of `namespace`, or `UNKNOWN`."""
+def resolve(annotation: object, namespace: Mapping[str, object], *, extras: bool = False) -> object:
+    """Return what `annotation` stands for among the names of `namespace`, or `UNKNOWN`.
+
+    Args:
+        annotation: As it is written.
+        namespace: The globals it is written among.
+        extras: Keep the metadata of `Annotated`.
+    """
     # Nearly all annotations are classes, or the names of some, and to evaluate one takes 20 us.
     found = annotation
     if isinstance(annotation, str) and annotation.isidentifier():
@@ -205,7 +212,7 @@ def resolve(annotation: object, namespace: Mapping[str, object]) -> object:
 
     holder.__annotations__ = {"it": annotation}
     try:
-        resolved: object = get_type_hints(holder, dict(namespace))["it"]
+        resolved: object = get_type_hints(holder, dict(namespace), include_extras=extras)["it"]
     except Exception:
         # A string can hold anything, and names imported for type checkers only do not exist here.
         return UNKNOWN
@@ -261,6 +268,15 @@ def accepts(annotation: object, arriving: type) -> bool:
     options = alternatives(annotation)
     # PEP 484: where a float is asked for, an int will do.
     return any(is_subclass(arriving, option) for option in options) or (arriving is int and float in options)
+
+
+def is_typed(annotation: object) -> bool:
+    """Return whether a value of the resolved `annotation` is a message with a type, neither text nor bytes."""
+    return annotation is Any or not all(_is_raw(option) for option in alternatives(annotation))
+
+
+def _is_raw(option: type) -> bool:
+    return is_subclass(option, (str, bytes, NoneType)) or is_subclass(str, option) or is_subclass(bytes, option)
 
 
 def shown_type(annotation: object) -> str:

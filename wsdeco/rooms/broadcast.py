@@ -17,6 +17,7 @@ from wsdeco.channels.data import Data, checked_data
 from wsdeco.channels.sink import Sink, channel_of
 from wsdeco.reasons import BackplaneError, printable
 from wsdeco.rooms.loops import run_in, running_loop
+from wsdeco.rooms.messages import Messages
 from wsdeco.rooms.registry import Registry
 
 __all__ = ["Broadcasts"]
@@ -36,17 +37,25 @@ class Broadcasts:
     Args:
         registry: The rooms.
         publish_errors: Whether a broadcast that could not be published raises, or is only counted.
+
+    Attributes:
+        messages: How those with types are written.
     """
 
     def __init__(self, registry: Registry, publish_errors: PublishErrors) -> None:
+        self.messages = Messages()
         self._registry = registry
         self._raises = publish_errors == "raise"
         self._burst_bytes = 0
         self._burst_messages = 0
 
+    def _checked(self, key: str, data: object) -> Data:
+        is_raw = isinstance(data, str | bytes | bytearray | memoryview)
+        return checked_data(data if is_raw else self.messages.encode(key, data))
+
     async def send(self, key: str, data: object, exclude: object) -> int:
         """Send a message to all members: see `Room.broadcast`."""
-        checked, excluded = checked_data(data), _excluded(exclude)
+        checked, excluded = self._checked(key, data), _excluded(exclude)
         running = asyncio.get_running_loop()
         home = self._registry.home(running)
         if home is None or home is running:
@@ -76,7 +85,7 @@ class Broadcasts:
 
     def send_nowait(self, key: str, data: object, exclude: object) -> None:
         """Send a message to all members: see `Room.broadcast_nowait`."""
-        self._hand_over(key, checked_data(data), _excluded(exclude))
+        self._hand_over(key, self._checked(key, data), _excluded(exclude))
 
     def _hand_over(self, key: str, data: Data, excluded: Collection[Channel]) -> None:
         running = running_loop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from wsdeco.channels.data import Outgoing
 from wsdeco.channels.sink import Sink, channel_of
 from wsdeco.reasons import CloseCode
 from wsdeco.rooms.control import RoomCount
@@ -89,7 +90,7 @@ class Room:
         """
         self._rooms.leave(self._key, _checked_sink(sink, "leave"))
 
-    async def broadcast(self, data: str | bytes, exclude: Sink | Iterable[Sink] = ()) -> int:
+    async def broadcast(self, data: Outgoing, exclude: Sink | Iterable[Sink] = ()) -> int:
         """Send one message to every member, `str` as text and `bytes` as binary, and wait for none of them.
 
         All members get the messages of a room in the order of the calls. Each has an outbox of its own: where a
@@ -99,7 +100,7 @@ class Room:
         Any event loop may await it: the members' own does the work, and is given a turn now and then.
 
         Args:
-            data: The message.
+            data: The message: `str`, `bytes`, or what the handlers of the app write that have messages with types.
             exclude: Who is not to get it: a sink, or several; often the sender.
 
         Returns:
@@ -108,12 +109,13 @@ class Room:
         Raises:
             BackplaneError: It could not be published to other processes, and `publish_errors` is "raise"; members in
                 this process have got it.
-            TypeError: `data` is neither text nor bytes, or `exclude` something else than sinks.
+            TypeError: `data` is neither text nor bytes, and no handler has types or several write it in different ways;
+                or `exclude` is something else than sinks.
             ValueError: `data` is text with a lone surrogate, or more than the backplane takes; nobody has got it.
         """
         return await self._rooms.broadcasts.send(self._key, data, exclude)
 
-    def broadcast_nowait(self, data: str | bytes, exclude: Sink | Iterable[Sink] = ()) -> None:
+    def broadcast_nowait(self, data: Outgoing, exclude: Sink | Iterable[Sink] = ()) -> None:
         """Do what `broadcast` does, from synchronous code of any thread.
 
         In the members' own event loop it is done at once; elsewhere it is handed over, and done soon. What it raises
@@ -122,7 +124,7 @@ class Room:
         await `broadcast` in an event loop of your own.
 
         Args:
-            data: The message.
+            data: The message: `str`, `bytes`, or what the handlers of the app write that have messages with types.
             exclude: Who is not to get it: a sink, or several.
 
         Raises:

@@ -18,10 +18,11 @@ from wsdeco.channels.base import Channel
 from wsdeco.config import ConnectionConfig, Limits, make_config
 from wsdeco.connection.admission import Admission, Slots
 from wsdeco.connection.live import LiveConnections
-from wsdeco.definition.base import Factory, hooks_of
+from wsdeco.definition.base import Factory
 from wsdeco.definition.factory import HandlerFactory, build_factory, class_factory, headers_factory
 from wsdeco.definition.hooks import HOOK_NAMES
 from wsdeco.definition.paths import check_path
+from wsdeco.definition.plan import plan_of
 from wsdeco.reasons import HandlerError
 from wsdeco.rooms.members import Members
 from wsdeco.routing.endpoints import Context, HandlerEndpoint, open_channel, serve
@@ -92,7 +93,7 @@ async def handle_upgrade(
             "where it is None the request is plain HTTP; for a Starlette WebSocket use handle_socket()"
         )
     checked = make_config(config, limits)
-    factory = _factory_of(handler, upgrade.path_params)
+    factory = _factory_of(handler, upgrade.path_params, checked)
     admission = _admission_of(upgrade.scope, checked, handler)
     channel, connections = upgrade.open_channel(checked)
     await serve(channel, factory, admission, connections)
@@ -122,7 +123,7 @@ async def handle_socket(
     if WebSocketState.DISCONNECTED in (websocket.client_state, websocket.application_state):
         raise RuntimeError("this WebSocket has ended already: call handle_socket() once, while it is open")
     checked = make_config(config, limits)
-    factory = _factory_of(handler, websocket.path_params)
+    factory = _factory_of(handler, websocket.path_params, checked)
     accepted = websocket.application_state is WebSocketState.CONNECTED
     channel = AsgiChannel(websocket.scope, websocket.receive, websocket.send, checked, accepted=accepted)
     await serve(channel, factory, _admission_of(websocket.scope, checked, handler), LiveConnections())
@@ -181,15 +182,17 @@ def _route_factory(path: str, handler: object) -> Factory:
     return headers_factory(handler)
 
 
-def _factory_of(handler: object, path_params: Mapping[str, object]) -> Factory:
+def _factory_of(handler: object, path_params: Mapping[str, object], config: ConnectionConfig) -> Factory:
     if isinstance(handler, type):
-        return _generated_factory(handler, tuple((name, type(value)) for name, value in path_params.items()))
+        factory = _generated_factory(handler, tuple((name, type(value)) for name, value in path_params.items()))
+        plan_of(handler, config.codec)
+        return factory
     if not _has_hooks(type(handler)) and (callable(handler) or hasattr(handler, "create")):
         raise HandlerError(
             f"{_name_of(handler)} is neither a handler class nor an instance of one: if it is a factory, call it with "
             "the headers and pass what it returns"
         )
-    hooks_of(type(handler))
+    plan_of(type(handler), config.codec)
     return lambda request: handler
 
 

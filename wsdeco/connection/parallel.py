@@ -1,0 +1,86 @@
+"""Several messages of one connection in `on_message` at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from wsdeco.channels.base import Channel
+from wsdeco.channels.data import Data, checked_kind
+from wsdeco.connection.replies import ADVICE, send_stream
+from wsdeco.definition.plan import Plan
+
+__all__ = ["call_in_parallel"]
+
+Begun: TypeAlias = Callable[[str], None]
+Over: TypeAlias = Callable[[BaseException | None, bool], None]
+
+
+async def call_in_parallel(
+    channel: Channel, plan: Plan, on_message: Callable[[Data], Any], begun: Begun, over: Over
+) -> None:
+    """Take messages until the channel has ended, and return when the last call for one is over.
+
+    Args:
+        channel: Where they come from; `parallel` of its limits is how many are handled at a time.
+        plan: Which of them are for the hook, and whether it streams.
+        on_message: The hook.
+        begun: Called at the beginning of each call, with the name of the hook.
+        over: Called at its end, with what it has raised and whether no other call is under way.
+    """
+    limit = channel.config.parallel
+    running: set[asyncio.Task[None]] = set()
+    try:
+        while True:
+            data = channel.take() if len(running) < limit else None
+            if data is None:
+                waits: list[asyncio.Future[None]] = [*running]
+                if len(running) < limit:
+                    if channel.reason is not None:
+                        break
+                    waits.append(channel.event())
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                _settle(running, over)
+            elif plan.takes_text if isinstance(data, str) else plan.takes_binary:
+                running.add(channel.loop.create_task(_call(channel, plan, on_message, begun, data)))
+            else:
+                channel.undelivered += 1
+        while running:
+            await asyncio.wait(running)
+            _settle(running, over)
+    except asyncio.CancelledError:
+        await _cancel(running)
+        raise
+
+
+async def _call(channel: Channel, plan: Plan, on_message: Callable[[Data], Any], begun: Begun, data: Data) -> None:
+    begun("on_message")
+    if plan.streams:
+        await send_stream(channel, on_message(data))
+    else:
+        reply = await on_message(data)
+        if reply is not None:
+            await channel.send(checked_kind(reply, advice=ADVICE))
+
+
+def _settle(running: set[asyncio.Task[None]], over: Over) -> None:
+    for task in [task for task in running if task.done()]:
+        running.discard(task)
+        over(asyncio.CancelledError() if task.cancelled() else task.exception(), not running)
+
+
+async def _cancel(running: set[asyncio.Task[None]]) -> None:
+    """Cancel the calls, and again each time that a deadline cancels the wait for them."""
+    while running:
+        for task in running:
+            task.cancel()
+        try:
+            await asyncio.wait(running)
+        except asyncio.CancelledError:
+            continue
+        for task in running:
+            if not task.cancelled():
+                # Taken, or asyncio would log it: the connection has ended for another reason.
+                task.exception()
+        running.clear()

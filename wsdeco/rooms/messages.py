@@ -1,0 +1,61 @@
+"""Broadcasts with types: which handlers of an app say how they are written."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from wsdeco.channels.data import Data
+from wsdeco.rooms.members import route_key
+
+__all__ = ["Dialogue", "Messages"]
+
+
+class Dialogue(Protocol):
+    """The messages with types of a handler class."""
+
+    def encode(self, message: object) -> Data:
+        """Return the frame of a message to several connections."""
+        ...
+
+    def form_of(self, kind: type) -> object:
+        """Return what decides how messages of a class are written: where it is equal, so is their frame."""
+        ...
+
+
+class Messages:
+    """How broadcasts of an app are written that are neither text nor bytes."""
+
+    def __init__(self) -> None:
+        self._dialogues: dict[str, Dialogue] = {}
+
+    def learn(self, path: str, dialogue: Dialogue | None) -> None:
+        """Note how the handler on `path` writes its messages; `None` where it has no types."""
+        if dialogue is None:
+            self._dialogues.pop(route_key(path), None)
+        else:
+            self._dialogues[route_key(path)] = dialogue
+
+    def encode(self, key: str, message: object) -> Data:
+        """Return the frame of a message to the members of a room.
+
+        That of a route is written as its handler does; another room is one of all handlers with types.
+
+        Raises:
+            TypeError: No handler has types, or several write the message in different ways.
+        """
+        own = self._dialogues.get(key)
+        if own is not None:
+            return own.encode(message)
+        kind = type(message)
+        # Of those who write it alike one is enough.
+        forms = {dialogue.form_of(kind): dialogue for dialogue in self._dialogues.values()}
+        if len(forms) == 1 and not key.startswith(route_key("")):
+            return next(iter(forms.values())).encode(message)
+        why = (
+            "the handlers of the app write it in different ways"
+            if len(forms) > 1
+            else "no handler that it goes to has messages with types, or a codec"
+        )
+        raise TypeError(
+            f"a broadcast must be str or bytes, not {kind.__name__}, since {why}: write json.dumps(...) first"
+        )

@@ -1,0 +1,124 @@
+"""From a message to its frame: with the tag of its class, and the number of the request that it answers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from wsdeco.channels.data import Data
+from wsdeco.typed.codecs import Format
+from wsdeco.typed.kinds import Kind, Tag, kinds_of
+from wsdeco.typed.reader import Id
+
+__all__ = ["Writer"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How messages of one class are written.
+
+    Attributes:
+        tag: What is added to tell the class from others.
+        text: The same in JSON, with what follows it.
+        has_id: The class has a member `id` of its own.
+        is_named_tuple: It is a `NamedTuple`, whose JSON is an object here.
+    """
+
+    tag: Tag | None
+    text: str
+    has_id: bool
+    is_named_tuple: bool
+
+
+_PLAIN: Final = _Form(None, "", False, False)
+
+
+class Writer:
+    """Writes messages.
+
+    Args:
+        annotation: What `on_message` is annotated to give. The classes of a union in it are written with their tags.
+        wire: Their form on the wire.
+    """
+
+    def __init__(self, annotation: object, wire: Format) -> None:
+        self._wire = wire
+        self._forms: dict[type, _Form] = {str: _PLAIN, bytes: _PLAIN}
+        self._kinds = kinds_of(annotation)
+        self._is_union = len([kind for kind in self._kinds if kind.is_object]) > 1
+
+    def write(self, message: Any, number: Id | None = None) -> Data:
+        """Return the frame of `message`; text and bytes are frames already.
+
+        Raises:
+            TypeError: The wire form has none for `message`.
+            ValueError: The same, for a value in it.
+        """
+        kind: type = type(message)
+        if kind is str or kind is bytes:
+            return cast(Data, message)
+        return self._write(kind, message, number)
+
+    def text(self, message: Any) -> str:
+        """Return `message` in JSON, text included."""
+        return cast(str, self._write(type(message), message, None))
+
+    def _write(self, kind: type, message: Any, number: Id | None) -> Data:
+        form = self._forms.get(kind) or self._learn(kind)
+        wire = self._wire
+        if form.is_named_tuple:
+            message = message._asdict()
+        if number is not None and (form.has_id or (kind is dict and "id" in message)):
+            number = None
+        if form.tag is None and number is None:
+            return cast(Data, wire.encode(message))
+        if wire.is_json:
+            return _spliced(wire.encode(message), form.text, number)
+        value = wire.builtins(message)
+        if isinstance(value, dict):
+            added: dict[str, Any] = {} if form.tag is None else {form.tag.field: form.tag.values[0]}
+            if number is not None:
+                added["id"] = number
+            value = added | value
+        return cast(Data, wire.encode(value))
+
+    def form_of(self, kind: type) -> object:
+        """Return what decides how messages of a class are written: where it is equal, so is their frame."""
+        form = self._forms.get(kind) or self._learn(kind)
+        return self._wire, form.tag
+
+    def _learn(self, cls: type) -> _Form:
+        found = self._kind_of(cls)
+        if found is None:
+            bare = kinds_of(cls)
+            fields = bare[0].fields if bare else None
+            tag = None
+        else:
+            fields = found.fields
+            tag = found.tag if self._is_union and found.own_tag is None and found.is_object else None
+        wire = self._wire
+        text = f"{wire.encode(tag.field)}:{wire.encode(tag.values[0])}," if tag is not None and wire.is_json else ""
+        is_named_tuple = issubclass(cls, tuple) and hasattr(cls, "_fields")
+        form = self._forms[cls] = _Form(tag, text, fields is not None and "id" in fields, is_named_tuple)
+        return form
+
+    def _kind_of(self, cls: type) -> Kind | None:
+        for base in cls.__mro__:
+            for kind in self._kinds:
+                if kind.cls is base and kind.fields is not None:
+                    return kind
+        return None
+
+
+def _spliced(body: str, tag: str, number: Id | None) -> str:
+    """Return a JSON object with members in front; what is no object stays as it is."""
+    if not body.startswith("{"):
+        return body
+    if number is not None:
+        tag += f'"id":{_json_of(number)},'
+    return "{" + tag + body[1:] if body != "{}" else "{" + tag[:-1] + "}"
+
+
+def _json_of(number: Id) -> str:
+    return str(number) if isinstance(number, int) else json.dumps(number, ensure_ascii=False)
