@@ -477,7 +477,7 @@ class Channel(ABC):
             return next((name for name in self.config.subprotocols if name in offered), None)
         if wanted not in offered:
             raise ValueError(
-                f"subprotocol {wanted!r} was not offered by the client, which offers {offered!r}: "
+                f"subprotocol {wanted!r} was not offered by the client, which offers {len(offered)} others: "
                 "agree on one of these, or on none"
             )
         return wanted

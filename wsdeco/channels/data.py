@@ -156,12 +156,14 @@ def checked_headers(headers: HeaderItems) -> list[tuple[bytes, bytes]]:
     pairs: Iterable[tuple[object, object]] = header_pairs(headers)
     for name, value in pairs:
         if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(f"headers must be pairs of str, not {name!r}: {value!r}")
+            raise TypeError(f"headers must be pairs of str, not {type(name).__name__} and {type(value).__name__}")
         if not is_token(name):
             raise ValueError(f"header name {name!r} is not a token (RFC 9110, section 5.1)")
         if name.lower() in _HANDSHAKE_HEADERS or name.lower().startswith("sec-websocket-"):
             raise ValueError(f"header {name!r} belongs to the handshake: for a subprotocol write subprotocol=...")
         if any(c in "\r\n\0" for c in value) or any(ord(c) > 0xFF for c in value):
-            raise ValueError(f"header {name!r} has a value that no header can carry: {value!r}")
+            raise ValueError(
+                f"header {name!r} has a value that no header can carry: CR, LF, NUL, or some outside of ISO-8859-1"
+            )
         checked.append((name.lower().encode("ascii"), value.strip(" \t").encode("latin-1")))
     return checked

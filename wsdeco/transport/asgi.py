@@ -386,7 +386,7 @@ class Conversation:
             if payload is None:
                 payload = message.get("text")
             if not isinstance(payload, (str, bytes)):
-                raise RuntimeError(f"'websocket.send' needs 'text' as str or 'bytes' as bytes, but got {payload!r}.")
+                payload = _as_bytes(payload)
             if not connection.senders_wait:
                 connection.send_message(payload)
             elif not await connection.send_in_turn(payload):
@@ -419,15 +419,16 @@ class Conversation:
                 raise RuntimeError(f"Expected ASGI message 'websocket.http.response.body' but got '{kind}'.")
 
     def _close(self, message: Event) -> None:
-        self._connection.close(message.get("code", CloseCode.NORMAL), message.get("reason") or "")
+        code = message.get("code")
+        self._connection.close(CloseCode.NORMAL if code is None else code, message.get("reason") or "")
         self._state = _State.CLOSED
 
     def _accept(self, message: Event) -> None:
         subprotocol = message.get("subprotocol") or None
         headers: list[tuple[bytes, bytes]] = []
         for name, value in message.get("headers") or ():
-            if name.lower() == b"sec-websocket-protocol":
-                subprotocol = subprotocol or value.decode("latin-1")
+            if bytes(name).lower() == b"sec-websocket-protocol":
+                subprotocol = subprotocol or bytes(value).decode("latin-1")
             else:
                 headers.append((name, value))
         self._connection.accept(subprotocol, headers, **(self._options or {}))
@@ -482,6 +483,14 @@ def _forward(proxies: ProxyHeadersMiddleware, scope: Scope) -> bool:
         # It is raised again, and answered, where the app is called.
         _logger.debug("X-Forwarded-* headers cannot be read", exc_info=exc)
     return False
+
+
+def _as_bytes(payload: object) -> bytes:
+    # As other servers take it. What the app sends never stands in an error, and so in no log.
+    if isinstance(payload, bytearray | memoryview):
+        return bytes(cast(bytes, payload))
+    kind = type(payload).__name__
+    raise RuntimeError(f"'websocket.send' needs 'text' as str or 'bytes' as bytes, but got {kind}.")
 
 
 async def _nothing(*_: object) -> None:

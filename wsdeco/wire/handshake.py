@@ -241,17 +241,22 @@ def check_headers(headers: Iterable[tuple[object, object]]) -> list[tuple[bytes,
         ValueError: A name is not a token, or a value holds a control character.
     """
     checked: list[tuple[bytes, bytes]] = []
-    for name, value in headers:
+    for sent_name, sent_value in headers:
+        name, value = _as_bytes(sent_name), _as_bytes(sent_value)
         if not isinstance(name, bytes) or not isinstance(value, bytes):
-            raise TypeError(
-                f"a response header is a pair of bytes, not {name!r} and {value!r}: write b'name', b'value'"
-            )
+            kinds = f"{type(name).__name__} and {type(value).__name__}"
+            raise TypeError(f"a response header is a pair of bytes, not {kinds}: write b'name', b'value'")
         if not is_token_of_bytes(name):
             raise ValueError(f"response header name {name!r} is not a token (RFC 9110, section 5.1)")
         if _CONTROL.search(value) is not None:
-            raise ValueError(f"response header {name!r} holds a control character: {value!r}")
+            raise ValueError(f"the value of response header {name!r} holds a control character")
         checked.append((name.lower(), value))
     return checked
+
+
+def _as_bytes(part: object) -> object:
+    # As other servers take it.
+    return bytes(part) if isinstance(part, bytearray | memoryview) else part
 
 
 def check_acceptance(
@@ -267,7 +272,7 @@ def check_acceptance(
         return check_headers(headers)
     if subprotocol not in request.subprotocols:
         raise ValueError(
-            f"subprotocol {subprotocol!r} is not among those the peer offers, {request.subprotocols!r} "
+            f"subprotocol {subprotocol!r} is not among the {len(request.subprotocols)} that the peer offers "
             "(RFC 6455, section 4.1): accept without one"
         )
     return [*check_headers(headers), (b"Sec-WebSocket-Protocol", subprotocol.encode("latin-1"))]
