@@ -254,3 +254,8 @@ def test_one_base_catches_every_error_but_no_warning() -> None:
         raise ConnectionClosed(Unknown())
     assert not issubclass(HandlerWarning, WsdecoError)
     assert not issubclass(ConnectionClosed, OSError)
+
+
+def test_what_is_long_is_cut_for_a_line() -> None:
+    assert printable("x" * 500) == "x" * 500
+    assert printable("\n" * 60_000) == r"\n" * 500 + "\u2026"

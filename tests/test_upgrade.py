@@ -487,7 +487,8 @@ async def test_an_accepted_websocket_with_a_bad_origin_is_closed_with_1008(caplo
     (record,) = (each for each in caplog.records if each.levelno == logging.WARNING)
     assert record.getMessage() == (
         "127.0.0.1:50000 refused: origin https://evil.example is not that of ws://testserver; if its pages may "
-        "connect, set allowed_origins=[...], and behind a proxy that ends TLS let the server trust its "
+        "connect, set allowed_origins=[...]; behind a proxy let it pass on the Host header of the browser (nginx: "
+        "proxy_set_header Host $http_host), and where it ends TLS let the server trust its "
         "X-Forwarded-Proto"
     )
 

@@ -52,8 +52,14 @@ class CloseCode:
 _SENDABLE_BELOW_3000: Final = frozenset({1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014})
 
 
+_MOST_SHOWN: Final = 500
+"""Characters of what may come from a peer that go into a line."""
+
+
 def printable(text: str) -> str:
-    """Return `text` with control characters escaped, fit for one line of a log or a terminal."""
+    """Return `text` with control characters escaped and its rest cut off, fit for one line of a log or a terminal."""
+    if len(text) > _MOST_SHOWN:
+        text = f"{text[:_MOST_SHOWN]}\u2026"
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

@@ -136,7 +136,8 @@ class _Origins:
             return None
         advice = (
             f"origin {printable(', '.join(origins))} is not that of {scope['scheme']}://{printable(host or '')}; if "
-            "its pages may connect, set allowed_origins=[...], and behind a proxy that ends TLS let the server trust "
+            "its pages may connect, set allowed_origins=[...]; behind a proxy let it pass on the Host header of the "
+            "browser (nginx: proxy_set_header Host $http_host), and where it ends TLS let the server trust "
             "its X-Forwarded-Proto"
         )
         return Refusal("origin", 403, CloseCode.POLICY, advice=advice)
