@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import growth
+from benchmarks import growth, rooms
 from benchmarks.chart import to_svg
 from benchmarks.loads import Effort
 from benchmarks.report import Run, format_number, table, to_json, to_markdown
@@ -40,6 +40,7 @@ from benchmarks.wire import (
     take_messages,
 )
 from wsdeco.wire.incoming import Framing
+from wsdeco.workers.nats_server import find_program
 
 EFFORT = Effort(rounds=3, seconds=0.1, latency_seconds=0.1, idle_connections=1, levels=(32,))
 
@@ -301,3 +302,23 @@ def test_requests_are_measured_as_routes_grow(capsys: pytest.CaptureFixture[str]
     assert [line for asked in growth.REQUESTS for line in printed.splitlines() if line.startswith(f"| {asked.name} |")]
     assert re.search(r"Definition of one class of 1,000: [0-9]+ us; of a Starlette route: [0-9]+ us\.", printed)
     assert os.sched_getaffinity(0) == cores
+
+
+@pytest.mark.skipif(find_program() is None, reason="nats-server is not there")
+def test_rooms_are_measured(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, "PUBLISHES", 5)
+    monkeypatch.setattr(rooms, "SUBSCRIBED", 50)
+    rooms.main(["--rounds=1", "--seconds=0.05"])
+    printed = capsys.readouterr().out
+    found = re.findall(r"^\| (.*) \| -?[0-9.]+ \|$", printed, re.MULTILINE)
+    assert [name.partition(",")[0] for name in found] == [
+        *("room.leave with 100 rooms", "room.leave with 1", "room.leave with 10"),
+        *("connection to an empty route", "connection to an empty route"),
+        *("publish to NATS", "publish to NATS", "a subscription of nats-py", "a room over NATS"),
+    ]
+
+
+def test_rooms_are_not_measured_without_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, "find_program", lambda: None)
+    with pytest.raises(ServerFault, match=r"pip install 'wsdeco\[cluster\]'"):
+        rooms.main([])

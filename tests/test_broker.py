@@ -54,6 +54,7 @@ class FakeLink:
         self.refused: set[str | bytes] = set()
         self.pings = 0
         self.confirms = 0
+        self.done: Done | None = None
         self.unanswered: list[bytes] = []
         self.answering: asyncio.Task[None] | None = None
         self.closed = False
@@ -76,6 +77,7 @@ class FakeLink:
             self.commands.append(f"-{subject}")
 
     def publish(self, messages: Sequence[Message], done: Done) -> None:
+        self.done = done
         self.batches.append(len(messages))
         self.unanswered += [sealed for _, sealed in messages]
         if self.answering is None or self.answering.done():
@@ -375,6 +377,46 @@ async def test_a_connection_that_is_ended_for_being_quiet_is_looked_at_more_ofte
         await party.clock.advance(0.1)
         assert party.link is not first
         await until(lambda: party.link.pings >= 2)
+
+
+async def test_a_broker_that_confirms_slowly_is_kept() -> None:
+    async with started(answer_timeout=0.05) as party:
+        await party.settle()
+        for number in range(8):
+            party.link.answers.clear()
+            party.publish(str(number))
+            await asyncio.sleep(0.02)
+            party.link.answers.set()
+            await party.settle()
+        assert party.state == "connected"
+        assert party.counters.published == 8
+
+
+async def test_what_a_connection_confirms_after_it_was_given_up_counts_for_nothing() -> None:
+    async with started() as party:
+        await party.settle()
+        first = party.link
+        first.closes.clear()
+        first.answers.clear()
+        party.publish("1")
+        await party.settle()
+        first.failure.set_exception(ConnectionResetError())
+        await party.settle()
+        assert first.done is not None
+        first.done(True)
+        assert party.counters == BackplaneCounters(unconfirmed=1)
+        first.closes.set()
+
+
+async def test_what_waits_at_an_abrupt_end_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    logged = Logged(caplog)
+    party = Party(close_timeout=0.001)
+    party.broker.reachable.clear()
+    party.start()
+    party.publish("1", "2")
+    await soon(party.backplane.close())
+    assert party.counters == BackplaneCounters(lost=2)
+    assert any("ended before 2 messages were sent, which are lost" in line for line in logged.lines())
 
 
 async def test_a_broker_is_asked_to_confirm_when_more_waits_and_otherwise_soon(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -815,6 +857,8 @@ async def test_a_subscription_that_changes_in_another_thread_is_seen() -> None:
         await party.settle()
         await asyncio.to_thread(party.backplane.subscribe, LOBBY)
         await until(lambda: party.link.subscribed == [SUBJECT])
+        await asyncio.to_thread(party.backplane.unsubscribe, LOBBY)
+        await until(lambda: party.link.subscribed == [])
 
 
 async def test_what_is_published_elsewhere_is_lost() -> None:

@@ -77,7 +77,7 @@ class Supervision:
     connect_timeout: float = 5.0
     ping_interval: float = 10.0
     answer_timeout: float = 5.0
-    confirm_delay: float = 0.02
+    confirm_delay: float = 0.05
     linger: float = 1.0
     close_timeout: float = 2.0
     first_delay: float = 0.1
@@ -150,6 +150,7 @@ class Session:
         self._idle.set()
         backplane.error = None
         self._task = self._loop.create_task(self._run(), name=f"wsdeco backplane {backplane.broker.name}")
+        self._task.add_done_callback(self._ended)
 
     def runs_here(self) -> bool:
         """Whether the caller is in the event loop of the session."""
@@ -237,27 +238,28 @@ class Session:
     async def _run(self) -> None:
         delays = self._delays()
         task = cast("asyncio.Task[None]", asyncio.current_task())
-        try:
-            # A client library may keep a cancellation to itself.
-            while not task.cancelling():
-                link = await self._connect()
-                if link is not None:
-                    connected_at = self._clock.time()
-                    await self._use(link)
-                    if self._clock.time() - connected_at >= self._supervision.max_delay:
-                        delays = self._delays()
-                if not task.cancelling():
-                    await self._sleep(next(delays))
-        finally:
-            if self._queue:
-                logger.warning(
-                    "backplane %s: ended before %d broadcasts were sent, which are lost: `await app.shut_down()` at "
-                    "the end of a script waits for them",
-                    self._backplane.broker.name,
-                    len(self._queue),
-                )
-            self._lose_queue()
-            self.state = "closed"
+        # A client library may keep a cancellation to itself.
+        while not task.cancelling():
+            link = await self._connect()
+            if link is not None:
+                connected_at = self._clock.time()
+                await self._use(link)
+                if self._clock.time() - connected_at >= self._supervision.max_delay:
+                    delays = self._delays()
+            if not task.cancelling():
+                await self._sleep(next(delays))
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        # Not in the task, which a script may end before it has begun.
+        if self._queue:
+            logger.warning(
+                "backplane %s: ended before %d messages were sent, which are lost: `await app.shut_down()` at the "
+                "end of a script waits for them",
+                self._backplane.broker.name,
+                len(self._queue),
+            )
+        self._lose_queue()
+        self.state = "closed"
 
     def _delays(self) -> Iterator[float]:
         delay = self._supervision.first_delay
@@ -458,26 +460,23 @@ class Session:
                 raise TimeoutError
 
     async def _wait_for_work(self) -> None:
-        if not self._changed:
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(self._ping_at):
-                    await self._work.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._ping_at):
+                await self._work.wait()
         self._work.clear()
 
     async def _subscribe(self, link: Link) -> None:
-        while True:
-            changed, self._changed = self._changed, set()
-            wanted = changed & self._backplane.wanted.keys()
-            if left := ((changed - wanted) & self._active) | self._expired():
-                self._active -= left
-                for subject in left:
-                    self._numbers.forget(subject)
-                await link.unsubscribe(sorted(left))
-            if joined := wanted - self._active:
-                self._active |= joined
-                await link.subscribe(sorted(joined))
-            if not self._changed:
-                break
+        # What changes meanwhile is more work.
+        changed, self._changed = self._changed, set()
+        wanted = changed & self._backplane.wanted.keys()
+        if left := ((changed - wanted) & self._active) | self._expired():
+            self._active -= left
+            for subject in left:
+                self._numbers.forget(subject)
+            await link.unsubscribe(sorted(left))
+        if joined := wanted - self._active:
+            self._active |= joined
+            await link.subscribe(sorted(joined))
 
     def _expired(self) -> set[str]:
         now = self._clock.time()
