@@ -43,8 +43,12 @@ class Member:
         sink.send_nowait(json.dumps({"you": self.name, "people": names}))
         everybody.join(sink)
 
-    async def on_message(self, text: str) -> None:
+    async def on_message(self, text: str) -> str | None:
+        if not text:
+            # The page asks whether anybody is there: browsers do not show it pings.
+            return "{}"
         await tell_everybody(name=self.name, text=text)
+        return None
 
     async def on_disconnect(self, reason: DisconnectReason) -> None:
         # It has left the room by itself.

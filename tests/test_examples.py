@@ -37,6 +37,29 @@ RECORD_DELAYS: Final = """
 """
 """Lets a page that reconnects do so at once, eight times, and keeps how long it wanted to wait."""
 
+HOLD_BACK: Final = """
+    window.heldBack = null;
+    window.skipped = window.asked = window.heard = 0;
+    window.handOver = () => { const events = heldBack; heldBack = null; events.forEach((deliver) => deliver()); };
+    const now = performance.now.bind(performance);
+    performance.now = () => now() + skipped;
+    const send = WebSocket.prototype.send;
+    WebSocket.prototype.send = function (data) {
+        if (data === "") asked += 1;
+        send.call(this, data);
+    };
+    const { set } = Object.getOwnPropertyDescriptor(WebSocket.prototype, "onmessage");
+    Object.defineProperty(WebSocket.prototype, "onmessage", {
+        set(receive) {
+            set.call(this, receive && ((event) => {
+                heard += 1;
+                if (heldBack === null) receive(event); else heldBack.push(() => receive(event));
+            }));
+        },
+    });
+"""
+"""Lets a page wait for messages that have arrived, and for time that has not passed."""
+
 StartExample: TypeAlias = Callable[..., AbstractAsyncContextManager["ExampleServer"]]
 
 
@@ -368,6 +391,64 @@ async def test_chat_page_reconnects_and_keeps_what_was_being_written(browser: Br
         await page.get_by_role("button", name="Send").click()
         await see(last_line(page), "after")
     assert errors == []
+
+
+async def test_chat_page_says_why_it_cannot_join(browser: Browser) -> None:
+    context = await browser.new_context()
+    async with script("chat_server") as server:
+        port = server.port
+        async with AsyncExitStack() as stack:
+            for _ in range(100):
+                await stack.enter_async_context(server.connect("/chat"))
+            page, errors = await open_tab(context, server.url("http", "/"))
+            await page.get_by_label("Your name").fill("Ann")
+            await page.get_by_role("button", name="Join").click()
+            await see(page.get_by_role("status"), "the chat is full")
+        await see(page.get_by_role("status"), "Connected")
+    await see(page.get_by_role("status"), "the server does not answer")
+    async with script("chat_server", port):
+        await see(page.get_by_role("status"), "Connected")
+    assert errors == []
+
+
+async def test_chat_page_keeps_a_text_until_the_server_has_taken_it(browser: Browser) -> None:
+    context = await browser.new_context()
+    await context.add_init_script(HOLD_BACK)
+    async with script("chat_server") as server:
+        page, errors = await join_chat(context, server, "Ann")
+        box, button = page.get_by_label("Message", exact=True), page.get_by_role("button", name="Send")
+        await page.evaluate("heldBack = []")
+        await box.fill("hello")
+        await button.click()
+        await page.wait_for_function("heldBack.length === 1")
+        await expect(box).to_have_value("hello")
+        await expect(button).to_be_disabled()
+        await box.press("Enter")
+        await page.evaluate("handOver()")
+        await see(last_line(page), "hello")
+        await expect(box).to_have_value("")
+        await say(page, "again")
+        await see(last_line(page), "again")
+        await expect(page.get_by_role("log").get_by_text("hello")).to_have_count(1)
+        assert errors == []
+
+
+async def test_chat_page_notices_a_server_that_no_longer_answers(browser: Browser) -> None:
+    context = await browser.new_context()
+    await context.add_init_script(HOLD_BACK)
+    async with script("chat_server") as server:
+        page, errors = await join_chat(context, server, "Ann")
+        await page.evaluate("skipped = 16_000")
+        # It asks, and is answered.
+        await page.wait_for_function("asked === 1 && heard > 1")
+        await see(page.get_by_role("status"), "Connected")
+        await page.evaluate("heldBack = []; skipped += 16_000")
+        await page.wait_for_function("heldBack.length === 1")
+        await page.evaluate("skipped += 11_000")
+        await see(page.get_by_role("log"), "The server does not answer any more")
+        await page.evaluate("handOver()")
+        await see(page.get_by_role("status"), "Connected")
+        assert errors == []
 
 
 async def test_chat_page_remembers_the_name_over_a_reload(browser: Browser) -> None:
