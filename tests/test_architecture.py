@@ -67,6 +67,7 @@ LAZILY: Final[dict[tuple[str, str], str]] = {
     ("cli/run", "launch"): "command",
     ("cli/run", "server/options"): "command",
     ("definition/types", "typed/dialogue"): "_typed",
+    ("describe/messages", "typed/kinds"): "_kinds",
     ("routing/not_found", "console/serving"): "NotFound.__call__",
 }
 """Imports that wait for a call: (importer, imported), and the one function they may stand in.

@@ -12,6 +12,7 @@ from playwright.async_api import Browser, BrowserContext, Locator, Page, expect
 
 from tests.browser import PATIENCE, open_browser, open_tab
 from tests.test_console import demo
+from tests.test_describe import typed_app
 from wsdeco import App
 
 MARKUP: Final = """<img src="nowhere" onerror="window.hacked = 1"><script>window.hacked = 1</script>"""
@@ -129,6 +130,28 @@ async def test_a_newcomer_connects_sends_and_receives_text_and_json(browser: Bro
         await echo.see('c: "d"')
         await echo.lines.last.get_by_text("a: [2]").click()
         await echo.see("0: 1")
+
+
+async def test_a_typed_message_is_sent_by_its_form(browser: Browser) -> None:
+    async with console_of(typed_app(), await browser.new_context()) as tab:
+        game = await tab.connect("/game")
+        await game.see("Connected")
+        await expect(game.root.get_by_label("JSON")).to_be_checked()
+        form = game.root.get_by_role("group", name="Form of the message")
+        await form.get_by_label("to *").fill('{"x": 1.5}')
+        await form.get_by_label("piece *").select_option("pawn")
+        await form.get_by_label("fast").check()
+        await form.get_by_label("note").fill("a b")
+        await game.press("Send")
+        await game.see("Joined")
+        await game.see("Move(to=Point(x=1.5, y=0.0), piece='pawn', fast=True, note='a b')")
+        await game.root.get_by_label("Type of the message").select_option("Leave")
+        await expect(game.text).to_have_value(re.compile('"type": "Leave"'))
+        await game.press("Send")
+        await game.see("Leave(why='tired')")
+        await tab.page.get_by_text("Messages", exact=True).click()
+        await tab.page.get_by_role("region", name="/game").get_by_text("One step.").click()
+        await expect(tab.page.get_by_role("region", name="/game")).to_contain_text("properties: {5}")
 
 
 async def test_what_was_sent_before_is_at_the_arrow_keys(browser: Browser) -> None:

@@ -4,16 +4,18 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import jsonschema
+import msgspec
 import pytest
+from pydantic import BaseModel
 
 from tests.test_cli import fresh_imports, refusal, write
 from wsdeco import App, WebSocketUpgrade
 from wsdeco.describe.document import asyncapi
-from wsdeco.describe.messages import Message, Messages
 from wsdeco.routing.application import registry_of
 
 __all__ = ["fresh_imports"]
@@ -70,6 +72,90 @@ def documented_app() -> App:
 
     for unused in (Echo, Room, Watch, Bytes, both, page):
         assert unused is not None
+    return app
+
+
+@dataclass
+class Point:
+    x: float
+    y: float = 0.0
+
+
+@dataclass
+class Move:
+    """One step."""
+
+    to: Point
+    piece: Literal["king", "pawn"]
+    fast: bool = False
+    note: str | None = None
+
+
+@dataclass
+class Leave:
+    why: str = "tired"
+
+
+class Joined(BaseModel):
+    name: str
+    at: Literal["table", "window"] | None = None
+
+
+class Named(msgspec.Struct, tag=True):
+    pair: tuple[int, str]
+
+
+class OwnCodec:
+    def encode(self, message: Any) -> str | bytes:
+        return repr(message)
+
+    def decode(self, frame: str | bytes) -> Any:
+        return frame
+
+
+class Game:
+    """Moves, and who takes part."""
+
+    async def on_message(self, message: Move | Leave | bytes) -> Joined | Named:
+        return Joined(name=repr(message))
+
+
+class One:
+    async def on_message(self, message: Move) -> list[int]:
+        return [1]
+
+
+class Own:
+    async def on_message(self, message: Joined) -> None: ...
+
+
+def other_point() -> type:
+    @dataclass
+    class Point:
+        inner: str
+
+    return Point
+
+
+OTHER: Final[Any] = other_point()
+
+
+@dataclass
+class Holder:
+    many: "list[OTHER]"  # pyright: ignore[reportInvalidTypeForm]
+
+
+class Other:
+    async def on_message(self, message: Holder) -> str:
+        return "done"
+
+
+def typed_app() -> App:
+    app = App(docs="/docs")
+    app.add("/game", Game)
+    app.add("/one", One, codec="msgpack")
+    app.add("/own", Own, codec=OwnCodec())
+    app.add("/other", Other)
     return app
 
 
@@ -133,8 +219,6 @@ def test_docstrings_limits_parameters_and_codes_stand_in_it() -> None:
 
 
 def test_what_nobody_wrote_is_no_description() -> None:
-    from dataclasses import dataclass  # noqa: PLC0415
-
     app = App()
 
     @app.handler("/a")
@@ -158,13 +242,40 @@ def test_what_nobody_wrote_is_no_description() -> None:
     }
 
 
-def test_the_schemas_of_typed_messages_stand_in_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    move = Message("Move", "application/json", {"$ref": "#/components/schemas/Move"}, "One step.")
-    found = Messages([move], [move], {"Move": {"type": "object"}})
-    monkeypatch.setattr("wsdeco.describe.document.messages_of", lambda target: found)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
-    document = described(documented_app())
-    assert document["components"] == {"schemas": {"Move": {"type": "object"}}}
-    assert document["channels"]["ws"]["messages"]["Move"]["description"] == "One step."
+def test_messages_with_types_have_their_schema() -> None:
+    document = described(typed_app())
+    game = document["channels"]["game"]["messages"]
+    assert list(game) == ["Move", "Leave", "binary", "Joined", "Named"]
+    assert game["Move"]["contentType"] == "application/json"
+    assert game["Move"]["description"] == "One step."
+    # The tag that tells it from the others stands in the schema, although it is no field of the class.
+    assert game["Move"]["payload"]["properties"]["type"] == {"const": "Move"}
+    assert game["Move"]["payload"]["required"] == ["type", "to", "piece"]
+    assert game["Named"]["payload"] == {"$ref": "#/components/schemas/Named"}
+    assert [each["$ref"] for each in document["operations"]["receive_game"]["messages"]] == [
+        "#/channels/game/messages/Move",
+        "#/channels/game/messages/Leave",
+        "#/channels/game/messages/binary",
+    ]
+    one = document["channels"]["one"]["messages"]
+    assert one["Move"]["payload"] == {"$ref": "#/components/schemas/Move"}
+    assert one["Move"]["contentType"] == "application/msgpack"
+    assert one["list"]["payload"] == {"type": "array", "items": {"type": "integer"}}
+    own = document["channels"]["own"]
+    assert own["messages"]["Joined"]["contentType"] == "application/octet-stream"
+    assert own["x-limits"]["codec"] == "OwnCodec"
+    assert "text" in own["messages"]
+
+
+def test_two_classes_of_one_name_keep_schemas_of_their_own() -> None:
+    document = described(typed_app())
+    schemas = document["components"]["schemas"]
+    assert schemas["Point"]["properties"].keys() == {"x", "y"}
+    assert schemas["Point_2"]["properties"].keys() == {"inner"}
+    holder = document["channels"]["other"]["messages"]["Holder"]["payload"]
+    assert schemas[holder["$ref"].rpartition("/")[2]]["properties"] == {
+        "many": {"type": "array", "items": {"$ref": "#/components/schemas/Point_2"}}
+    }
 
 
 # On the command line.
@@ -229,7 +340,11 @@ def specification(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_official_schema_and_parser_take_it(specification: Path) -> None:
     schema = json.loads((specification / "node_modules/@asyncapi/specs/schemas/3.1.0.json").read_text("utf-8"))
-    for document in (described(documented_app(), "ws://127.0.0.1:8000"), described(App())):
+    for document in (
+        described(documented_app(), "ws://127.0.0.1:8000"),
+        described(typed_app()),
+        described(App()),
+    ):
         jsonschema.validate(document, schema)
         parsed = subprocess.run(
             ["node", "-e", PARSE],  # noqa: S607 - where npm is, node is

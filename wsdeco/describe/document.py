@@ -49,11 +49,9 @@ def asyncapi(registry: Registry, server: str | None = None) -> dict[str, Any]:
         document["servers"] = {"server": _server(server)}
     channels: dict[str, Any] = {}
     operations: dict[str, Any] = {}
-    schemas: dict[str, Any] = {}
-    for each in served:
+    found, schemas = messages_of(served)
+    for each, messages in zip(served, found, strict=True):
         key = _key(compile_path(each.info.path)[1], channels)
-        messages = messages_of(each.target)
-        schemas |= messages.schemas
         channels[key] = _channel(each, messages)
         operations |= _operations(key, each, messages)
     document |= {"channels": channels, "operations": operations}
@@ -159,7 +157,11 @@ def _refusals(config: ConnectionConfig) -> dict[str, str]:
 
 
 def _plain(value: object) -> object:
-    return list(cast("tuple[object, ...]", value)) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return list(cast("tuple[object, ...]", value))
+    # What has no form in JSON is a codec of the user's, or a group of limits.
+    is_plain = value is None or isinstance(value, str | int | float)
+    return value if is_plain else type(value).__name__
 
 
 def _own_docstring(target: object) -> str | None:
