@@ -20,9 +20,9 @@ from typing import Any, Final
 import pytest
 from pytest_asyncio import is_async_test
 
-from tests.brokers import BrokerProcess, nats_server, redis_server
-from tests.crowd import Serve, SoakServer
-from tests.stacks import GRANIAN, STACKS, Stack
+from tests.support.brokers import BrokerProcess, nats_server, redis_server
+from tests.support.crowd import Serve, SoakServer
+from tests.support.stacks import GRANIAN, STACKS, Stack
 from wsdeco import App
 
 PATIENCE: Final = 1.0

@@ -1,0 +1,511 @@
+"""The examples run as their users run them, driven by a WebSocket client and by a browser."""
+
+import ast
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from typing import Any, Final, TypeAlias
+
+import pytest
+from playwright.async_api import Browser, BrowserContext, Locator, Page, expect
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosedError, InvalidStatus
+
+from tests.support.browser import PATIENCE, find_browser, open_browser, open_tab
+from tests.support.checkout import CHECKOUT
+
+EXAMPLES: Final = CHECKOUT / "examples"
+EXAMPLE_NAMES: Final = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+
+MARKUP: Final = """<img src="nowhere" onerror="window.hacked = 1"><script>window.hacked = 1</script>"""
+"""What must stay text in every page."""
+
+RECORD_DELAYS: Final = """
+    window.delays = [];
+    const laterInFact = window.setTimeout;
+    window.setTimeout = (callback, delay) => {
+        delays.push(delay);
+        return delays.length < 8 ? laterInFact(callback, 0) : 0;
+    };
+"""
+"""Lets a page that reconnects do so at once, eight times, and keeps how long it wanted to wait."""
+
+HOLD_BACK: Final = """
+    window.heldBack = null;
+    window.skipped = window.asked = window.heard = 0;
+    window.handOver = () => { const events = heldBack; heldBack = null; events.forEach((deliver) => deliver()); };
+    const now = performance.now.bind(performance);
+    performance.now = () => now() + skipped;
+    const send = WebSocket.prototype.send;
+    WebSocket.prototype.send = function (data) {
+        if (data === "") asked += 1;
+        send.call(this, data);
+    };
+    const { set } = Object.getOwnPropertyDescriptor(WebSocket.prototype, "onmessage");
+    Object.defineProperty(WebSocket.prototype, "onmessage", {
+        set(receive) {
+            set.call(this, receive && ((event) => {
+                heard += 1;
+                if (heldBack === null) receive(event); else heldBack.push(() => receive(event));
+            }));
+        },
+    });
+"""
+"""Lets a page wait for messages that have arrived, and for time that has not passed."""
+
+StartExample: TypeAlias = Callable[..., AbstractAsyncContextManager["ExampleServer"]]
+
+
+class ExampleServer:
+    """A server in a subprocess, found by the address that it prints."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._lines: list[str] = []
+        self.port = 0
+
+    async def expect_line(self, pattern: str) -> re.Match[str]:
+        """Wait for a line of output that `pattern` is found in."""
+        assert self._process.stdout is not None
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while line := (await self._process.stdout.readline()).decode():
+                    self._lines.append(line)
+                    found = re.search(pattern, line)
+                    if found is not None:
+                        return found
+        except TimeoutError:
+            pass
+        pytest.fail(f"the server did not print {pattern!r}, but:\n{''.join(self._lines)}")
+
+    async def wait_until_listening(self) -> None:
+        found = await self.expect_line(r"(?:http|ws)://127\.0\.0\.1:(\d+)")
+        self.port = int(found[1])
+
+    def url(self, scheme: str, path: str) -> str:
+        return f"{scheme}://127.0.0.1:{self.port}{path}"
+
+    def connect(self, path: str) -> connect:
+        return connect(self.url("ws", path), proxy=None, open_timeout=PATIENCE, close_timeout=PATIENCE)
+
+    async def stop(self) -> int:
+        """Ask the server to end; return its exit code."""
+        if self._process.returncode is None:
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                rest, _ = await self._process.communicate()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.communicate()
+            pytest.fail(f"the server did not end on SIGTERM:\n{''.join(self._lines)}")
+        self._lines.append(rest.decode())
+        assert "Traceback" not in "".join(self._lines), "".join(self._lines)
+        return await self._process.wait()
+
+
+@asynccontextmanager
+async def running(*arguments: str, port: int = 0) -> AsyncGenerator[ExampleServer, None]:
+    """Run Python with `arguments` in the checkout, until the end of the context."""
+    environment = {**os.environ, "PORT": str(port), "PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": "1"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *arguments,
+        cwd=CHECKOUT,
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    server = ExampleServer(process)
+    try:
+        await server.wait_until_listening()
+        yield server
+    finally:
+        await server.stop()
+
+
+def script(name: str, port: int = 0) -> AbstractAsyncContextManager[ExampleServer]:
+    """Start an example as its module says."""
+    return running(f"examples/{name}.py", port=port)
+
+
+def imported(name: str, port: int = 0) -> AbstractAsyncContextManager[ExampleServer]:
+    """Start an example on uvicorn's own command line."""
+    return running("-m", "uvicorn", f"examples.{name}:ws", "--port", str(port))
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    async with open_browser() as opened:
+        yield opened
+
+
+# The examples themselves.
+
+
+@pytest.mark.parametrize("start", [script, imported])
+@pytest.mark.parametrize("name", EXAMPLE_NAMES)
+async def test_example_starts_and_stops(name: str, start: StartExample) -> None:
+    async with start(name) as server:
+        code = await server.stop()
+    # uvicorn's command line dies of the signal once it has shut down.
+    assert code == (0 if start is script else -signal.SIGTERM)
+
+
+@pytest.mark.parametrize("name", EXAMPLE_NAMES)
+def test_example_is_one_idea(name: str) -> None:
+    source = (EXAMPLES / f"{name}.py").read_text("utf-8")
+    docstring = ast.get_docstring(ast.parse(source), clean=False)
+    assert docstring is not None
+    assert f"python examples/{name}.py" in docstring
+    code = [line for line in source.replace(docstring, "").splitlines() if line.strip()]
+    assert 10 <= len(code) <= 40
+
+
+@pytest.mark.parametrize("name", ["chat", "flexible_handler"])
+def test_page_needs_nothing_from_elsewhere(name: str) -> None:
+    page = (EXAMPLES / f"{name}.html").read_text("utf-8")
+    assert re.findall(r"""https?://|@import|\ssrc=|url\(""", page) == []
+
+
+# The echo server.
+
+
+async def test_echo_server_welcomes_echoes_and_tells_who_left() -> None:
+    async with script("echo_server") as server:
+        async with server.connect("/ws") as client:
+            host, port = client.local_address
+            assert await client.recv() == "Welcome!"
+            await client.send("héllo")
+            assert await client.recv() == "Echo: héllo"
+        await server.expect_line(rf"^{re.escape(host)}:{port} left: closed by the client with 1000$")
+
+
+async def test_echo_server_limits_connections_on_the_strict_route() -> None:
+    async with script("echo_server") as server, AsyncExitStack() as stack:
+        for path in ("/strict", "/strict", "/ws"):
+            client = await stack.enter_async_context(server.connect(path))
+            assert await client.recv() == "Welcome!"
+        with pytest.raises(InvalidStatus) as refusal:
+            await server.connect("/strict")
+        assert refusal.value.response.status_code == 503
+
+
+# The chat server.
+
+
+async def next_event(client: ClientConnection) -> dict[str, Any]:
+    async with asyncio.timeout(PATIENCE):
+        event: dict[str, Any] = json.loads(await client.recv())
+    return event
+
+
+async def test_chat_server_tells_everybody_who_comes_goes_and_writes() -> None:
+    async with script("chat_server") as server, server.connect("/chat?name=Ann") as ann:
+        assert await next_event(ann) == {"you": "Ann", "people": ["Ann"]}
+        async with server.connect("/chat?name=Bob") as bob:
+            assert await next_event(bob) == {"you": "Bob", "people": ["Ann", "Bob"]}
+            assert await next_event(ann) == {"joined": "Bob"}
+            await bob.send("hello")
+            for client in (ann, bob):
+                assert await next_event(client) == {"name": "Bob", "text": "hello"}
+        assert await next_event(ann) == {"left": "Bob"}
+
+
+async def test_chat_server_gives_each_member_a_name_of_its_own() -> None:
+    async with script("chat_server") as server, AsyncExitStack() as stack:
+        names: list[str] = []
+        for query in ("?name=Ann", "?name=Ann", "?name=%20Ann%00%20", "", "?name=%20", "?name=" + 50 * "x"):
+            client = await stack.enter_async_context(server.connect(f"/chat{query}"))
+            names.append((await next_event(client))["you"])
+    assert names == ["Ann", "Ann 2", "Ann 3", "Guest", "Guest 2", 30 * "x"]
+
+
+async def test_chat_server_refuses_long_messages() -> None:
+    async with script("chat_server") as server, server.connect("/chat?name=Ann") as ann:
+        await next_event(ann)
+        await ann.send("x" * 4097)
+        with pytest.raises(ConnectionClosedError) as closing:
+            await next_event(ann)
+        assert closing.value.rcvd is not None
+        assert closing.value.rcvd.code == 1009
+
+
+async def test_chat_server_never_lets_a_slow_member_delay_the_others() -> None:
+    async with script("chat_server") as server, server.connect("/chat?name=Ann") as ann:
+        await next_event(ann)
+        with deaf_client(server, "/chat?name=Slow"):
+            assert await next_event(ann) == {"joined": "Slow"}
+            rounds = 0
+            # One message at a time: each comes back at once, whatever the slow member has not read.
+            while (event := await talk(ann)) != {"left": "Slow"}:
+                assert event["name"] == "Ann"
+                rounds += 1
+                assert rounds < 10_000, "the slow member is never dropped"
+
+
+async def talk(client: ClientConnection) -> dict[str, Any]:
+    await client.send("x" * 4000)
+    return await next_event(client)
+
+
+@contextmanager
+def deaf_client(server: ExampleServer, path: str) -> Generator[None, None, None]:
+    """Shake hands and never read a byte."""
+    with socket.socket() as deaf:
+        # Little room in the kernel, so that the server notices soon.
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", server.port))
+        request = (
+            f"GET {path} HTTP/1.1",
+            f"Host: 127.0.0.1:{server.port}",
+            "Connection: Upgrade",
+            "Upgrade: websocket",
+            "Sec-WebSocket-Version: 13",
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+        )
+        deaf.sendall("\r\n".join([*request, "", ""]).encode())
+        yield
+
+
+# The two servers.
+
+
+async def test_two_servers_share_a_room() -> None:
+    async with script("two_servers") as server:
+        first = server.port
+        await server.wait_until_listening()
+        assert server.port != first
+        async with connect(f"ws://127.0.0.1:{first}/ws", proxy=None) as one, server.connect("/ws") as two:
+            for sender, receiver in ((one, two), (two, one)):
+                await tell(sender, receiver)
+        assert await server.stop() == 0
+
+
+async def tell(sender: ClientConnection, receiver: ClientConnection) -> None:
+    """Say hello until the other one hears it: that a room has members is news on its way to the broker."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            await sender.send("hello")
+            assert await sender.recv() == "hello"
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    assert await receiver.recv() == "hello"
+                    return
+
+
+# The pages, in a browser.
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("true", "Failed"), ("", "Skipped")])
+def test_missing_browser_fails_in_ci_and_skips_elsewhere(
+    ci: str, outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHROMIUM", "/nowhere/chromium")
+    monkeypatch.setenv("CI", ci)
+    with pytest.raises((pytest.fail.Exception, pytest.skip.Exception), match="/nowhere/chromium") as missing:
+        find_browser()
+    assert type(missing.value).__name__ == outcome
+
+
+async def join_chat(context: BrowserContext, server: ExampleServer, name: str) -> tuple[Page, list[str]]:
+    page, errors = await open_tab(context, server.url("http", "/"))
+    await page.get_by_label("Your name").fill(name)
+    await page.get_by_role("button", name="Join").click()
+    await see(page.get_by_role("status"), "Connected")
+    return page, errors
+
+
+async def say(page: Page, text: str) -> None:
+    await page.get_by_label("Message", exact=True).fill(text)
+    await page.get_by_role("button", name="Send").click()
+    await expect(page.get_by_label("Message", exact=True)).to_have_value("")
+
+
+async def see(locator: Locator, text: str) -> None:
+    await expect(locator).to_contain_text(text, timeout=PATIENCE * 1000)
+
+
+def last_line(page: Page) -> Locator:
+    return page.get_by_role("log").get_by_role("listitem").last
+
+
+async def test_chat_page_lets_two_tabs_talk(browser: Browser) -> None:
+    async with script("chat_server") as server:
+        context = await browser.new_context()
+        ann, ann_errors = await join_chat(context, server, "Ann")
+        bob, bob_errors = await join_chat(context, server, "Bob")
+        await see(last_line(ann), "Bob joined")
+        for page in (ann, bob):
+            await see(page.get_by_role("banner"), "2 here: Ann, Bob")
+        await say(ann, "hello Bob")
+        await see(last_line(bob), "hello Bob")
+        await see(last_line(bob), "Ann")
+        await say(bob, "hello Ann")
+        await see(last_line(ann), "hello Ann")
+        await bob.close()
+        await see(last_line(ann), "Bob left")
+        await see(ann.get_by_role("banner"), "1 here: Ann")
+        assert (ann_errors, bob_errors) == ([], [])
+
+
+async def test_chat_page_shows_markup_as_text(browser: Browser) -> None:
+    async with script("chat_server") as server:
+        context = await browser.new_context()
+        ann, ann_errors = await join_chat(context, server, "Ann")
+        eve, eve_errors = await join_chat(context, server, "<script>hacked</script>")
+        await see(last_line(ann), "<script>hacked</script> joined")
+        await say(eve, MARKUP)
+        for page in (ann, eve):
+            await see(last_line(page), MARKUP)
+            await see(last_line(page), "<script>hacked</script>")
+            await expect(page.get_by_role("log").locator("img, script")).to_have_count(0)
+            assert await page.evaluate("typeof hacked") == "undefined"
+        assert (ann_errors, eve_errors) == ([], [])
+
+
+async def test_chat_page_reconnects_and_keeps_what_was_being_written(browser: Browser) -> None:
+    context = await browser.new_context()
+    async with script("chat_server") as server:
+        port = server.port
+        page, errors = await join_chat(context, server, "Ann")
+        await say(page, "before")
+        await see(last_line(page), "before")
+        await page.get_by_label("Message", exact=True).fill("after")
+    await see(page.get_by_role("status"), "Not connected")
+    await expect(page.get_by_role("button", name="Send")).to_be_disabled()
+    await page.get_by_label("Message", exact=True).press("Enter")
+    await expect(page.get_by_label("Message", exact=True)).to_have_value("after")
+    async with script("chat_server", port):
+        await see(page.get_by_role("status"), "Connected")
+        await see(page.get_by_role("log"), "Connection lost")
+        await see(last_line(page), "You are here as Ann")
+        await page.get_by_role("button", name="Send").click()
+        await see(last_line(page), "after")
+    assert errors == []
+
+
+async def test_chat_page_says_why_it_cannot_join(browser: Browser) -> None:
+    context = await browser.new_context()
+    async with script("chat_server") as server:
+        port = server.port
+        async with AsyncExitStack() as stack:
+            for _ in range(100):
+                await stack.enter_async_context(server.connect("/chat"))
+            page, errors = await open_tab(context, server.url("http", "/"))
+            await page.get_by_label("Your name").fill("Ann")
+            await page.get_by_role("button", name="Join").click()
+            await see(page.get_by_role("status"), "the chat is full")
+        await see(page.get_by_role("status"), "Connected")
+    await see(page.get_by_role("status"), "the server does not answer")
+    async with script("chat_server", port):
+        await see(page.get_by_role("status"), "Connected")
+    assert errors == []
+
+
+async def test_chat_page_keeps_a_text_until_the_server_has_taken_it(browser: Browser) -> None:
+    context = await browser.new_context()
+    await context.add_init_script(HOLD_BACK)
+    async with script("chat_server") as server:
+        page, errors = await join_chat(context, server, "Ann")
+        box, button = page.get_by_label("Message", exact=True), page.get_by_role("button", name="Send")
+        await page.evaluate("heldBack = []")
+        await box.fill("hello")
+        await button.click()
+        await page.wait_for_function("heldBack.length === 1")
+        await expect(box).to_have_value("hello")
+        await expect(button).to_be_disabled()
+        await box.press("Enter")
+        await page.evaluate("handOver()")
+        await see(last_line(page), "hello")
+        await expect(box).to_have_value("")
+        await say(page, "again")
+        await see(last_line(page), "again")
+        await expect(page.get_by_role("log").get_by_text("hello")).to_have_count(1)
+        assert errors == []
+
+
+async def test_chat_page_notices_a_server_that_no_longer_answers(browser: Browser) -> None:
+    context = await browser.new_context()
+    await context.add_init_script(HOLD_BACK)
+    async with script("chat_server") as server:
+        page, errors = await join_chat(context, server, "Ann")
+        await page.evaluate("skipped = 16_000")
+        # It asks, and is answered.
+        await page.wait_for_function("asked === 1 && heard > 1")
+        await see(page.get_by_role("status"), "Connected")
+        await page.evaluate("heldBack = []; skipped += 16_000")
+        await page.wait_for_function("heldBack.length === 1")
+        await page.evaluate("skipped += 11_000")
+        await see(page.get_by_role("log"), "The server does not answer any more")
+        await page.evaluate("handOver()")
+        await see(page.get_by_role("status"), "Connected")
+        assert errors == []
+
+
+async def test_chat_page_remembers_the_name_over_a_reload(browser: Browser) -> None:
+    async with script("chat_server") as server:
+        page, errors = await join_chat(await browser.new_context(), server, "Ann")
+        await page.reload()
+        await see(page.get_by_role("status"), "Connected")
+        await see(last_line(page), "You are here as Ann")
+        assert errors == []
+
+
+async def test_flexible_handler_serves_page_and_socket_on_one_path(browser: Browser) -> None:
+    async with script("flexible_handler") as server:
+        async with server.connect("/") as client:
+            for number in (1, 2):
+                await client.send("hello")
+                assert await client.recv() == f"Message {number}: hello"
+        page, errors = await open_tab(await browser.new_context(), server.url("http", "/"))
+        await see(page.get_by_role("main"), f"came over HTTP from {server.url('http', '/')}")
+        await see(page.get_by_role("main"), f"talks to {server.url('ws', '/')}")
+        await see(page.get_by_role("status"), "Connected")
+        await say(page, MARKUP)
+        await see(last_line(page), f"Message 1: {MARKUP}")
+        await say(page, "second")
+        await see(last_line(page), "Message 2: second")
+        await expect(page.get_by_role("log").locator("img, script")).to_have_count(0)
+        assert errors == []
+
+
+async def test_flexible_page_reconnects(browser: Browser) -> None:
+    context = await browser.new_context()
+    async with script("flexible_handler") as server:
+        port = server.port
+        page, errors = await open_tab(context, server.url("http", "/"))
+        await see(page.get_by_role("status"), "Connected")
+        await say(page, "before")
+        await see(last_line(page), "Message 1: before")
+    await see(page.get_by_role("status"), "Not connected")
+    async with script("flexible_handler", port):
+        await see(page.get_by_role("status"), "Connected")
+        await say(page, "after")
+        await see(last_line(page), "Message 1: after")
+    assert errors == []
+
+
+@pytest.mark.parametrize("name", ["chat_server", "flexible_handler"])
+async def test_page_waits_longer_after_each_failure(name: str, browser: Browser) -> None:
+    context = await browser.new_context()
+    await context.add_init_script(RECORD_DELAYS)
+    async with script(name) as server:
+        if name == "chat_server":
+            page, errors = await join_chat(context, server, "Ann")
+        else:
+            page, errors = await open_tab(context, server.url("http", "/"))
+        await see(page.get_by_role("status"), "Connected")
+    await page.wait_for_function("delays.length === 8")
+    for failures, delay in enumerate(await page.evaluate("delays")):
+        longest = min(30_000, 500 * 2**failures)
+        assert longest / 2 <= delay <= longest
+    await see(page.get_by_role("status"), "Not connected")
+    assert errors == []

@@ -1,0 +1,79 @@
+"""Bodies of HTTP requests: their size, and clients that leave in the middle of one."""
+
+import logging
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+
+from tests.support.raw import dial
+from tests.support.stacks import Stack, until
+from wsdeco import App
+
+
+def app_that_reads(events: list[str], max_body_size: int | None = 1000) -> App:
+    app = App(max_body_size=max_body_size)
+
+    @app.route("/body", methods=["POST"])
+    async def body(request: Request) -> PlainTextResponse:
+        events.append("asked")
+        return PlainTextResponse(str(len(await request.body())))
+
+    return app
+
+
+async def test_an_upload_that_is_too_large_is_refused(stack: Stack) -> None:
+    app = app_that_reads([])
+    async with stack.serve(app) as server, server.http() as client:
+        assert (await client.post("/body", content=b"x" * 1000)).text == "1000"
+        assert (await client.post("/body", content=b"x" * 1001)).status_code == 413
+
+
+@pytest.mark.parametrize(("size", "status"), [(16 << 20, 200), ((16 << 20) + 1, 413)])
+async def test_a_body_has_16_mib_unless_the_app_says_otherwise(size: int, status: int) -> None:
+    app = App()
+
+    @app.route("/body", methods=["POST"])
+    async def body(request: Request) -> PlainTextResponse:
+        await request.body()
+        return PlainTextResponse("taken")
+
+    sent = {"type": "http.request", "body": b"x" * size, "more_body": False}
+    statuses: list[int] = []
+
+    async def receive() -> dict[str, object]:
+        return sent
+
+    async def send(message: object) -> None:
+        assert isinstance(message, dict)
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    scope = {"type": "http", "method": "POST", "path": "/body", "headers": [], "query_string": b""}
+    await app(scope, receive, send)
+    assert statuses == [status]
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_upload_is_one_line(
+    stack: Stack, caplog: pytest.LogCaptureFixture
+) -> None:
+    if not stack.on_network:
+        pytest.skip("nobody leaves in memory")
+    caplog.set_level(logging.INFO)
+    events: list[str] = []
+    async with stack.serve(app_that_reads(events)) as server:
+        async with dial(server) as peer:
+            await peer.write(b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
+            await until(lambda: events == ["asked"])
+        await until(lambda: "a client left in the middle of its request: POST /body" in caplog.messages)
+    assert [each.getMessage() for each in caplog.records if each.levelno >= logging.ERROR or each.exc_info] == []
+
+
+def test_a_limit_that_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"max_body_size must be 0 or more bytes, or None for no limit, not -1"):
+        App(max_body_size=-1)
+    monkeypatch.setattr("wsdeco.routing.application._LIMITS_BODIES", False)
+    with pytest.raises(ValueError, match=r"max_body_size=1000 needs Starlette 1\.6"):
+        App(max_body_size=1000)
+    App()
+    App(max_body_size=None)

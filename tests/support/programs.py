@@ -1,0 +1,161 @@
+"""Servers as programs of their own, and the clients of the `websockets` library that talk to them."""
+
+import os
+import re
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Final
+
+import psutil
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from tests.support.checkout import CHECKOUT
+from wsdeco import Address, App, DisconnectReason, Sink
+
+PATIENCE: Final = 60.0
+"""Seconds after which a test that waits in vain fails."""
+
+RESTART: Final = "closed by the server with 1012 (service restart)"
+
+
+def echo_app(path: str = "/ws", reply: str = "echo", **limits: Any) -> tuple[App, list[str]]:
+    """Return an app with one handler, and the log of its events."""
+    app = App()
+    events: list[str] = []
+
+    @app.handler(path, **limits)
+    class Echo:
+        async def on_connect(self, addr: Address, sink: Sink) -> None:
+            events.append("connect")
+
+        async def on_message(self, text: str) -> str:
+            return f"{reply}: {text}"
+
+        async def on_disconnect(self, reason: DisconnectReason) -> None:
+            events.append(str(reason))
+
+    return app, events
+
+
+@contextmanager
+def client(url: str, *, trusted: ssl.SSLContext | None = None) -> Generator[ClientConnection]:
+    with connect(
+        url, proxy=None, ssl=trusted, max_size=None, open_timeout=PATIENCE, close_timeout=PATIENCE
+    ) as connection:
+        yield connection
+
+
+def receive(connection: ClientConnection) -> str | bytes:
+    return connection.recv(PATIENCE)
+
+
+def close_code(connection: ClientConnection) -> int | None:
+    with pytest.raises(ConnectionClosed) as caught:
+        receive(connection)
+    return None if caught.value.rcvd is None else caught.value.rcvd.code
+
+
+@contextmanager
+def taken_port() -> Generator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        yield other.getsockname()[1]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+class Ended:
+    """What is left of a program.
+
+    Attributes:
+        code: The exit code.
+        output: Its output.
+        errors: What it wrote to stderr.
+    """
+
+    def __init__(self, code: int, output: str, errors: str) -> None:
+        self.code = code
+        self.output = output
+        self.errors = errors
+
+
+class Program:
+    """Python with `arguments`, in a process of its own."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        stdin: IO[str] | None = None,
+    ) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=directory,
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT), **(environment or {})},
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.lines: list[str] = []
+
+    def expect(self, pattern: str) -> re.Match[str]:
+        assert self.process.stdout is not None
+        while line := self.process.stdout.readline():
+            self.lines.append(line)
+            found = re.search(pattern, line)
+            if found is not None:
+                return found
+        ended = self.end()
+        pytest.fail(f"the program did not print {pattern!r}: {ended.code}\n{ended.output}{ended.errors}")
+
+    def read_error(self) -> str:
+        assert self.process.stderr is not None
+        return self.process.stderr.readline()
+
+    def url(self) -> str:
+        return self.expect(r"ws://\S+")[0]
+
+    def send_signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> Ended:
+        try:
+            output, errors = self.process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
+            raise
+        return Ended(self.process.returncode, "".join(self.lines) + output, errors)
+
+    def discard(self) -> None:
+        """Kill it if it still runs."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+
+def workers_of(pid: int) -> list[psutil.Process]:
+    """Return the worker processes of a parent."""
+    return [child for child in psutil.Process(pid).children() if is_worker(child)]
+
+
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        return "spawn_main" in " ".join(process.cmdline())
+    except psutil.Error:
+        # It has ended meanwhile.
+        return False

@@ -1,0 +1,205 @@
+"""Frames that do not arrive in one read: what they lead to, and what they take meanwhile."""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.support import client_frames as wire
+from tests.support.client_frames import BINARY, CONT, PING, TEXT, client_frame
+from tests.support.reference_framing import ReferenceFraming
+from wsdeco.reasons import Close
+from wsdeco.wire.deflate import Deflate
+from wsdeco.wire.incoming import Framing, Message, encode_message
+from wsdeco.wire.outgoing import frame_pieces
+
+SIZE = 300_000
+LIMIT = 1 << 20
+
+TEXTS = {
+    "ASCII": "x" * SIZE,
+    "ASCII, then beyond": "x" * 200_000 + "größe" * 20_000,
+    "two bytes each": "ж" * 150_000,
+    "three bytes each": "時刻" * 50_000,
+    "seldom beyond ASCII": ("x" * 9_999 + "€") * 30,
+    "beyond the BMP": "😀" * 75_000,
+}
+
+
+def in_reads(stream: bytes, size: Callable[[], int]) -> Iterator[bytes]:
+    """Yield `stream` as reads of `size` bytes would bring it."""
+    start = 0
+    while start < len(stream):
+        stop = start + size()
+        yield stream[start:stop]
+        start = stop
+
+
+def outcome(framing: Framing, reads: Iterator[bytes]) -> tuple[list[Message], Close | None]:
+    """Return the messages, and how the peer ended the input."""
+    messages: list[Message] = []
+    for data in reads:
+        messages += framing.receive(data)
+        while framing.unread:
+            messages += framing.receive(b"")
+    return messages, framing.ended
+
+
+@pytest.mark.parametrize("size", [300, 1400, 16_384, 65_535, 256_000])
+@pytest.mark.parametrize("kind", TEXTS)
+def test_a_text_is_the_same_however_it_arrives(kind: str, size: int) -> None:
+    content = TEXTS[kind]
+    stream = wire.text(content) + wire.text("next")
+    assert outcome(Framing(LIMIT), in_reads(stream, lambda: size)) == ([content, "next"], None)
+
+
+@pytest.mark.parametrize("size", [7, 300, 65_537])
+def test_bytes_are_the_same_however_they_arrive(size: int) -> None:
+    content = random.Random(1).randbytes(SIZE)  # noqa: S311 - the same in every run
+    stream = client_frame(BINARY, content) + client_frame(BINARY, b"next")
+    assert outcome(Framing(LIMIT), in_reads(stream, lambda: size)) == ([content, b"next"], None)
+
+
+@pytest.mark.parametrize("where", [0, 100_000, SIZE - 1])
+def test_invalid_utf8_is_refused_wherever_it_is(where: int) -> None:
+    content = bytearray(b"x" * SIZE)
+    content[where] = 0xFF
+    messages, ended = outcome(Framing(LIMIT), in_reads(client_frame(TEXT, bytes(content)), lambda: 65_536))
+    assert messages == []
+    assert ended == Close(1007, "invalid UTF-8 in a text message", by="server")
+
+
+def test_a_character_that_the_end_cuts_in_two_is_refused() -> None:
+    content = b"x" * SIZE + "€".encode()[:2]
+    messages, ended = outcome(Framing(LIMIT), in_reads(client_frame(TEXT, content), lambda: 65_536))
+    assert messages == []
+    assert ended is not None
+    assert ended.code == 1007
+
+
+def random_stream(source: random.Random, *, deflate: bool) -> bytes:
+    """Return messages, large and small, whole and in fragments, with a ping now and then; some of them invalid."""
+    frames: list[bytes] = []
+    for _ in range(source.randrange(1, 5)):
+        content = source.choice(list(TEXTS.values())).encode()[: source.choice([10, 5_000, 40_000, 290_000])]
+        if source.random() < 0.2:
+            content += source.choice([b"\xff", b"\xe2\x82", b"ok"])
+        opcode = source.choice([TEXT, BINARY])
+        compressed = deflate and source.random() < 0.5
+        payload = wire.deflated(content) if compressed else content
+        if source.random() < 0.5:
+            cuts = sorted(source.randrange(len(payload) + 1) for _ in range(source.randrange(1, 4)))
+            parts = [payload[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(payload)], strict=True)]
+        else:
+            parts = [payload]
+        for number, part in enumerate(parts):
+            reserved = 0x40 if compressed and number == 0 else 0
+            is_last = number == len(parts) - 1
+            frames.append(client_frame(CONT if number else opcode, part, fin=is_last, reserved=reserved))
+            if source.random() < 0.3:
+                frames.append(client_frame(PING, b"here"))
+    return b"".join(frames)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_as_the_reference(seed: int) -> None:
+    source = random.Random(seed)  # noqa: S311 - the same in every run
+    deflate = source.random() < 0.4
+    stream = random_stream(source, deflate=deflate)
+    most = source.choice([3_000, 70_000, 256_000])
+    found = outcome(
+        Framing(SIZE, deflate=Deflate() if deflate else None), in_reads(stream, lambda: source.randrange(1, most))
+    )
+    expected = outcome(ReferenceFraming(SIZE, deflate=Deflate() if deflate else None), iter([stream]))
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "kind"), [(10, "ASCII"), (100, "seldom beyond ASCII"), (65_536, "seldom beyond ASCII")]
+)
+def test_what_waits_takes_the_memory_of_its_payload(size: int, kind: str) -> None:
+    frame = wire.text(TEXTS[kind])
+    length = len(frame)
+    framing = Framing(LIMIT)
+    framing.receive(frame[:14])
+    rest, last = frame[14:-1], frame[-1:]
+    tracemalloc.start()
+    try:
+        assert outcome(framing, in_reads(rest, lambda: size)) == ([], None)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1.2 * length + 2_000
+    assert peak < 1.2 * length + 8 * size + 2_000
+    assert framing.receive(last) == [TEXTS[kind]]
+
+
+def test_a_large_message_is_not_copied_while_it_grows() -> None:
+    frame = client_frame(BINARY, bytes(LIMIT))
+    framing = Framing(LIMIT)
+    received: list[Message] = []
+    tracemalloc.start()
+    try:
+        for data in in_reads(frame, lambda: 65_536):
+            received += framing.receive(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert received == [bytes(LIMIT)]
+    # The pieces, the message, and a read.
+    assert peak < 2.2 * LIMIT
+
+
+def test_a_text_is_decoded_while_it_arrives() -> None:
+    frame = wire.text("ж" * (LIMIT // 2))
+    framing = Framing(LIMIT)
+    received: list[Message] = []
+    tracemalloc.start()
+    try:
+        for data in in_reads(frame, lambda: 65_536):
+            received += framing.receive(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert received == ["ж" * (LIMIT // 2)]
+    assert peak < 2.4 * LIMIT
+
+
+def test_inflating_a_large_frame_counts_as_work() -> None:
+    content = random.Random(2).randbytes(SIZE)  # noqa: S311 - the same in every run
+    frame = client_frame(BINARY, wire.deflated(content), reserved=0x40)
+    framing = Framing(LIMIT, deflate=Deflate())
+    assert framing.receive(frame[:100_000]) == []
+    assert framing.receive(frame[100_000:] + wire.text("next")) == [content]
+    assert framing.unread
+    assert framing.receive(b"") == ["next"]
+    assert not framing.unread
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_the_pieces_of_a_text_are_its_frame(kind: str) -> None:
+    assert b"".join(frame_pieces(TEXTS[kind])) == encode_message(TEXTS[kind])
+
+
+def test_the_pieces_of_a_binary_message_are_its_frame() -> None:
+    content = random.Random(3).randbytes(SIZE)  # noqa: S311 - the same in every run
+    assert b"".join(frame_pieces(content)) == encode_message(content)
+
+
+def test_nothing_is_sent_of_a_text_that_utf8_cannot_carry() -> None:
+    with pytest.raises(UnicodeEncodeError):
+        next(frame_pieces("x" * SIZE + "\ud800"))
+
+
+def test_sending_allocates_no_copy_of_the_message() -> None:
+    for message in ("x" * 4_000_000, bytes(4_000_000)):
+        tracemalloc.start()
+        try:
+            for _ in frame_pieces(message):
+                pass
+            assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        finally:
+            tracemalloc.stop()
