@@ -19,6 +19,7 @@ from wsdeco.definition.plan import plan_of
 from wsdeco.reasons import RouteError
 from wsdeco.rooms.room import Room
 from wsdeco.routing.application import Application
+from wsdeco.routing.draining import DecoratedWarning, checked_warning
 from wsdeco.routing.endpoints import HandlerEndpoint
 from wsdeco.routing.functions import endpoint_routes
 from wsdeco.routing.lifespan import DecoratedLifespan, checked_lifespan
@@ -162,6 +163,19 @@ class App(Application):
         self._lifespan = checked_lifespan(function)
         return function
 
+    def on_drain(self, function: DecoratedWarning) -> DecoratedWarning:
+        """Decorate an async function that is called first when the app ends, to warn rooms for instance.
+
+        No handshake is let in any more, and all connections are open still. It may take 5 seconds beyond the
+        `drain_delay` of `run`. Servers that close the connections before the end of the lifespan, as uvicorn does, call
+        it afterwards: see `drain`. Each of several workers calls it, and its broadcasts reach the members of all.
+
+        Raises:
+            HandlerError: The function is not async, or cannot be called without arguments.
+        """
+        self._draining.on_drain = checked_warning(function)
+        return function
+
     # Rooms.
 
     def room(self, name: str) -> Room:
@@ -279,7 +293,10 @@ class App(Application):
                 `forwarded_allow_ips` and `root_path`. With `ssl_ca_certs` clients have to show a certificate, unless
                 `ssl_cert_reqs` says otherwise. `timeout_graceful_shutdown` is the seconds that HTTP
                 requests, and after them the shutdown part of the lifespan, may take at the end; by default, what
-                the `close_timeout` of the routes allows hooks.
+                the `close_timeout` of the routes allows hooks. `drain_timeout` is the seconds over which a server that
+                ends tells its clients so (1012), in random order, so that they do not all come back at once; the reason
+                says when to, as in `service restart; retry=7`. In the `drain_delay` seconds before that it answers, but
+                refuses handshakes with 503 and `Retry-After`, so that a load balancer notices. Both are 0 by default.
 
         Returns:
             The server in the background, or `None` when the one in the foreground has ended.

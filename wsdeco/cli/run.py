@@ -93,6 +93,12 @@ class _Command(click.Command):
 @click.option("--log-format", type=click.Choice(("text", "json")), help="One line of text or one JSON object each.")
 @click.option("--access-log/--no-access-log", default=None, help="Whether to log connections and requests.")
 @click.option("--loop", type=click.Choice(("auto", "asyncio")), help="uvloop where it is installed, or asyncio.")
+@click.option(
+    "--drain-timeout", type=float, metavar="SECONDS", help="At the end, time over which clients are told to leave."
+)
+@click.option(
+    "--drain-delay", type=float, metavar="SECONDS", help="Before that, time in which new ones are refused with 503."
+)
 @click.option("--timeout-graceful-shutdown", type=float, metavar="SECONDS", help="Time for requests at the end.")
 def command(target: str, host: str, port: int, workers: int, **options: Any) -> None:
     """Serve the App of a file or a module until Ctrl-C or SIGTERM.

@@ -156,12 +156,15 @@ class Lifecycle:
         """Seconds after `shut_down` in which all is over, unless a hook goes on ignoring its cancellation."""
         return 2 * (self._config.close_timeout + _CANCEL_AGAIN)
 
-    def shut_down(self) -> None:
-        """Close with 1012; a hook that still runs, and then `on_disconnect`, get `close_timeout` each."""
+    def shut_down(self, text: str = "service restart") -> None:
+        """Close with 1012; a hook that still runs, and then `on_disconnect`, get `close_timeout` each.
+
+        Args:
+            text: The reason that goes with the code.
+        """
         if self._shutting_down:
             return
         self._shutting_down = True
-        text = "service restart"
         self._channel.close(CloseCode.SERVICE_RESTART, text, Close(CloseCode.SERVICE_RESTART, text, by="server"))
         self._limit_hook(self._config.close_timeout)
 

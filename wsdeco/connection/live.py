@@ -18,12 +18,18 @@ class LiveConnections:
 
     Attributes:
         closing: Whether the app shuts down, so that no connection may be added.
+        retry_after: Seconds after which somebody who is refused meanwhile may try again.
     """
 
     def __init__(self) -> None:
         self._live: set[Lifecycle] = set()
         self._waiters: set[asyncio.Event] = set()
         self.closing = False
+        self.retry_after = 1
+
+    def __contains__(self, connection: Lifecycle) -> bool:
+        """Return whether a connection lives."""
+        return connection in self._live
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -40,9 +46,14 @@ class LiveConnections:
             for gone in self._waiters:
                 gone.set()
 
+    def all(self) -> list[Lifecycle]:
+        """Return those of this moment."""
+        return list(self._live)
+
     def open(self) -> None:
         """Let connections in (again)."""
         self.closing = False
+        self.retry_after = 1
 
     @property
     def shutdown_time(self) -> float:

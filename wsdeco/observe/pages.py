@@ -34,7 +34,8 @@ def add_pages(app: Application, metrics: str | None, health: str | None) -> None
 def _health_endpoint(app: Application) -> Callable[[], Response]:
     def health() -> Response:
         if app.is_closing:
-            return PlainTextResponse("closing\n", 503, headers={"Retry-After": "1"})
+            retry_after = str(context_of(app).connections.retry_after)
+            return PlainTextResponse("closing\n", 503, headers={"Retry-After": retry_after})
         return PlainTextResponse("ok\n")
 
     return health

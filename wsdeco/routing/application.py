@@ -23,13 +23,14 @@ from wsdeco.clock import Clock
 from wsdeco.reasons import printable
 from wsdeco.rooms.rooms import Rooms
 from wsdeco.routing.announcements import announce_idle, announce_limits, announce_missing_lifespan
+from wsdeco.routing.draining import Draining
 from wsdeco.routing.endpoints import Context, HandlerEndpoint
 from wsdeco.routing.lifespan import LifespanFunction, checked_lifespan
 from wsdeco.routing.not_found import NotFound
 from wsdeco.routing.registry import Registry, RouteInfo
 from wsdeco.routing.router import IndexedRouter
 
-__all__ = ["Application", "context_of", "not_found_of", "registry_of", "rooms_of"]
+__all__ = ["Application", "context_of", "draining_of", "not_found_of", "registry_of", "rooms_of"]
 
 logger = logging.getLogger("wsdeco")
 
@@ -98,6 +99,7 @@ class Application:
                 hold.
         """
         self._context = Context(clock=clock)
+        self._draining = Draining(self._context)
         self._lifespan = None if lifespan is None else checked_lifespan(lifespan)
         self._rooms = Rooms(
             checked_backplane(backplane), checked_errors(publish_errors), backplane_of_environment, clock
@@ -207,18 +209,40 @@ class Application:
         """Seconds that `shut_down` would take at most, with the connections of this moment."""
         return self._context.connections.shutdown_time
 
+    async def drain(self, seconds: float = 0.0, delay: float = 0.0) -> None:
+        """Do what comes before `shut_down`: let load balancers notice, warn, and tell the clients one by one.
+
+        From the first moment on, new handshakes get 503 with `Retry-After`, and so do requests for the health of the
+        app. The function under `on_drain` is called. When `delay` is over, the clients get 1012 in random order, evenly
+        over `seconds`; the reason says when to come back, as in `service restart; retry=7`. `run` does this at its end
+        if it has `drain_timeout` or `drain_delay`. Under another server call it before that server ends, in what
+        answers the load balancer or the `preStop` hook, for instance: servers close all connections at once.
+
+        Args:
+            seconds: How long that takes; with 0 nobody is told before `shut_down`.
+            delay: Seconds before it.
+        """
+        await self._draining.run(seconds, delay)
+
     async def shut_down(self) -> None:
         """Close every connection with 1012, refuse new ones, and return when the last `on_disconnect` has run.
 
+        What `on_drain` has is called first, unless `drain` has called it.
         Rooms are let go of as well. Servers do this at their end; call it where one does not. Bounded by the
         `close_timeout` of each route.
         """
-        await self._context.connections.shut_down()
+        await self._end_connections()
         await self._rooms.close()
+
+    async def _end_connections(self) -> None:
+        if not self._draining.has_begun:
+            await self.drain()
+        await self._context.connections.shut_down()
 
     @asynccontextmanager
     async def _run_lifespan(self, app: Starlette) -> AsyncGenerator[Any]:
         self._context.connections.open()
+        self._draining.has_begun = False
         self._rooms.start()
         if not self._limits_announced:
             self._announce_limits()
@@ -227,7 +251,7 @@ class Application:
         try:
             async with nullcontext() if self._lifespan is None else self._lifespan(app) as state:
                 yield state
-                await self._context.connections.shut_down()
+                await self._end_connections()
         finally:
             await self._rooms.close()
 
@@ -246,6 +270,9 @@ class Application:
 
 context_of: Final[Callable[[Application], Context]] = attrgetter("_context")
 """Returns what its endpoints share, which takes an observer of all connections."""
+
+draining_of: Final[Callable[[Application], Draining]] = attrgetter("_draining")
+"""Returns what drains the connections."""
 
 registry_of: Final[Callable[[Application], Registry]] = attrgetter("_registry")
 """Returns what is registered, whose `message_size_cap` a server sets."""

@@ -26,8 +26,6 @@ __all__ = ["Context", "HandlerEndpoint", "open_channel", "serve"]
 
 logger = logging.getLogger("wsdeco")
 
-_CLOSING = Refusal("shutdown", 503, CloseCode.SERVICE_RESTART, retry_after=1)
-
 
 @dataclass(slots=True)
 class Context:
@@ -110,7 +108,8 @@ class HandlerEndpoint:
         Args:
             scope: The handshake, or a plain request with the same headers.
         """
-        answer = _CLOSING if self._context.connections.closing else self.admission.admit(scope)
+        connections = self._context.connections
+        answer = _closing(connections) if connections.closing else self.admission.admit(scope)
         if isinstance(answer, Refusal):
             return answer
         answer.give_back()
@@ -139,7 +138,7 @@ def open_channel(
 async def serve(channel: Channel, factory: Factory, admission: Admission, connections: LiveConnections) -> None:
     """Serve a connection with what `factory` builds, if it is let in; return when everything about it has ended."""
     # Without an await in front: the slot comes first.
-    ticket = _CLOSING if connections.closing else admission.admit(channel.request.scope)
+    ticket = _closing(connections) if connections.closing else admission.admit(channel.request.scope)
     if isinstance(ticket, Refusal):
         await _turn_away(channel, ticket, admission.name)
         return
@@ -152,6 +151,10 @@ async def serve(channel: Channel, factory: Factory, admission: Admission, connec
             connections.discard(connection)
     finally:
         ticket.give_back()
+
+
+def _closing(connections: LiveConnections) -> Refusal:
+    return Refusal("shutdown", 503, CloseCode.SERVICE_RESTART, retry_after=connections.retry_after)
 
 
 async def _turn_away(channel: Channel, refusal: Refusal, name: str) -> None:

@@ -23,7 +23,7 @@ _SIZES: Final = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1))
 
 def print_banner(server: Server, hint: str) -> None:
     """Print what `server` serves, and `hint`: how it ends."""
-    lines = [_as_json(server)] if server.log_format == "json" else _as_text(server, hint)
+    lines = [_as_json(server)] if server.own.log_format == "json" else _as_text(server, hint)
     # A full disk, or a stream that is closed: a server serves all the same.
     with suppress(OSError, ValueError):
         try:

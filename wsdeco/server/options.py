@@ -15,6 +15,7 @@ from uvicorn.config import LOG_LEVELS
 from wsdeco.reasons import BackplaneError, ServerError
 from wsdeco.routing.application import Application, rooms_of
 from wsdeco.server.listen import check_address
+from wsdeco.server.own import OwnOptions
 from wsdeco.server.serving import Server
 
 __all__ = ["check_options", "make_server"]
@@ -31,8 +32,6 @@ _UVICORN_MAX_SIZE: Final = 16 * 1024 * 1024
 _COMMAND_LINE: Final = (
     "write `uvicorn module:ws --ws wsdeco.protocol:WebSocketProtocol --{}` in a shell, with the name of your module"
 )
-
-_LOG_FORMATS: Final = ("text", "json")
 
 _OTHERWISE: Final[dict[str, str]] = {
     "app": "the app is the one that run() is called on",
@@ -92,7 +91,7 @@ def _check_workers(workers: object) -> None:
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    parameters = {*inspect.signature(uvicorn.Config).parameters, "log_format"}
+    parameters = {*inspect.signature(uvicorn.Config).parameters, *OwnOptions.names()}
     meaningful = sorted(parameters - set(_OTHERWISE) | {"host", "port", "background", "workers"})
     for name in options:
         if name in _OTHERWISE:
@@ -104,9 +103,7 @@ def _check_options(options: dict[str, Any]) -> None:
     level = options.get("log_level")
     if isinstance(level, str) and level.lower() not in LOG_LEVELS:
         raise ValueError(f"log_level must be one of {', '.join(map(repr, LOG_LEVELS))}, not {level!r}")
-    log_format = options.get("log_format", "text")
-    if log_format not in _LOG_FORMATS:
-        raise ValueError(f"log_format must be one of {', '.join(map(repr, _LOG_FORMATS))}, not {log_format!r}")
+    OwnOptions.taken_from(options)
     if options.get("loop", "auto") not in {"auto", "asyncio"}:
         raise ValueError(f"loop must be 'auto' (uvloop where it is installed) or 'asyncio', not {options['loop']!r}")
     grace = options.get("timeout_graceful_shutdown")
@@ -129,12 +126,11 @@ def make_server(app: Application, host: str, port: int, options: dict[str, Any])
     _check_effect(app, options)
     from wsdeco.observe.logs import log_config, watch  # noqa: PLC0415 - only who serves by run() needs it
 
-    log_format: str = options.get("log_format", "text")
-    options = {name: value for name, value in options.items() if name != "log_format"}
+    own, options = OwnOptions.taken_from(options)
     defaults: dict[str, Any] = {
         "log_level": "warning",
         "ws_per_message_deflate": False,
-        "log_config": log_config(log_format),
+        "log_config": log_config(own.log_format),
     }
     if sys.stdout is None or sys.stdout.closed:
         # uvicorn would ask it whether it has colours.
@@ -162,9 +158,7 @@ def make_server(app: Application, host: str, port: int, options: dict[str, Any])
     except OSError as exc:
         raise ServerError(f"TLS cannot be set up with {_tls_options(options)}: {exc}") from exc
     watch(app, config, is_shown="log_config" not in options)
-    server = Server(app, config)
-    server.log_format = log_format
-    return server
+    return Server(app, config, own)
 
 
 def _check_effect(app: Application, options: dict[str, Any]) -> None:

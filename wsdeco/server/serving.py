@@ -20,8 +20,9 @@ import uvicorn
 from wsdeco.config import DEFAULT_CONFIG
 from wsdeco.origins import is_loopback
 from wsdeco.reasons import ServerError
-from wsdeco.routing.application import Application, not_found_of, registry_of
+from wsdeco.routing.application import Application, draining_of, not_found_of, registry_of
 from wsdeco.server.listen import Listeners, listen
+from wsdeco.server.own import OwnOptions
 
 __all__ = ["ANYIO_THREAD", "TLS_TIMEOUT", "Server", "join_threads", "server_of"]
 
@@ -39,6 +40,9 @@ _POLLING: Final = 0.5
 TLS_TIMEOUT: Final = 10.0
 """Seconds for the TLS handshake: as many as for the head of a request, whose deadline it is a part of."""
 
+_TICK: Final = 0.1
+"""Seconds between two ticks, as in uvicorn's loop."""
+
 _ACCEPTED_AT_ONCE: Final = 64
 """Connections that asyncio accepts without a turn for those it has."""
 
@@ -55,7 +59,7 @@ class Server(uvicorn.Server):
     Attributes:
         app: The app.
         listeners: Where it listens, or will.
-        log_format: `"text"` or `"json"`, for what it prints as well.
+        own: The options that uvicorn does not have.
         thread: The thread whose event loop serves.
         loop: That event loop; `None` before it is made.
         on_start: Called in that thread as soon as it serves.
@@ -64,11 +68,11 @@ class Server(uvicorn.Server):
         ended: Set when it has ended, or could not start.
     """
 
-    def __init__(self, app: Application, config: uvicorn.Config) -> None:
+    def __init__(self, app: Application, config: uvicorn.Config, own: OwnOptions | None = None) -> None:
         super().__init__(config)
         self.app = app
         self.listeners = Listeners(config.host, config.port, [])
-        self.log_format = "text"
+        self.own = own or OwnOptions()
         self.thread = threading.current_thread()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.on_start: Callable[[], None] = lambda: None
@@ -111,7 +115,8 @@ class Server(uvicorn.Server):
     def time_to_end(self) -> float:
         """Seconds in which the server ends, unless something blocks its event loop."""
         connections, grace = self.app.shutdown_time, self.grace
-        return _whole_seconds(max(connections, grace)) + grace + _POLLING + 3 * _LEFTOVERS + _MARGIN
+        drain = draining_of(self.app).time(self.own.drain_timeout, self.own.drain_delay)
+        return drain + _whole_seconds(max(connections, grace)) + grace + _POLLING + 3 * _LEFTOVERS + _MARGIN
 
     def listen(self) -> None:
         """Open the sockets.
@@ -179,6 +184,17 @@ class Server(uvicorn.Server):
         for tick in self.ticks:
             tick()
         return await super().on_tick(counter)
+
+    async def main_loop(self) -> None:
+        """Serve until the end is asked for, then drain; what has to be done now and then is done meanwhile."""
+        await super().main_loop()
+        own = self.own
+        drain = asyncio.create_task(draining_of(self.app).run(own.drain_timeout, own.drain_delay))
+        counter = 0
+        while not (await asyncio.wait((drain,), timeout=_TICK))[0]:
+            counter += 1
+            await self.on_tick(counter)
+        await drain
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the connections of the app, then requests in progress and other connections, then the lifespan."""

@@ -272,7 +272,7 @@ def test_options_are_those_of_run(monkeypatch: pytest.MonkeyPatch) -> None:
         "--host ::1 --port 80 --workers 4 --backlog 9 --root-path /live --forwarded-allow-ips * --ssl-certfile c "
         "--ssl-keyfile k --ssl-keyfile-password p --ssl-ca-certs a --ssl-cert-reqs optional "
         "--log-level info --log-config l --no-access-log "
-        "--loop asyncio --timeout-graceful-shutdown 0.5"
+        "--loop asyncio --timeout-graceful-shutdown 0.5 --drain-timeout 20 --drain-delay 2"
     )
     assert refusal("run", "app.py", *words.split()) == (0, "")
     assert calls == [
@@ -295,6 +295,8 @@ def test_options_are_those_of_run(monkeypatch: pytest.MonkeyPatch) -> None:
             "access_log": False,
             "loop": "asyncio",
             "timeout_graceful_shutdown": 0.5,
+            "drain_timeout": 20.0,
+            "drain_delay": 2.0,
         },
     ]
 

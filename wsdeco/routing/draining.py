@@ -1,0 +1,104 @@
+"""What comes before the shutdown of an app: it says that it closes, warns, and tells its clients one by one."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeAlias, TypeVar, cast
+
+from wsdeco.connection.drain import drain, sleep, whole_seconds
+from wsdeco.definition.signatures import bindable, signature_of
+from wsdeco.reasons import HandlerError
+from wsdeco.routing.endpoints import Context
+
+__all__ = ["DecoratedWarning", "Draining", "WarningFunction", "checked_warning"]
+
+logger = logging.getLogger("wsdeco")
+
+WarningFunction: TypeAlias = Callable[[], Awaitable[object]]
+"""What is called when a drain begins: an async function without parameters."""
+
+DecoratedWarning = TypeVar("DecoratedWarning", bound=WarningFunction)
+
+_WARNING: Final = 5.0
+"""Seconds that the function may take beyond the delay of the drain."""
+
+
+class Draining:
+    """Drains the connections of one app.
+
+    Args:
+        context: What the endpoints of the app share.
+
+    Attributes:
+        on_drain: Called first; `None` for nothing.
+        has_begun: Whether it has, since the app was served last.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.on_drain: WarningFunction | None = None
+        self.has_begun = False
+
+    def time(self, seconds: float, delay: float) -> float:
+        """Return the time that `run` takes at most."""
+        return seconds + delay + (0.0 if self.on_drain is None else _WARNING)
+
+    async def run(self, seconds: float, delay: float, *, is_replaced: bool = False) -> None:
+        """Refuse handshakes, wait for `delay`, then close the connections evenly over `seconds`.
+
+        Args:
+            seconds: How long that takes.
+            delay: Seconds before it.
+            is_replaced: Another process takes the clients already. Handshakes that have reached this one are served, as
+                nobody else can answer them, and clients may come back at once.
+        """
+        self.has_begun = True
+        connections = self._context.connections
+        if not is_replaced:
+            connections.closing = True
+            connections.retry_after = whole_seconds(seconds + delay)
+        loop = asyncio.get_running_loop()
+        clock = self._context.clock or loop
+        warning = None if self.on_drain is None else loop.create_task(_warn(self.on_drain))
+        if delay:
+            await sleep(clock, delay)
+        if warning is not None:
+            await _end(warning)
+        if seconds:
+            # Who was told first comes back when the last one has been told: the returns are as far apart.
+            retry = 1 if is_replaced else whole_seconds(seconds)
+            await drain(connections, clock, seconds, f"service restart; retry={retry}")
+
+
+async def _warn(function: WarningFunction) -> None:
+    try:
+        await function()
+    except Exception:
+        logger.exception("on_drain failed")
+
+
+async def _end(warning: asyncio.Task[None]) -> None:
+    _, late = await asyncio.wait((warning,), timeout=_WARNING)
+    if late:
+        logger.error("on_drain has not ended within %g s and is cancelled", _WARNING)
+        warning.cancel()
+
+
+def checked_warning(function: object) -> WarningFunction:
+    """Return what is called when a drain begins.
+
+    Raises:
+        HandlerError: `function` is no async function, or cannot be called without arguments.
+    """
+    signature = signature_of(function)
+    if not inspect.iscoroutinefunction(function):
+        fault = "is no async function"
+    elif signature is not None and not bindable(signature, 0):
+        fault = "cannot be called without arguments"
+    else:
+        return cast("WarningFunction", function)
+    name = getattr(function, "__qualname__", repr(function)).rpartition("<locals>.")[2]
+    raise HandlerError(f"{name} {fault}, and @ws.on_drain takes one: write `async def {name}():`")
