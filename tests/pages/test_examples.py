@@ -198,6 +198,55 @@ async def test_echo_server_limits_connections_on_the_strict_route() -> None:
         assert refusal.value.response.status_code == 503
 
 
+# Tokens: a stream that is stopped.
+
+
+async def test_tokens_come_one_by_one_until_they_are_stopped() -> None:
+    async with script("tokens") as server, server.connect("/tokens") as client:
+        await client.send('{"type": "Ask", "prompt": "abc def"}')
+        assert await next_event(client) == {"type": "Token", "text": "cba"}
+        assert await next_event(client) == {"type": "Token", "text": "fed"}
+        assert await next_event(client) == {"type": "Done", "stopped": False}
+        await client.send(json.dumps({"type": "Ask", "prompt": "one " * 1000}))
+        assert await next_event(client) == {"type": "Token", "text": "eno"}
+        await client.send('{"type": "Stop"}')
+        while (event := await next_event(client))["type"] == "Token":
+            pass
+        assert event == {"type": "Done", "stopped": True}
+        await client.send('{"type": "Go"}')
+        assert (await next_event(client))["message"] == "Expected one of `Ask`, `Stop`, got 'Go'"
+
+
+# The typed chat: requests both ways.
+
+
+async def test_typed_chat_answers_by_id_and_asks() -> None:
+    async with script("typed_chat") as server, server.connect("/chat") as ada, server.connect("/chat") as bob:
+        for client, name in ((ada, "Ada"), (bob, "Bob")):
+            await client.send(json.dumps({"type": "Join", "name": name, "id": name}))
+            assert await next_event(client) == {"type": "Question", "id": "$1", "text": "Will you be kind?"}
+            await client.send('{"id": "$1", "yes": true}')
+            assert await next_event(client) == {
+                "type": "Said",
+                "id": name,
+                "name": "server",
+                "text": f"welcome, {name}",
+            }
+        await ada.send('{"type": "Say", "text": "hello"}')
+        for client in (ada, bob):
+            assert await next_event(client) == {"type": "Said", "name": "Ada", "text": "hello"}
+        await bob.send('{"type": "Say"}')
+        assert (await next_event(bob))["code"] == "invalid"
+        async with server.connect("/chat") as other:
+            await other.send('{"type": "Join", "name": "Eve"}')
+            await next_event(other)
+            await other.send('{"id": "$1", "yes": false}')
+            with pytest.raises(ConnectionClosedError) as closed:
+                await other.recv()
+            assert closed.value.rcvd is not None
+            assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4003, "then not")
+
+
 # The chat server.
 
 

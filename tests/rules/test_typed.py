@@ -21,12 +21,14 @@ from hypothesis import strategies as st
 
 from tests.rules.test_lifecycle import Served
 from tests.support.recording import closing
-from tests.support.stacks import Peer, Stack
+from tests.support.stacks import Peer, Stack, until
 from tests.support.wire import Logged
 from wsdeco import Address, App, Close, ConnectionClosed, HandlerError, Sink, WebSocketHandler
+from wsdeco.definition.plan import plan_of
 from wsdeco.testing import connect
 from wsdeco.typed.codecs import format_of
 from wsdeco.typed.reader import Invalid, Reader
+from wsdeco.typed.schema import schemas_of
 from wsdeco.typed.writer import Writer
 
 # Every kind of class that a message may have.
@@ -40,7 +42,7 @@ class Say:
 @dataclass
 class Join:
     room: str
-    seats: list[int] = field(default_factory=list)
+    seats: list[int] = field(default_factory=list[int])
 
 
 @dataclass
@@ -704,10 +706,17 @@ class ArrayLike(msgspec.Struct, array_like=True):
     a: int
 
 
+def handler_of(message: Any, reply: Any = None) -> type:
+    async def on_message(self: object, message: Any) -> Any: ...
+
+    on_message.__annotations__ = {"message": message, "return": reply}
+    return type("Handler", (), {"on_message": on_message})
+
+
 @pytest.mark.parametrize(
     ("annotation", "says"),
     [
-        (int, ["`message: int`", "`int` is no message", "write `str` or `bytes`, a dataclass"]),
+        (int, ["is annotated `message: ", "`int` is no message", "write `str` or `bytes`, a dataclass"]),
         (Say | int, ["`int` is no message"]),
         (Say | str, ["`str` and `Say` both come as text"]),
         (Say | SayElsewhere, ["Say and SayElsewhere are not told apart", "`type` is 'Say' in both"]),
@@ -725,11 +734,7 @@ class ArrayLike(msgspec.Struct, array_like=True):
 def test_what_cannot_be_a_message_is_said_at_definition(annotation: Any, says: list[str]) -> None:
     app = App()
     with pytest.raises(HandlerError) as caught:
-
-        @app.handler("/ws")
-        class Wrong:
-            async def on_message(self, message: annotation) -> None: ...
-
+        app.add("/ws", handler_of(annotation))
     for part in says:
         assert part in str(caught.value)
 
@@ -806,3 +811,157 @@ async def test_a_value_without_a_form_is_a_failure_of_the_hook(caplog: pytest.Lo
         await served.over(wire)
     assert len(logged.lines(logging.ERROR)) == 2
     assert math.isfinite(len(logged.exceptions()))
+
+
+# Schemas, for documents.
+
+
+class Tree(msgspec.Struct):
+    children: list["Tree"] = []
+
+
+def test_the_schema_of_messages() -> None:
+    found = schemas_of(Say | Join)
+    assert found.components == {}
+    assert found.messages["Say"] == {
+        "title": "Say",
+        "type": "object",
+        "properties": {"type": {"const": "Say"}, "text": {"type": "string"}},
+        "required": ["type", "text"],
+    }
+    assert list(found.messages) == ["Say", "Join"]
+    assert schemas_of(None).messages == {}
+    assert list(schemas_of(SayTuple).messages["SayTuple"]["properties"]) == ["text", "loud"]
+    assert schemas_of(SayModel).messages["SayModel"]["properties"]["text"]["type"] == "string"
+    deep = schemas_of(Deep, "#/here/{name}")
+    assert deep.messages["Deep"]["properties"]["parts"]["items"] == {"$ref": "#/here/Cat"}
+    assert list(deep.components) == ["Cat"]
+    tree = schemas_of(Tree)
+    assert list(tree.components) == ["Tree"]
+    assert schemas_of(list[SayModel]).messages["list"]["items"]["title"] == "SayModel"
+    assert schemas_of(dict[str, Say]).messages["dict"]["additionalProperties"] == {"$ref": "#/components/schemas/Say"}
+    with pytest.raises(TypeError):
+        schemas_of(list[complex])
+
+
+def test_a_plan_knows_the_schemas_of_its_handler() -> None:
+    dialogue = plan_of(handler_of(Say, Said | None)).dialogue
+    assert dialogue is not None
+    received, sent = dialogue.schemas()
+    assert (list(received.messages), list(sent.messages)) == (["Say"], ["Said"])
+
+
+# Several at a time.
+
+
+async def test_parallel_messages_are_handled_side_by_side(stack: Stack) -> None:
+    app = App()
+    running: set[str] = set()
+    gate = asyncio.Event()
+    most: list[int] = []
+
+    @app.handler("/ws", parallel=3)
+    class Parallel:
+        async def on_message(self, text: str | bytes) -> str:
+            assert isinstance(text, str)
+            running.add(text)
+            most.append(len(running))
+            await gate.wait()
+            running.discard(text)
+            return text
+
+        async def on_disconnect(self, reason: object) -> None:
+            most.append(-len(running))
+
+    async with stack.serve(app) as server, server.connect("/ws") as peer:
+        for number in range(7):
+            await peer.send(str(number))
+        await until(lambda: len(running) == 3)
+        gate.set()
+        assert sorted([str(await peer.receive()) for _ in range(7)]) == [str(number) for number in range(7)]
+        await peer.close()
+        await until(lambda: most[-1] <= 0)
+    assert (max(most), most[-1]) == (3, 0)
+
+
+async def test_a_failure_of_one_of_several_closes_and_the_others_end_before_on_disconnect(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    gate = asyncio.Event()
+    ended: list[str] = []
+
+    class Parallel(WebSocketHandler):
+        async def on_message(self, text: str) -> AsyncIterator[str]:
+            yield f"begin {text}"
+            if text == "fail":
+                raise KeyError(text)
+            await gate.wait()
+            ended.append(text)
+
+        async def on_disconnect(self, reason: object) -> None:
+            ended.append("disconnect")
+
+    logged = Logged(caplog)
+    served = Served(Parallel, parallel=3)
+    wire = await served.connected("slow", b"binary is not taken", "fail")
+    assert wire.seen[1:] == ["begin slow", "begin fail", ("close", 1011, "internal error")]
+    assert ended == []
+    gate.set()
+    await served.over(wire)
+    assert ended == ["slow", "disconnect"]
+    assert logged.lines() == ["ERROR Parallel.on_message failed for 192.0.2.1:4321"]
+
+
+async def test_a_deadline_reaches_all_of_several(caplog: pytest.LogCaptureFixture) -> None:
+    cancelled: list[str] = []
+
+    class Parallel(WebSocketHandler):
+        async def on_message(self, text: str) -> None:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled.append(text)
+                if text == "stubborn":
+                    await asyncio.Event().wait()
+                if text == "fails":
+                    raise ValueError(text) from None
+                raise
+
+    logged = Logged(caplog)
+    served = Served(Parallel, parallel=5, max_connection_duration=10)
+    wire = await served.connected("a", "stubborn", "fails")
+    await served.clock.advance(10)
+    assert sorted(cancelled) == ["a", "fails", "stubborn"]
+    await served.clock.advance(1)
+    await served.over(wire)
+    assert [line.partition(":")[0] for line in logged.lines()] == ["WARNING Parallel.on_message for 192.0.2.1"]
+
+
+async def test_messages_with_types_in_parallel_ask_side_by_side() -> None:
+    app = App()
+    app.add("/ws", Asks, parallel=4)
+    async with connect(app, "/ws") as client:
+        for number in range(4):
+            await client.send(json.dumps({"text": str(number)}))
+        asked = [json.loads(await client.receive())["id"] for _ in range(4)]
+        for number in reversed(asked):
+            await client.send(json.dumps({"id": number, "text": "yes"}))
+        assert sorted([json.loads(await client.receive())["who"] for _ in range(4)]) == ["0", "1", "2", "3"]
+
+
+async def test_an_invalid_answer_counts_while_the_hook_waits() -> None:
+    app = App()
+    app.add("/reply", Asks, max_invalid=1)
+    app.add("/close", Asks, invalid="close")
+    for path, code in (("/reply", 1008), ("/close", 1007)):
+        async with connect(app, path) as client:
+            await client.send('{"text":"x"}')
+            await client.receive()
+            await client.send('{"id":"$1","text":1}')
+            if path == "/reply":
+                assert json.loads(await client.receive())["code"] == "invalid"
+                await client.send('{"id":"$1","text":1}')
+            with pytest.raises(ConnectionClosed) as caught:
+                await client.receive()
+            assert isinstance(caught.value.reason, Close)
+            assert caught.value.reason.code == code

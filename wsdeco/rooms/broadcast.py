@@ -50,8 +50,9 @@ class Broadcasts:
         self._burst_messages = 0
 
     def _checked(self, key: str, data: object) -> Data:
-        is_raw = isinstance(data, str | bytes | bytearray | memoryview)
-        return checked_data(data if is_raw else self.messages.encode(key, data))
+        if not isinstance(data, str | bytes | bytearray | memoryview):
+            return checked_data(self.messages.encode(key, data))
+        return checked_data(cast(object, data))
 
     async def send(self, key: str, data: object, exclude: object) -> int:
         """Send a message to all members: see `Room.broadcast`."""

@@ -74,7 +74,8 @@ class _Json:
     def decoder(self, form: Any) -> Callable[[Any], Any]:
         return msgspec.json.Decoder(form, dec_hook=decode_hook).decode
 
-    plain = staticmethod(msgspec.json.Decoder().decode)
+    def plain(self, content: Any) -> Any:
+        return _plain_json(content)
 
     def builtins(self, value: Any) -> Any:
         return msgspec.to_builtins(value, enc_hook=encode_hook)
@@ -101,8 +102,11 @@ class _MessagePack:
     def decoder(self, form: Any) -> Callable[[Any], Any]:
         return msgspec.msgpack.Decoder(form, dec_hook=decode_hook).decode
 
-    plain = staticmethod(msgspec.msgpack.Decoder().decode)
-    encode = staticmethod(msgspec.msgpack.Encoder(enc_hook=encode_hook).encode)
+    def plain(self, content: Any) -> Any:
+        return _plain_msgpack(content)
+
+    def encode(self, value: Any) -> bytes:
+        return _encode_msgpack(value)
 
     def builtins(self, value: Any) -> Any:
         return msgspec.to_builtins(value, builtin_types=(bytes, bytearray, memoryview), enc_hook=encode_hook)
@@ -144,6 +148,9 @@ class _Own:
         return self._codec.encode(self.builtins(value))
 
 
+_plain_json: Final = msgspec.json.Decoder().decode
+_plain_msgpack: Final = msgspec.msgpack.Decoder().decode
+_encode_msgpack: Final = msgspec.msgpack.Encoder(enc_hook=encode_hook).encode
 _encode_json: Final = msgspec.json.Encoder(enc_hook=encode_hook).encode
 _JSON: Final = _Json()
 _MESSAGEPACK: Final = _MessagePack()

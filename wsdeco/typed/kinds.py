@@ -6,13 +6,37 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import NoneType, UnionType
-from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    NamedTuple,
+    TypeAlias,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import msgspec
 from msgspec import inspect as types
 from typing_extensions import is_typeddict
 
-__all__ = ["TAG", "Kind", "Tag", "decode_hook", "encode_hook", "faults", "is_pydantic", "kinds_of", "members_of"]
+__all__ = [
+    "TAG",
+    "Kind",
+    "Tag",
+    "decode_hook",
+    "encode_hook",
+    "faults",
+    "is_named_tuple",
+    "is_pydantic",
+    "kinds_of",
+    "members_of",
+    "struct_like",
+]
 
 TAG: Final = "type"
 """The member that names the class of a message, where the class itself declares none."""
@@ -43,7 +67,7 @@ class Kind:
     """
 
     form: Any
-    cls: type
+    cls: type[Any]
     own_tag: Tag | None
     literals: tuple[Tag, ...]
     is_object: bool
@@ -109,7 +133,7 @@ def _meant(annotation: object) -> object:
 
 def kinds_of(annotation: object) -> list[Kind]:
     """Return the classes that a message of the annotation may have, without text and bytes."""
-    kinds = [_kind_of(member) for member in members_of(annotation) if member not in (str, bytes)]
+    kinds = [_kind_of(member) for member in members_of(annotation) if member is not str and member is not bytes]
     choices = [{tag.field: tag for tag in kind.literals} for kind in kinds if kind.is_object]
     if len(choices) < 2:
         return kinds
@@ -127,7 +151,7 @@ def kinds_of(annotation: object) -> list[Kind]:
 def _kind_of(form: Any) -> Kind:
     bare = get_args(form)[0] if get_origin(form) is Annotated else form
     origin: Any = get_origin(bare) or bare
-    cls: type = origin if isinstance(origin, type) else object
+    cls: type[Any] = origin if isinstance(origin, type) else object
     if is_pydantic(cls):
         model: Any = cls
         names = {name: field.alias or name for name, field in model.model_fields.items()}
@@ -137,7 +161,7 @@ def _kind_of(form: Any) -> Kind:
         return Kind(form, cls, _own_tag(literals), literals, True, False, frozenset(hints), forbids)
     if issubclass(cls, msgspec.Struct):
         return _kind_of_struct(form, cls)
-    if dataclasses.is_dataclass(cls) or hasattr(cls, "__attrs_attrs__") or is_typeddict(cls) or _is_namedtuple(cls):
+    if dataclasses.is_dataclass(cls) or hasattr(cls, "__attrs_attrs__") or is_typeddict(cls) or is_named_tuple(cls):
         hints = _hints(cls)
         literals = _literals(hints)
         return Kind(form, cls, _own_tag(literals), literals, True, False, frozenset(hints), False)
@@ -169,8 +193,9 @@ def _hints(cls: type) -> dict[str, object]:
     return hints
 
 
-def _is_namedtuple(cls: type) -> bool:
-    return issubclass(cls, tuple) and hasattr(cls, "_fields")
+def is_named_tuple(cls: Any) -> bool:
+    """Return whether `cls` is a `NamedTuple`."""
+    return issubclass(cls, tuple) and hasattr(cast(Any, cls), "_fields")
 
 
 def _literals(hints: dict[str, object]) -> tuple[Tag, ...]:
@@ -186,6 +211,17 @@ def _own_tag(literals: tuple[Tag, ...]) -> Tag | None:
     # One named like the tag goes first, then one that has one value only; other choices are data.
     tags = [tag for tag in literals if tag.field == TAG] or [tag for tag in literals if len(tag.values) == 1]
     return tags[0] if tags else None
+
+
+def struct_like(cls: Any) -> type[msgspec.Struct]:
+    """Return a Struct with the fields of a `NamedTuple`, which msgspec has as an array."""
+    hints = get_type_hints(cls, include_extras=True)
+    defaults: dict[str, Any] = cls._field_defaults
+    fields: list[Any] = [
+        (name, hints.get(name, Any), defaults[name]) if name in defaults else (name, hints.get(name, Any))
+        for name in cls._fields
+    ]
+    return msgspec.defstruct(cls.__name__, fields)
 
 
 def faults(annotation: object, *, is_reply: bool = False) -> Iterator[str]:
@@ -260,7 +296,7 @@ def _custom_type(info: object, seen: set[int]) -> type | None:
     if isinstance(info, msgspec.Struct):
         inner = [getattr(info, name) for name in info.__struct_fields__]
     elif isinstance(info, tuple):
-        inner = list(info)
+        inner = list(cast("tuple[object, ...]", info))
     return next((found for each in inner if (found := _custom_type(each, seen)) is not None), None)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias, get_type_hints
+from typing import Any, Final, TypeAlias, cast
 
 import msgspec
 
 from wsdeco.channels.data import Data
 from wsdeco.reasons import printable
 from wsdeco.typed.codecs import Format
-from wsdeco.typed.kinds import Kind, decode_hook, is_pydantic, kinds_of, members_of
+from wsdeco.typed.kinds import Kind, decode_hook, is_named_tuple, is_pydantic, kinds_of, members_of, struct_like
 
 __all__ = ["ANSWER", "OURS", "Id", "Invalid", "Reader"]
 
@@ -148,7 +148,7 @@ class Reader:
             return [plain(raw) if 0 < len(memoryview(raw)) <= 6 * _MAX_ID else None for raw in raws]
         if not isinstance(content, dict):
             raise msgspec.ValidationError("Expected `object`")
-        members: dict[str, Any] = content
+        members = cast("dict[str, Any]", content)
         return [members.get(name) for name in self._names]
 
     def _untold(self, tags: list[Any], number: Id | None) -> Invalid:
@@ -161,15 +161,15 @@ class Reader:
     def _decoder_of(self, kind: Kind, *, is_tagged: bool = False) -> _Decode:
         wire = self._wire
         if kind.is_strict:
-            added = {"id"} | ({kind.tag.field} if is_tagged and kind.own_tag is None else set())
-            return _strict(wire.plain, added - (kind.fields or set()), _converter(kind.form))
+            added = {"id", kind.tag.field} if is_tagged and kind.own_tag is None else {"id"}
+            return _strict(wire.plain, added.difference(kind.fields or ()), _converter(kind.form))
         if is_pydantic(kind.cls):
             model: Any = kind.form
             if wire.is_json:
                 validate: _Decode = model.__pydantic_validator__.validate_json
                 return validate
             return lambda content: model.model_validate(wire.plain(content))
-        if issubclass(kind.cls, tuple) and kind.is_object:
+        if is_named_tuple(kind.cls):
             return _named_tuple(kind.cls, wire)
         return wire.decoder(kind.form)
 
@@ -180,7 +180,7 @@ def _strict(plain: _Decode, added: set[str], convert: _Decode) -> _Decode:
     def decode(content: Any) -> Any:
         value = plain(content)
         if isinstance(value, dict):
-            members: dict[str, Any] = value
+            members = cast("dict[str, Any]", value)
             value = {name: each for name, each in members.items() if name not in added}
         return convert(value)
 
@@ -196,13 +196,7 @@ def _converter(form: Any) -> _Decode:
 
 def _named_tuple(cls: Any, wire: Format) -> _Decode:
     """Return a decoder of a `NamedTuple` from an object; msgspec has them as arrays."""
-    hints = get_type_hints(cls, include_extras=True)
-    defaults: dict[str, Any] = cls._field_defaults
-    fields: list[Any] = [
-        (name, hints.get(name, Any), defaults[name]) if name in defaults else (name, hints.get(name, Any))
-        for name in cls._fields
-    ]
-    decode = wire.decoder(msgspec.defstruct(cls.__name__, fields))
+    decode = wire.decoder(struct_like(cls))
     return lambda content: cls(*msgspec.structs.astuple(decode(content)))
 
 
@@ -214,12 +208,12 @@ def _number(value: Any) -> Id | None:
 
 def _fault_of(exc: Exception) -> tuple[str, str]:
     """Return what is wrong and where, by the exception of a decoder."""
-    errors: Any = getattr(exc, "errors", None)
-    if callable(errors):
+    if hasattr(exc, "errors"):
         # pydantic's: its text has several lines, and repeats the input.
-        first: Any = errors(include_url=False, include_context=False, include_input=False)[0]
-        steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"])
-        return first["msg"], "$" + "".join(steps)
+        error: Any = exc
+        first: dict[str, Any] = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        steps: tuple[int | str, ...] = first["loc"]
+        return str(first["msg"]), "$" + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
     if isinstance(exc, RecursionError):
         return "Nested too deeply", "$"
     message, _, path = str(exc).partition(" - at `")

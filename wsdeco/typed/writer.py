@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 
 from wsdeco.channels.data import Data
 from wsdeco.typed.codecs import Format
-from wsdeco.typed.kinds import Kind, Tag, kinds_of
+from wsdeco.typed.kinds import Kind, Tag, is_named_tuple, kinds_of
 from wsdeco.typed.reader import Id
 
 __all__ = ["Writer"]
@@ -55,16 +55,16 @@ class Writer:
             TypeError: The wire form has none for `message`.
             ValueError: The same, for a value in it.
         """
-        kind: type = type(message)
+        kind: type[Any] = message.__class__
         if kind is str or kind is bytes:
             return cast(Data, message)
         return self._write(kind, message, number)
 
     def text(self, message: Any) -> str:
         """Return `message` in JSON, text included."""
-        return cast(str, self._write(type(message), message, None))
+        return cast(str, self._write(message.__class__, message, None))
 
-    def _write(self, kind: type, message: Any, number: Id | None) -> Data:
+    def _write(self, kind: type[Any], message: Any, number: Id | None) -> Data:
         form = self._forms.get(kind) or self._learn(kind)
         wire = self._wire
         if form.is_named_tuple:
@@ -77,10 +77,11 @@ class Writer:
             return _spliced(wire.encode(message), form.text, number)
         value = wire.builtins(message)
         if isinstance(value, dict):
+            members = cast("dict[str, Any]", value)
             added: dict[str, Any] = {} if form.tag is None else {form.tag.field: form.tag.values[0]}
             if number is not None:
                 added["id"] = number
-            value = added | value
+            value = added | members
         return cast(Data, wire.encode(value))
 
     def form_of(self, kind: type) -> object:
@@ -99,8 +100,8 @@ class Writer:
             tag = found.tag if self._is_union and found.own_tag is None and found.is_object else None
         wire = self._wire
         text = f"{wire.encode(tag.field)}:{wire.encode(tag.values[0])}," if tag is not None and wire.is_json else ""
-        is_named_tuple = issubclass(cls, tuple) and hasattr(cls, "_fields")
-        form = self._forms[cls] = _Form(tag, text, fields is not None and "id" in fields, is_named_tuple)
+        has_id = fields is not None and "id" in fields
+        form = self._forms[cls] = _Form(tag, text, has_id=has_id, is_named_tuple=is_named_tuple(cls))
         return form
 
     def _kind_of(self, cls: type) -> Kind | None:
