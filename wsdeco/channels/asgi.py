@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from wsdeco.channels.base import Channel
-from wsdeco.channels.data import Data, HeaderItems, checked_headers, wire_size
+from wsdeco.channels.data import Data, HeaderItems, checked_headers, payload_estimate, wire_size
 from wsdeco.channels.extension import conversation_of, end_of, set_wire_options
 from wsdeco.clock import Clock, Deadline
 from wsdeco.config import ConnectionConfig
@@ -233,7 +233,7 @@ class AsgiChannel(Channel):
         else:
             await self._write(self._accept_message(), _send_message(data))
         if self.message_observer is not None:
-            self.message_observer.message_sent(self, wire_size(data))
+            self.message_observer.message_sent(self, payload_estimate(data))
         self._burst += len(data) + _WRITE_OVERHEAD
         if self._burst >= _BURST:
             self._burst = 0

@@ -22,6 +22,7 @@ __all__ = [
     "checked_kind",
     "exceeds",
     "header_pairs",
+    "payload_estimate",
     "unsendable",
     "wire_size",
 ]
@@ -55,6 +56,8 @@ HeaderItems: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
 """Header fields of a response, as a mapping or, where a name repeats, as pairs."""
 
 _HANDSHAKE_HEADERS: Final = frozenset({"connection", "upgrade", "content-length", "transfer-encoding"})
+_SAMPLE: Final = 1024
+"""Characters of a text by which its size is estimated."""
 
 
 class Address(NamedTuple):
@@ -73,6 +76,18 @@ class Address(NamedTuple):
             return "unknown address"
         host = printable(self.host)
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+
+def payload_estimate(data: Data) -> int:
+    """Return the bytes of payload that `data` takes in its frame, without encoding a long text for it.
+
+    Of a text beyond ASCII its first 1,024 characters stand for the rest.
+    """
+    size = len(data)
+    if isinstance(data, bytes) or data.isascii():
+        return size
+    sample = len(data[:_SAMPLE].encode(errors="replace"))
+    return sample if size <= _SAMPLE else sample * size // _SAMPLE
 
 
 def wire_size(data: Data) -> int:

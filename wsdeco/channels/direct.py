@@ -15,7 +15,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
 from wsdeco.channels.base import Channel
-from wsdeco.channels.data import Data, HeaderItems, checked_headers, exceeds, unsendable, wire_size
+from wsdeco.channels.data import Data, HeaderItems, checked_headers, exceeds, payload_estimate, unsendable, wire_size
 from wsdeco.channels.extension import conversation_of
 from wsdeco.channels.packed_request import PackedRequest
 from wsdeco.clock import Clock, Deadline
@@ -282,7 +282,7 @@ class DirectChannel(Channel):
         except UnicodeEncodeError as exc:
             raise unsendable(exc) from None
         if self.message_observer is not None:
-            self.message_observer.message_sent(self, wire_size(data))
+            self.message_observer.message_sent(self, payload_estimate(data))
         if connection.write_paused and not has_waited:
             await self._send_in_turn(None)
 
@@ -299,7 +299,7 @@ class DirectChannel(Channel):
         except UnicodeEncodeError as exc:
             raise unsendable(exc) from None
         if self.message_observer is not None:
-            self.message_observer.message_sent(self, wire_size(data))
+            self.message_observer.message_sent(self, payload_estimate(data))
         return True
 
     async def _send_in_turn(self, data: Data | None) -> None:
@@ -340,7 +340,7 @@ class DirectChannel(Channel):
             self._early.append(data)
             self._early_size += wire_size(data) + (_OVERHEAD if len(self._early) > _FREE_OBJECTS else 0)
         if self.message_observer is not None:
-            self.message_observer.message_sent(self, wire_size(data))
+            self.message_observer.message_sent(self, payload_estimate(data))
         return True
 
     def send_encoded(self, message: Encoded) -> bool:

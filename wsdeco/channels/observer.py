@@ -54,7 +54,7 @@ class Observer:
         """Messages arrived, which hooks have yet to take."""
 
     def message_sent(self, channel: Channel, size: int) -> None:
-        """A message of this size in bytes, as UTF-8 where it is text, was handed to the server or the outbox."""
+        """A message of about this payload in bytes was handed to the server or the outbox."""
 
     def message_dropped(self, channel: Channel) -> None:
         """An outgoing message was dropped, or its peer closed, because the peer reads too slowly."""

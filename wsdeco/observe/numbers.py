@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from starlette.types import Scope
 
 from wsdeco.channels.base import Channel
-from wsdeco.channels.data import Data, wire_size
+from wsdeco.channels.data import Data, payload_estimate
 from wsdeco.channels.observer import Observer
 from wsdeco.observe.access import AccessLog
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, Error, Timeout
@@ -73,9 +73,9 @@ class Stats:
         ended: Connections that have ended, by close code and by whom, such as `"1000 client"`; `"lost"` without a close
             frame.
         messages_received: Messages that arrived.
-        bytes_received: Their payload, in bytes.
+        bytes_received: Their payload, in bytes; that of long texts beyond ASCII is estimated.
         messages_sent: Messages that were handed to the server, the copy of each member of a broadcast included.
-        bytes_sent: Their payload, in bytes.
+        bytes_sent: Their payload, in bytes, as estimated.
         dropped: Outgoing messages that were dropped for a slow consumer, or closed it.
         undelivered: Incoming messages that reached no hook.
         slow_consumers: Connections that were closed because their peer read too slowly (1013).
@@ -149,7 +149,7 @@ class Visit(Observer):
         """Count messages that arrived."""
         self.messages_in += len(messages)
         for message in messages:
-            self.bytes_in += wire_size(message)
+            self.bytes_in += payload_estimate(message)
 
     def message_sent(self, channel: Channel, size: int) -> None:
         """Count a message that was sent."""

@@ -15,6 +15,7 @@ from tests.support.wire import Logged, Wire, assert_at_rest, websocket_scope
 from wsdeco import Address, App, Close, ConnectionClosed, ConnectionConfig, DisconnectReason, Error, Sink, Unknown
 from wsdeco.channels.asgi import AsgiChannel, disconnect_reason
 from wsdeco.channels.base import Channel, Conversation
+from wsdeco.channels.data import payload_estimate
 from wsdeco.testing import ChannelPeer, MakePair, ManualClock, check_channel
 
 
@@ -436,3 +437,9 @@ async def test_release_and_flushed_of_a_channel_that_did_nothing() -> None:
     channel = Server().channel()
     await channel.flushed()
     channel.release()
+
+
+@pytest.mark.parametrize("data", ["", "x" * 5000, "é" * 1024, "é" * 5000, "\ud800", b"\xff" * 3000])
+def test_the_payload_of_a_message_is_estimated_without_encoding_all_of_it(data: str | bytes) -> None:
+    exact = len(data) if isinstance(data, bytes) else len(data.encode(errors="replace"))
+    assert payload_estimate(data) == exact
