@@ -100,6 +100,9 @@ def fail_if_any(what: str, found: list[str]) -> None:
 
 
 def pytest_collection_finish() -> None:
+    # It looks for references to the random numbers of trio, where that is installed, and finds none of frozen objects.
+    import hypothesis  # noqa: F401, PLC0415
+
     # What collection imported lives as long as the process: without it, the collection after each test takes no time.
     gc.collect()
     gc.freeze()
