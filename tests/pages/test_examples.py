@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from typing import Any, Final, TypeAlias
 
 import pytest
+from httpx import AsyncClient
 from playwright.async_api import Browser, BrowserContext, Locator, Page, expect
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
@@ -138,7 +139,8 @@ def script(name: str, port: int = 0) -> AbstractAsyncContextManager[ExampleServe
 
 def imported(name: str, port: int = 0) -> AbstractAsyncContextManager[ExampleServer]:
     """Start an example on uvicorn's own command line."""
-    return running("-m", "uvicorn", f"examples.{name}:ws", "--port", str(port))
+    app = "app" if name == "fastapi_app" else "ws"
+    return running("-m", "uvicorn", f"examples.{name}:{app}", "--port", str(port))
 
 
 @pytest.fixture
@@ -155,8 +157,9 @@ async def browser() -> AsyncIterator[Browser]:
 async def test_example_starts_and_stops(name: str, start: StartExample) -> None:
     async with start(name) as server:
         code = await server.stop()
-    # uvicorn's command line dies of the signal once it has shut down.
-    assert code == (0 if start is script else -signal.SIGTERM)
+    # uvicorn itself dies of the signal once it has shut down.
+    by_uvicorn = start is imported or name == "fastapi_app"
+    assert code == (-signal.SIGTERM if by_uvicorn else 0)
 
 
 @pytest.mark.parametrize("name", EXAMPLE_NAMES)
@@ -173,6 +176,72 @@ def test_example_is_one_idea(name: str) -> None:
 def test_page_needs_nothing_from_elsewhere(name: str) -> None:
     page = (EXAMPLES / f"{name}.html").read_text("utf-8")
     assert re.findall(r"""https?://|@import|\ssrc=|url\(""", page) == []
+
+
+# The recipes.
+
+
+async def expect_text(client: ClientConnection, pattern: str) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while re.fullmatch(pattern, text := str(await client.recv())) is None:
+            assert "error" not in text
+
+
+async def test_json_messages_are_dataclasses() -> None:
+    async with script("json_messages") as server, server.connect("/sum") as client:
+        await client.send('{"numbers": [1, 2, 3]}')
+        assert await next_event(client) == {"total": 6.0}
+        await client.send('{"numbers": "all"}')
+        assert (await next_event(client))["code"] == "invalid"
+
+
+async def test_a_post_reaches_the_pages_of_one_user() -> None:
+    async with script("notify") as server, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(server.connect(f"/users/{user}")) for user in (7, 7, 8)]
+        for user, reached in ((7, 2), (8, 1), (9, 0)):
+            async with AsyncClient(trust_env=False, timeout=PATIENCE) as http:
+                answer = await http.post(server.url("http", f"/users/{user}/notify"), content=f"for {user}")
+            assert answer.text == f"reached {reached}\n"
+        for client, user in zip(clients, (7, 7, 8), strict=True):
+            await expect_text(client, f"for {user}")
+
+
+async def test_a_dashboard_has_the_last_value_at_once_and_then_the_next_ones() -> None:
+    async with script("dashboard") as server:
+        for _ in range(2):
+            async with server.connect("/cpu") as client:
+                await expect_text(client, r"\d+\.\d\d s of CPU")
+                await expect_text(client, r"\d+\.\d\d s of CPU")
+
+
+async def test_the_task_of_a_room_runs_as_long_as_somebody_is_there() -> None:
+    async with script("room_clock") as server:
+        async with server.connect("/clock/tea") as ann, server.connect("/clock/tea") as bob:
+            await expect_text(ann, "tea: 1")
+            await expect_text(bob, "tea: [2-9]")
+        # Seconds of the server: within two of its ticks a task sees that its room is empty.
+        async with server.connect("/clock/coffee") as eve:
+            await expect_text(eve, "coffee: 4")
+        async with server.connect("/clock/tea") as ann:
+            assert await ann.recv() == "tea: 1"
+
+
+async def test_fastapi_supplies_what_a_handler_needs() -> None:
+    async with script("fastapi_app") as server:
+        async with server.connect("/greet?token=Ann") as client:
+            await client.send("Hello")
+            await expect_text(client, "Hello, Ann!")
+        with pytest.raises(InvalidStatus) as refusal:
+            await server.connect("/greet")
+        assert refusal.value.response.status_code == 403
+
+
+async def test_workers_share_a_room() -> None:
+    async with script("workers") as server, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(server.connect("/ws")) for _ in range(8)]
+        await clients[0].send("hello")
+        for client in clients:
+            await expect_text(client, r"process \d+: hello")
 
 
 # The echo server.
