@@ -167,16 +167,18 @@ class Admission:
         name: What the route is called in the log.
         slots: The slots of the route.
         config: Its limits.
+        hosts: The gate of loopback listeners, which stands where the origin is trusted because the Host says the same.
 
     Attributes:
         name: What the route is called in the log.
         slots: The slots of the route.
     """
 
-    def __init__(self, name: str, slots: Slots, config: ConnectionConfig) -> None:
+    def __init__(self, name: str, slots: Slots, config: ConnectionConfig, hosts: Gate) -> None:
         self.name = name
         self.slots = slots
-        self._gates: tuple[Gate, ...] = (slots, _Origins(config))
+        origins = _Origins(config)
+        self._gates: tuple[Gate, ...] = (slots, hosts, origins) if config.allowed_origins is None else (slots, origins)
 
     def admit(self, scope: Scope) -> Ticket | Refusal:
         """Return what is to be given back when everything about the connection has ended, or why it is refused."""

@@ -13,6 +13,7 @@ from typing import Any, Final
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse
 from starlette.routing import BaseRoute, Match, WebSocketRoute
 from starlette.types import ExceptionHandler, Receive, Scope, Send
 
@@ -20,6 +21,7 @@ from wsdeco.backplanes.choice import backplane_of_environment, checked_backplane
 from wsdeco.backplanes.interface import Backplane, PublishErrors
 from wsdeco.channels.direct import DirectConnection, is_direct
 from wsdeco.clock import Clock
+from wsdeco.connection.hosts import Hosts, checked_hosts
 from wsdeco.reasons import printable
 from wsdeco.rooms.rooms import Rooms
 from wsdeco.routing.announcements import announce_idle, announce_limits, announce_missing_lifespan
@@ -66,6 +68,7 @@ class Application:
         docs: str | None = "auto",
         metrics: str | None = None,
         health: str | None = None,
+        allowed_hosts: Iterable[str] = (),
     ) -> None:
         """Make an app without routes.
 
@@ -88,17 +91,21 @@ class Application:
                 same machine; `None` turns it off. A route of the app's own on that path wins.
             metrics: Path of the numbers of the app as Prometheus text, such as `"/metrics"` (extra `metrics`).
             health: Path that answers 200, and 503 as soon as the app shuts down, such as `"/health"`.
+            allowed_hosts: Further names of this machine, without a port, such as `["myapp.test"]`; `["*"]` for every
+                name. A server that listens on loopback answers 403 to who reaches it directly under another name than
+                `localhost`: DNS rebinding makes the page of any site seem one of its own. A reverse proxy on the same
+                machine, whose port is another one, passes on every name.
 
         Raises:
             BackplaneError: The client library of the backplane is not installed.
             HandlerError: `lifespan` cannot work as it is written.
             ImportError: `metrics` needs a library that is not installed.
             RouteError: `docs`, `metrics` or `health` is no path.
-            TypeError: `backplane` is neither a URL nor a backplane.
-            ValueError: The URL of the backplane cannot be used, `publish_errors` is neither, or `max_body_size` cannot
-                hold.
+            TypeError: `backplane` is neither a URL nor a backplane, or `allowed_hosts` is no list of strings.
+            ValueError: The URL of the backplane cannot be used, `publish_errors` is neither, `max_body_size` cannot
+                hold, or `allowed_hosts` holds what is no host name.
         """
-        self._context = Context(clock=clock)
+        self._context = Context(clock=clock, hosts=Hosts(checked_hosts(allowed_hosts)))
         self._draining = Draining(self._context)
         self._lifespan = None if lifespan is None else checked_lifespan(lifespan)
         self._rooms = Rooms(
@@ -133,6 +140,12 @@ class Application:
         if endpoint is not None:
             await endpoint(scope, receive, send)
             return
+        if self._not_found.on_loopback and scope["type"] == "http":
+            refusal = self._context.hosts.enter(scope)
+            if refusal is not None:
+                logger.warning("a request was refused: %s", refusal.advice)
+                await PlainTextResponse(refusal.phrase, refusal.status)(scope, receive, send)
+                return
         try:
             await self.app(scope, receive, send)
         except ClientDisconnect:

@@ -15,6 +15,7 @@ from wsdeco.channels.observer import Observer, Observers
 from wsdeco.clock import Clock
 from wsdeco.config import ConnectionConfig
 from wsdeco.connection.admission import Admission, Refusal, Slots, Ticket
+from wsdeco.connection.hosts import Hosts
 from wsdeco.connection.lifecycle import Lifecycle
 from wsdeco.connection.live import LiveConnections
 from wsdeco.connection.reading import ReadingLifecycle
@@ -35,11 +36,13 @@ class Context:
         connections: All that live.
         clock: The clock of their deadlines; `None` for the event loop.
         observer: Who watches all of them; `None` if nobody does.
+        hosts: The gate of loopback listeners.
     """
 
     connections: LiveConnections = field(default_factory=LiveConnections)
     clock: Clock | None = None
     observer: Observer | None = None
+    hosts: Hosts = field(default_factory=Hosts)
 
     def observe(self, observer: Observer) -> None:
         """Let `observer` watch the connections that begin from now on, besides those that watch already."""
@@ -67,7 +70,7 @@ class HandlerEndpoint:
         self.config = config
         self.room = room
         slots = Slots(config.max_connections, config.max_connections_total, f"{name} {path}")
-        self.admission = Admission(name, slots, config)
+        self.admission = Admission(name, slots, config, context.hosts)
         self.__name__ = name
         self._factory = factory
         self._context = context

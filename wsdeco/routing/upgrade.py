@@ -17,6 +17,7 @@ from wsdeco.channels.asgi import AsgiChannel
 from wsdeco.channels.base import Channel
 from wsdeco.config import ConnectionConfig, Limits, make_config
 from wsdeco.connection.admission import Admission, Slots
+from wsdeco.connection.hosts import Hosts
 from wsdeco.connection.live import LiveConnections
 from wsdeco.definition.base import Factory
 from wsdeco.definition.factory import HandlerFactory, build_factory, class_factory, headers_factory
@@ -54,6 +55,11 @@ class WebSocketUpgrade(HTTPConnection):
     def handled(self) -> bool:
         """Whether `handle_upgrade` has been called with it."""
         return self._handled
+
+    @property
+    def hosts(self) -> Hosts:
+        """The gate of loopback listeners (for `handle_upgrade`)."""
+        return self._context.hosts
 
     def open_channel(self, config: ConnectionConfig) -> tuple[Channel, LiveConnections]:
         """Return the channel that answers the handshake, and the connections it belongs to (for `handle_upgrade`).
@@ -94,7 +100,7 @@ async def handle_upgrade(
         )
     checked = make_config(config, limits)
     factory = _factory_of(handler, upgrade.path_params, checked)
-    admission = _admission_of(upgrade.scope, checked, handler)
+    admission = _admission_of(upgrade.scope, checked, handler, upgrade.hosts)
     channel, connections = upgrade.open_channel(checked)
     await serve(channel, factory, admission, connections)
 
@@ -126,7 +132,7 @@ async def handle_socket(
     factory = _factory_of(handler, websocket.path_params, checked)
     accepted = websocket.application_state is WebSocketState.CONNECTED
     channel = AsgiChannel(websocket.scope, websocket.receive, websocket.send, checked, accepted=accepted)
-    await serve(channel, factory, _admission_of(websocket.scope, checked, handler), LiveConnections())
+    await serve(channel, factory, _admission_of(websocket.scope, checked, handler, Hosts()), LiveConnections())
 
 
 def websocket_route(
@@ -152,8 +158,8 @@ def websocket_route(
     return SocketRoute(path, endpoint, name=endpoint.__name__.rpartition(".")[2])
 
 
-def _admission_of(scope: Scope, config: ConnectionConfig, handler: object) -> Admission:
-    return Admission(_name_of(handler), _slots_of(scope, config, handler), config)
+def _admission_of(scope: Scope, config: ConnectionConfig, handler: object, hosts: Hosts) -> Admission:
+    return Admission(_name_of(handler), _slots_of(scope, config, handler), config, hosts)
 
 
 def _slots_of(scope: Scope, config: ConnectionConfig, handler: object) -> Slots:

@@ -1,0 +1,104 @@
+"""DNS rebinding: a listener on loopback that a browser reached under the name of somebody else's site."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from ipaddress import ip_address
+from typing import Final, cast
+
+from starlette.types import Scope
+
+from wsdeco.connection.admission import Refusal
+from wsdeco.origins import is_loopback
+from wsdeco.reasons import CloseCode, printable
+
+__all__ = ["Hosts", "checked_hosts"]
+
+_FORWARDING: Final = frozenset(
+    {b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip"}
+)
+"""What reverse proxies add to a handshake, and the WebSocket of a page cannot."""
+
+_HOST: Final = re.compile(r"(?P<name>.*?)(?::(?P<port>[0-9]{1,5}))?", re.DOTALL)
+
+_DEFAULT_PORTS: Final = ("80", "443")
+
+_NAME: Final = re.compile(r"[^\s/:*@]+")
+
+
+class Hosts:
+    """Refuses requests that reached a listener on loopback directly, and under a name that is not this machine's.
+
+    The name of any site may resolve to 127.0.0.1, and for a browser its pages are of the same origin as this server
+    then. Such a request carries the port of the listener behind that name. One that a reverse proxy on this machine
+    passes on carries the port of the proxy, or none. An address is no name, and cannot be made to resolve to another.
+    """
+
+    __slots__ = ("_allowed",)
+
+    def __init__(self, allowed: frozenset[str] = frozenset()) -> None:
+        """Let these names in as well, as `checked_hosts` returns them."""
+        self._allowed = allowed
+
+    def enter(self, scope: Scope) -> Refusal | None:
+        """Return how a handshake or a plain request is refused, if it is."""
+        # granian has the port as text.
+        address, port = scope.get("server") or ("", 0)
+        if not address.startswith("127.") and address != "::1":
+            return None
+        for field, value in scope["headers"]:
+            if field != b"host":
+                continue
+            host: str = value.decode("latin-1")
+            if self._is_foreign(host.lower(), str(port)) and not _is_proxied(scope):
+                return _refusal(host, f"{address}:{port}")
+        return None
+
+    def _is_foreign(self, host: str, port: str) -> bool:
+        found = cast("re.Match[str]", _HOST.fullmatch(host))
+        name, given = found["name"].removesuffix("."), found["port"]
+        is_direct = port in _DEFAULT_PORTS if given is None else given == port
+        if not is_direct or not name or is_loopback(name) or name in self._allowed or "*" in self._allowed:
+            return False
+        try:
+            ip_address(name.removeprefix("[").removesuffix("]"))
+        except ValueError:
+            return True
+        return False
+
+
+def _is_proxied(scope: Scope) -> bool:
+    # The script of a page can give a plain request any of these fields, once its site is of the same origin.
+    return scope["type"] == "websocket" and any(field in _FORWARDING for field, _ in scope["headers"])
+
+
+def _refusal(host: str, listener: str) -> Refusal:
+    advice = (
+        f"host {printable(host)} is no name of this machine, and {listener} was reached directly: a page of another "
+        "site may have made its name resolve to 127.0.0.1 (DNS rebinding); if the name is yours, write "
+        "App(allowed_hosts=[...]) with it, or allowed_origins=[...] on the route"
+    )
+    return Refusal("host", 403, CloseCode.POLICY, advice=advice)
+
+
+def checked_hosts(hosts: Iterable[str]) -> frozenset[str]:
+    """Return host names as requests are compared with them.
+
+    Raises:
+        TypeError: `hosts` is no list of strings.
+        ValueError: One of them is no host name, or has a port.
+    """
+    if isinstance(hosts, str | bytes) or not isinstance(cast("object", hosts), Iterable):
+        raise TypeError(f"allowed_hosts must be a list of host names such as ['myapp.test'], not {hosts!r}")
+    names: set[str] = set()
+    for name in cast("Iterable[object]", hosts):
+        if not isinstance(name, str):
+            raise TypeError(f"allowed_hosts must hold strings such as 'myapp.test', not {name!r}")
+        if name != "*" and not _NAME.fullmatch(name):
+            raise ValueError(
+                f"allowed_hosts holds {name!r}, which is no host name: write it without scheme, port and path, such as "
+                "'myapp.test', or '*' for every name"
+            )
+        names.add(name.lower().removesuffix("."))
+    return frozenset(names)
