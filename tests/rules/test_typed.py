@@ -24,11 +24,10 @@ from tests.support.recording import closing
 from tests.support.stacks import Peer, Stack, until
 from tests.support.wire import Logged
 from wsdeco import Address, App, Close, ConnectionClosed, HandlerError, Sink, WebSocketHandler
-from wsdeco.definition.plan import plan_of
+from wsdeco.describe.document import asyncapi
 from wsdeco.testing import connect
 from wsdeco.typed.codecs import format_of
 from wsdeco.typed.reader import Invalid, Reader
-from wsdeco.typed.schema import schemas_of
 from wsdeco.typed.writer import Writer
 
 # Every kind of class that a message may have.
@@ -813,42 +812,11 @@ async def test_a_value_without_a_form_is_a_failure_of_the_hook(caplog: pytest.Lo
     assert math.isfinite(len(logged.exceptions()))
 
 
-# Schemas, for documents.
-
-
-class Tree(msgspec.Struct):
-    children: list["Tree"] = []
-
-
-def test_the_schema_of_messages() -> None:
-    found = schemas_of(Say | Join)
-    assert found.components == {}
-    assert found.messages["Say"] == {
-        "title": "Say",
-        "type": "object",
-        "properties": {"type": {"const": "Say"}, "text": {"type": "string"}},
-        "required": ["type", "text"],
-    }
-    assert list(found.messages) == ["Say", "Join"]
-    assert schemas_of(None).messages == {}
-    assert list(schemas_of(SayTuple).messages["SayTuple"]["properties"]) == ["text", "loud"]
-    assert schemas_of(SayModel).messages["SayModel"]["properties"]["text"]["type"] == "string"
-    deep = schemas_of(Deep, "#/here/{name}")
-    assert deep.messages["Deep"]["properties"]["parts"]["items"] == {"$ref": "#/here/Cat"}
-    assert list(deep.components) == ["Cat"]
-    tree = schemas_of(Tree)
-    assert list(tree.components) == ["Tree"]
-    assert schemas_of(list[SayModel]).messages["list"]["items"]["title"] == "SayModel"
-    assert schemas_of(dict[str, Say]).messages["dict"]["additionalProperties"] == {"$ref": "#/components/schemas/Say"}
-    with pytest.raises(TypeError):
-        schemas_of(list[complex])
-
-
-def test_a_plan_knows_the_schemas_of_its_handler() -> None:
-    dialogue = plan_of(handler_of(Say, Said | None)).dialogue
-    assert dialogue is not None
-    received, sent = dialogue.schemas()
-    assert (list(received.messages), list(sent.messages)) == (["Say"], ["Said"])
+def test_a_named_tuple_is_described_as_the_object_that_it_is() -> None:
+    app = App()
+    app.add("/ws", handler_of(SayTuple))
+    document = json.dumps(asyncapi(app._registry))  # noqa: SLF001
+    assert '"loud"' in document
 
 
 # Several at a time.

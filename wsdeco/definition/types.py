@@ -33,10 +33,6 @@ class Dialogue(Protocol):
         """Return what decides how messages of a class are written: where it is equal, so is their frame."""
         ...
 
-    def schemas(self) -> tuple[Any, Any]:
-        """Return the JSON Schemas of what `on_message` takes and gives: two of `wsdeco.typed.schema.Schemas`."""
-        ...
-
 
 def make_dialogue(message: object, reply: object, codec: str | Codec | None) -> Dialogue | None:
     """Return what decodes and encodes the messages of a handler class; `None` where it has no types.

@@ -90,7 +90,9 @@ class _Schemas:
         is_union = sum(kind.is_object for kind in kinds) > 1
         found: list[Message] = []
         for kind in kinds:
-            payload = schema = self._schema(kind.form)
+            payload = schema = self._schema(
+                types.struct_like(kind.cls) if types.is_named_tuple(kind.cls) else kind.form
+            )
             if "$ref" in schema:
                 schema = self.named[schema["$ref"].rpartition("/")[2]]
             if is_union and kind.is_object and kind.own_tag is None:

@@ -11,7 +11,6 @@ from wsdeco.typed.codecs import format_of
 from wsdeco.typed.conversation import Conversation
 from wsdeco.typed.kinds import faults
 from wsdeco.typed.reader import Reader
-from wsdeco.typed.schema import REF, Schemas, schemas_of
 from wsdeco.typed.writer import Writer
 
 __all__ = ["Dialogue", "faults"]
@@ -33,8 +32,6 @@ class Dialogue:
             reply: The annotation of what it gives, likewise.
             codec: The wire form.
         """
-        self._message = message
-        self._reply = reply
         self._wire = format_of(codec)
         self.reader = None if message is None else Reader(message, self._wire)
         self.writer = Writer(reply, self._wire)
@@ -56,10 +53,6 @@ class Dialogue:
     def encode_json(self, message: object) -> str:
         """Return the text of a message as JSON."""
         return self._json.text(message)
-
-    def schemas(self, ref_template: str = REF) -> tuple[Schemas, Schemas]:
-        """Return the JSON Schemas of what `on_message` takes, and of what it gives: see `schemas_of`."""
-        return schemas_of(self._message, ref_template), schemas_of(self._reply, ref_template)
 
     def answers(self, form: Any) -> Reader:
         """Return what reads answers of the type `form`.

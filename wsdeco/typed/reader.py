@@ -29,6 +29,9 @@ _MAX_ID: Final = 128
 _MAX_TEXT: Final = 200
 """Characters of what a peer is told of its fault, which may repeat what it has sent."""
 
+_ABSENT: Final = msgspec.Raw()
+"""Stands for a member that an object does not have."""
+
 _Decode: TypeAlias = Callable[[Any], Any]
 
 
@@ -77,9 +80,14 @@ class Reader:
         # The syntax of all JSON is msgspec's: pydantic takes NaN.
         self._is_checked = any(is_pydantic(kind.cls) for kind in kinds)
         names = ["id", *self._by_tag]
-        fields: list[Any] = [(f"member_{index}", msgspec.Raw, msgspec.Raw()) for index in range(len(names))]
+        fields: list[Any] = [(f"member_{index}", msgspec.Raw, _ABSENT) for index in range(len(names))]
         renamed = {f"member_{index}": name for index, name in enumerate(names)}
-        self._head = wire.decoder(msgspec.defstruct("Head", fields, rename=renamed)) if wire.has_raw else None
+        self._head: Any = wire.decoder(msgspec.defstruct("Head", fields, rename=renamed)) if wire.has_raw else None
+        self._by_raw: dict[bytes, _Decode] = {}
+        if wire.has_raw and len(self._by_tag) == 1 and self._array is None:
+            self._by_raw = {
+                _as_bytes(wire.encode(tag)): decode for table in self._by_tag.values() for tag, decode in table.items()
+            }
         self._names = names
 
     def read(self, frame: Data, *, is_answer: bool = False) -> tuple[Any, Id | None]:
@@ -103,6 +111,12 @@ class Reader:
             content = wire.load(frame)
             if self._one is not None and self._array is None and not self._is_checked and not wire.may_have_id(frame):
                 return self._one(content), None
+            if self._by_raw:
+                # The common case: the tag as msgspec writes it, and no number.
+                head: Any = self._head(content)
+                found = self._by_raw.get(bytes(head.member_1))
+                if found is not None and head.member_0 is _ABSENT:
+                    return found(content), None
             decode, number = self._choose(content, is_answer=is_answer)
             return (ANSWER, number) if decode is None else (decode(content), number)
         except Invalid:
@@ -218,6 +232,10 @@ def _fault_of(exc: Exception) -> tuple[str, str]:
         return "Nested too deeply", "$"
     message, _, path = str(exc).partition(" - at `")
     return message, path.removesuffix("`") or "$"
+
+
+def _as_bytes(frame: Data) -> bytes:
+    return frame if isinstance(frame, bytes) else frame.encode()
 
 
 def _cut(text: str) -> str:

@@ -44,6 +44,8 @@ class Writer:
 
     def __init__(self, annotation: object, wire: Format) -> None:
         self._wire = wire
+        self._encode = wire.encode
+        self._as_they_are: set[type] = set()
         self._forms: dict[type, _Form] = {str: _PLAIN, bytes: _PLAIN}
         self._kinds = kinds_of(annotation)
         self._is_union = len([kind for kind in self._kinds if kind.is_object]) > 1
@@ -58,6 +60,8 @@ class Writer:
         kind: type[Any] = message.__class__
         if kind is str or kind is bytes:
             return cast(Data, message)
+        if number is None and kind in self._as_they_are:
+            return cast(Data, self._encode(message))
         return self._write(kind, message, number)
 
     def text(self, message: Any) -> str:
@@ -102,6 +106,8 @@ class Writer:
         text = f"{wire.encode(tag.field)}:{wire.encode(tag.values[0])}," if tag is not None and wire.is_json else ""
         has_id = fields is not None and "id" in fields
         form = self._forms[cls] = _Form(tag, text, has_id=has_id, is_named_tuple=is_named_tuple(cls))
+        if tag is None and not form.is_named_tuple:
+            self._as_they_are.add(cls)
         return form
 
     def _kind_of(self, cls: type) -> Kind | None:
