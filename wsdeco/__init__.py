@@ -1,5 +1,7 @@
 """wsdeco: a decorator turns a plain class into a WebSocket endpoint."""
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
 from wsdeco.app import App, RouteInfo, ws
 from wsdeco.backplanes.interface import Backplane, BackplaneCounters, BackplaneState, PublishErrors
 from wsdeco.channels.data import Address
@@ -25,9 +27,13 @@ from wsdeco.rooms.room import Room
 from wsdeco.routing.upgrade import WebSocketUpgrade, handle_socket, handle_upgrade, websocket_route
 from wsdeco.server.orphans import end_with_parent as _end_with_parent
 
+if _TYPE_CHECKING:
+    from wsdeco.server.background import BackgroundServer
+
 __all__ = [
     "Address",
     "App",
+    "BackgroundServer",
     "Backplane",
     "BackplaneCounters",
     "BackplaneError",
@@ -61,3 +67,12 @@ __all__ = [
 __version__ = "0.1.0"
 
 _end_with_parent()
+
+
+def __getattr__(name: str) -> type:
+    # It needs uvicorn, which an application under another server may not have to load.
+    if name == "BackgroundServer":
+        from wsdeco.server.background import BackgroundServer  # noqa: PLC0415 - as said above
+
+        return BackgroundServer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

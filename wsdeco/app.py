@@ -182,13 +182,20 @@ class App(Application):
         """Return the room of this name, a group of connections to broadcast to.
 
         Args:
-            name: Any text of up to 1 KiB in UTF-8.
+            name: Any text of up to 1 KiB in UTF-8, but no path of a route, whose connections `broadcast` reaches.
 
         Raises:
+            RouteError: `name` is the path of a route.
             TypeError: `name` is not a `str`.
             ValueError: `name` is empty, or too long.
         """
-        return Room(name, self._rooms)
+        room = Room(name, self._rooms)
+        if name in self._registry.room_keys:
+            raise RouteError(
+                f"the connections of the route {name!r} are in no room of this name: write "
+                f"ws.broadcast({name!r}, data), or give the room another name"
+            )
+        return room
 
     async def broadcast(self, path: str, data: Outgoing, exclude: Sink | Iterable[Sink] = ()) -> int:
         """Send one message to every connection of a route, as `Room.broadcast` does to the members of a room.

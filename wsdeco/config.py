@@ -125,7 +125,10 @@ class ConnectionConfig:
         max_rooms: Rooms that the connection may be in at a time, as their names often come from peers. One more closes
             it with 1008. `None` sets no limit.
         allowed_origins: Origins whose pages may connect: `None` for the same origin only, `"*"` for every one,
-            or a list such as `["https://example.com"]`. A client that sends no Origin is let in always.
+            or a list such as `["https://example.com"]`; `["*"]` is every one too. `"null"` in the list lets in what has
+            no origin of its own, such as files and sandboxed frames, of any site. A webview of VS Code is
+            `vscode-webview://` with an identifier that is drawn anew, so it needs `"*"`, and a secret that `on_connect`
+            checks. A client that sends no Origin is let in always.
         subprotocols: Subprotocols the route speaks, the preferred one first; the first that the client offers
             is agreed on.
         ping_interval: Time between keepalive pings; `None` sends none. On other servers than wsdeco's own, their
@@ -340,14 +343,13 @@ def _origins(value: object) -> Literal["*"] | tuple[str, ...] | None:
         return "*"
     origins = _texts("allowed_origins", value, "https://example.com")
     for origin in origins:
-        if origin != "null" and parse_origin(origin) is None:
-            hint = (
-                "write '*' itself, not a list, to allow all"
-                if origin == "*"
-                else "write scheme, host and port alone, such as 'https://example.com'"
+        if origin not in ("*", "null") and parse_origin(origin) is None:
+            raise ValueError(
+                f"allowed_origins holds {origin!r}, which is not an origin (RFC 6454): "
+                "write scheme, host and port alone, such as 'https://example.com'"
             )
-            raise ValueError(f"allowed_origins holds {origin!r}, which is not an origin (RFC 6454): {hint}")
-    return origins
+    # As Starlette's CORS middleware takes it.
+    return "*" if "*" in origins else origins
 
 
 def _subprotocols(value: object) -> tuple[str, ...]:

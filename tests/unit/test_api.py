@@ -17,6 +17,7 @@ import pytest
 import wsdeco
 import wsdeco.testing
 from tests.support.checkout import CHECKOUT
+from wsdeco import launch
 
 ROOT: Final = CHECKOUT
 
@@ -107,6 +108,13 @@ def test_a_star_import_brings_the_public_names_and_no_others() -> None:
     namespace: dict[str, object] = {}
     exec("from wsdeco import *", namespace)  # noqa: S102 - as a notebook does
     assert set(namespace) - {"__builtins__"} == set(wsdeco.__all__)
+
+
+def test_what_run_returns_has_a_public_name() -> None:
+    assert wsdeco.BackgroundServer is launch.BackgroundServer
+    missing = "Background"
+    with pytest.raises(AttributeError, match="module 'wsdeco' has no attribute 'Background'"):
+        getattr(wsdeco, missing)
 
 
 def test_public_errors_have_one_base_and_a_builtin_one() -> None:

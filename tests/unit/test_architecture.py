@@ -56,6 +56,7 @@ Arrows go down only. Imports for type checkers count like all others.
 """
 
 LAZILY: Final[dict[tuple[str, str], str]] = {
+    ("__init__", "server/background"): "__getattr__",
     ("app", "launch"): "App.run",
     ("app", "observe/numbers"): "App.stats",
     ("observe/pages", "observe/metrics"): "add_pages",
@@ -126,7 +127,11 @@ def imported_modules(node: ast.Import | ast.ImportFrom) -> list[str]:
 
 
 def is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
+    return isinstance(node, ast.If) and ast.unparse(node.test) in {
+        "TYPE_CHECKING",
+        "_TYPE_CHECKING",
+        "typing.TYPE_CHECKING",
+    }
 
 
 def walk_imports(importer: str, node: ast.AST, scope: str = "", *, typing_only: bool = False) -> Iterator[Import]:

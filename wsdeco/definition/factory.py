@@ -35,7 +35,7 @@ from wsdeco.definition.signatures import (
     shown_type,
     signature_of,
 )
-from wsdeco.definition.supply import SUPPLIES, Getter, Supply, path_supplies, request_supply
+from wsdeco.definition.supply import SUPPLIES, Getter, Supply, injected_by, path_supplies, request_supply
 from wsdeco.reasons import HandlerError
 
 __all__ = ["HandlerFactory", "SupportsCreate", "build_factory", "class_factory", "headers_factory"]
@@ -156,10 +156,18 @@ def _constructor_faults(cls: type, constructor: _Constructor, supplies: Mapping[
         supply = supplies.get(name)
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        if supply is None:
+        annotation = constructor.resolved(parameter.annotation)
+        mark = injected_by(parameter, annotation)
+        if mark is not None:
+            yield (
+                f"`{name}` of its constructor is for {mark}(...), which FastAPI fills in its own endpoints only: write "
+                f"`async def endpoint(websocket: WebSocket, {name}=...)` there with the same {mark}(...), and in it "
+                f"`await handle_socket(websocket, {class_name(cls)}({name}))`"
+            )
+        elif supply is None:
             if parameter.default is parameter.empty:
                 yield f"{constructor.shown(cls)} needs `{name}`, which nothing supplies: {_advice(name, supplies)}"
-        elif supply.kind is not None and not accepts(constructor.resolved(parameter.annotation), supply.kind):
+        elif supply.kind is not None and not accepts(annotation, supply.kind):
             yield (
                 f"{constructor.shown(cls)} annotates `{name}: {shown_type(parameter.annotation)}`, and gets "
                 f"{_full_name(supply.kind)}: write `{name}: {supply.kind.__name__}`"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
@@ -10,7 +11,7 @@ from typing import Final, TypeAlias
 from starlette.datastructures import Headers, QueryParams
 from starlette.requests import HTTPConnection
 
-__all__ = ["SUPPLIES", "Getter", "Supply", "path_supplies", "request_supply"]
+__all__ = ["SUPPLIES", "Getter", "Supply", "injected_by", "path_supplies", "request_supply"]
 
 Getter: TypeAlias = Callable[[HTTPConnection], object]
 """Takes what a parameter is given from the request."""
@@ -43,3 +44,16 @@ def path_supplies(kinds: Mapping[str, type | None]) -> dict[str, Supply]:
 
 def _path_parameter(name: str) -> Getter:
     return lambda connection: connection.path_params[name]
+
+
+def injected_by(parameter: inspect.Parameter, annotation: object) -> str | None:
+    """Return the name of what FastAPI would fill a parameter by in one of its endpoints, such as `Depends`, if any.
+
+    Args:
+        parameter: The parameter, whose default may be `Depends(...)`.
+        annotation: Its annotation, resolved, which may be `Annotated[..., Depends(...)]`.
+    """
+    marks = (parameter.default, *getattr(annotation, "__metadata__", ()))
+    # Named and not imported: where there is such a mark, FastAPI is there as well.
+    kinds = (type(mark) for mark in marks)
+    return next((kind.__name__ for kind in kinds if kind.__module__ == "fastapi.params"), None)

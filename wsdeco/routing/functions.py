@@ -30,7 +30,7 @@ from wsdeco.definition.signatures import (
     shown_type,
     signature_of,
 )
-from wsdeco.definition.supply import SUPPLIES, Supply, path_supplies, request_supply
+from wsdeco.definition.supply import SUPPLIES, Supply, injected_by, path_supplies, request_supply
 from wsdeco.reasons import HandlerError
 from wsdeco.rooms.members import Members
 from wsdeco.routing.denial import deny
@@ -213,6 +213,9 @@ def _fault_of(
     parameter: inspect.Parameter, annotation: object, supply: Supply | None, supplies: Mapping[str, Supply]
 ) -> str | None:
     name = parameter.name
+    mark = injected_by(parameter, annotation)
+    if mark is not None:
+        return f"has {mark}(...) for `{name}`, which FastAPI fills in its own endpoints only: route it by FastAPI"
     if supply is None:
         if not _is_required(parameter):
             return None

@@ -8,10 +8,11 @@ import weakref
 from abc import ABC, ABCMeta, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, Protocol, Self, TypeVar, cast, runtime_checkable
+from typing import Annotated, Any, Final, Generic, Protocol, Self, TypeVar, cast, runtime_checkable
 from uuid import UUID
 
 import pytest
+from fastapi import Depends, Query
 from pydantic import BaseModel
 from starlette.convertors import CONVERTOR_TYPES, Convertor
 from starlette.datastructures import Headers, QueryParams
@@ -518,6 +519,29 @@ def test_a_parameter_that_nothing_supplies_is_refused() -> None:
     assert "It can be one of `headers`, `query_params`, `request`, `room`, or a parameter of the path" in message
     assert "give it a default, or pass `factory=`" in message
     assert "needs `header`, which nothing supplies: did you mean `headers`?" in message
+
+
+def test_a_constructor_with_depends_of_fastapi_is_told_where_that_works() -> None:
+    class Chat:
+        def __init__(
+            self,
+            room: str,
+            db: object = Depends(object),
+            user: "Annotated[str, Depends(str)]" = "",
+            token: str = Query(),
+        ) -> None: ...
+
+        async def on_message(self, text: str) -> None: ...
+
+    message = refusal(Chat, "/{room}")
+    assert message.count("\n  - ") == 3
+    assert (
+        "`db` of its constructor is for Depends(...), which FastAPI fills in its own endpoints only: write "
+        "`async def endpoint(websocket: WebSocket, db=...)` there with the same Depends(...), and in it "
+        "`await handle_socket(websocket, Chat(db))`"
+    ) in message
+    assert "`user` of its constructor is for Depends(...)" in message
+    assert "`token` of its constructor is for Query(...)" in message
 
 
 def test_the_sink_comes_with_on_connect() -> None:

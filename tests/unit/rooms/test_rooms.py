@@ -353,6 +353,22 @@ async def test_a_replaced_handler_has_the_same_room() -> None:
             await new.expect("both")
 
 
+def test_the_path_of_a_route_is_no_name_of_a_room() -> None:
+    app = App()
+    app.room("/chat")
+
+    @app.handler("/chat")
+    class Chat:
+        async def on_message(self, text: str) -> None: ...
+
+    with pytest.raises(RouteError) as caught:
+        app.room("/chat")
+    assert str(caught.value) == (
+        "the connections of the route '/chat' are in no room of this name: write ws.broadcast('/chat', data), or give "
+        "the room another name"
+    )
+
+
 async def test_an_unknown_path_is_refused_with_what_was_meant() -> None:
     app = App()
     with pytest.raises(RouteError, match=r"no connections are served on a path '/ws'.*there is none"):

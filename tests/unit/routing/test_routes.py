@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import pytest
+from fastapi import Depends
 from httpx import ASGITransport, AsyncClient
 from starlette.convertors import CONVERTOR_TYPES
 from starlette.datastructures import Headers, QueryParams
@@ -688,6 +689,14 @@ def test_parameters_that_nothing_supplies() -> None:
     assert faults(page) == [
         f"needs `user`, which nothing supplies: {SUPPLIED}; or give it a default",
         f"needs `database`, which nothing supplies: {SUPPLIED}; or give it a default",
+    ]
+
+
+def test_a_route_with_depends_of_fastapi() -> None:
+    def page(request: Request, db: object = Depends(object)) -> None: ...
+
+    assert faults(page) == [
+        "has Depends(...) for `db`, which FastAPI fills in its own endpoints only: route it by FastAPI"
     ]
 
 
