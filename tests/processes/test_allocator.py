@@ -79,7 +79,10 @@ def test_another_system_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_another_allocator_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ctypes.CDLL", lambda _: object())
+    def load(name: object) -> object:
+        return object()
+
+    monkeypatch.setattr("ctypes.CDLL", load)
     with keep_pages() as look:
         look()
 

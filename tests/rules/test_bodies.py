@@ -5,6 +5,7 @@ import logging
 import pytest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
+from starlette.types import Message, Scope
 
 from tests.support.raw import dial
 from tests.support.stacks import Stack, until
@@ -38,18 +39,17 @@ async def test_a_body_has_16_mib_unless_the_app_says_otherwise(size: int, status
         await request.body()
         return PlainTextResponse("taken")
 
-    sent = {"type": "http.request", "body": b"x" * size, "more_body": False}
+    sent: Message = {"type": "http.request", "body": b"x" * size, "more_body": False}
     statuses: list[int] = []
 
-    async def receive() -> dict[str, object]:
+    async def receive() -> Message:
         return sent
 
-    async def send(message: object) -> None:
-        assert isinstance(message, dict)
+    async def send(message: Message) -> None:
         if message["type"] == "http.response.start":
             statuses.append(message["status"])
 
-    scope = {"type": "http", "method": "POST", "path": "/body", "headers": [], "query_string": b""}
+    scope: Scope = {"type": "http", "method": "POST", "path": "/body", "headers": [], "query_string": b""}
     await app(scope, receive, send)
     assert statuses == [status]
 

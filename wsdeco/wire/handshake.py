@@ -14,7 +14,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias, cast
 
 from wsdeco.tokens import is_token_of_bytes
 
@@ -256,7 +256,7 @@ def check_headers(headers: Iterable[tuple[object, object]]) -> list[tuple[bytes,
 
 def _as_bytes(part: object) -> object:
     # As other servers take it.
-    return bytes(part) if isinstance(part, bytearray | memoryview) else part
+    return bytes(cast("bytearray | memoryview[int]", part)) if isinstance(part, bytearray | memoryview) else part
 
 
 def check_acceptance(
