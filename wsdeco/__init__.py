@@ -1,5 +1,6 @@
 """wsdeco: a decorator turns a plain class into a WebSocket endpoint."""
 
+import logging as _logging
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from wsdeco.app import App, RouteInfo, ws
@@ -26,6 +27,7 @@ from wsdeco.rooms.control import RoomCount
 from wsdeco.rooms.room import Room
 from wsdeco.routing.upgrade import WebSocketUpgrade, handle_socket, handle_upgrade, websocket_route
 from wsdeco.server.orphans import end_with_parent as _end_with_parent
+from wsdeco.tracebacks import PRINTABLE_TRACEBACKS as _PRINTABLE_TRACEBACKS
 
 if _TYPE_CHECKING:
     from wsdeco.server.background import BackgroundServer
@@ -66,6 +68,7 @@ __all__ = [
 
 __version__ = "0.1.0"
 
+_logging.getLogger("wsdeco").addFilter(_PRINTABLE_TRACEBACKS)
 _end_with_parent()
 
 

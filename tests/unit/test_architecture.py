@@ -18,7 +18,7 @@ PACKAGE: Final = CHECKOUT / "wsdeco"
 
 MAX_LINES_OF_CODE: Final = 410
 
-WORDS: Final = frozenset({"config", "reasons", "clock", "origins", "tokens"})
+WORDS: Final = frozenset({"config", "reasons", "clock", "origins", "tokens", "tracebacks"})
 """Modules that all may import, and that import only each other."""
 
 ALLOWED: Final[dict[str, set[str]]] = {
@@ -47,6 +47,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "clock": set(),
     "origins": set(),
     "tokens": set(),
+    "tracebacks": set(),
     "__main__": {"cli"},
     "__init__": {"app", "routing", "definition", "channels", "rooms", "backplanes", "server"},
 }

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
+from wsdeco.reasons import printable
+
 __all__ = ["Tasks"]
 
 T = TypeVar("T")
@@ -37,7 +39,7 @@ class Tasks:
         return task
 
     def __str__(self) -> str:
-        return ", ".join(sorted(task.get_name() for task in self._live))
+        return ", ".join(sorted(printable(task.get_name()) for task in self._live))
 
     def cancel(self) -> None:
         """Cancel those that run."""
@@ -65,4 +67,4 @@ class Tasks:
             return
         exc = task.exception()
         if exc is not None:
-            self._failed(task.get_name(), exc)
+            self._failed(printable(task.get_name()), exc)

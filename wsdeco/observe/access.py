@@ -23,15 +23,16 @@ class AccessLog:
 
     def accepted(self, addr: Address, path: str) -> None:
         """Log an upgrade."""
+        path = printable(path)
         fields = {"event": "accepted", "client": str(addr), "path": path}
-        logger.info('%s - "WebSocket %s" [accepted]', addr, printable(path), extra=fields)
+        logger.info('%s - "WebSocket %s" [accepted]', addr, path, extra=fields)
 
     def refused(self, scope: Scope, status: int, cause: str) -> None:
         """Log a handshake that was refused, or whose peer has left."""
         client = scope.get("client")
         addr = Address(str(client[0]), int(client[1])) if client else Address("", 0)
-        fields = {"event": "refused", "client": str(addr), "path": scope["path"], "status": status, "cause": cause}
         path = printable(scope["path"])
+        fields = {"event": "refused", "client": str(addr), "path": path, "status": status, "cause": cause}
         logger.info('%s - "WebSocket %s" %s (%s)', addr, path, status or "unanswered", cause, extra=fields)
 
     def ended(
@@ -45,6 +46,7 @@ class AccessLog:
     ) -> None:
         """Log the end of a connection: why, how long it was, and messages and bytes both ways."""
         code, text, by = _how(reason)
+        path = printable(path)
         fields: dict[str, Any] = {
             "event": "ended",
             "client": str(addr),
@@ -60,7 +62,7 @@ class AccessLog:
         }
         logger.info(
             '%s - "WebSocket %s" %s by %s%s after %.3f s, %d messages (%d B) in, %d (%d B) out',
-            *(addr, printable(path), code, by, f" ({printable(text)})" if text else "", seconds, *received, *sent),
+            *(addr, path, code, by, f" ({printable(text)})" if text else "", seconds, *received, *sent),
             extra=fields,
         )
 

@@ -33,6 +33,6 @@ class JsonFormatter(logging.Formatter):
         }
         line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = record.exc_text or self.formatException(record.exc_info)
         # JSON escapes line ends, quotes, control bytes and lone surrogates.
         return json.dumps(line, default=str)

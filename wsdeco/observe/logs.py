@@ -11,9 +11,24 @@ from uvicorn.config import LOGGING_CONFIG, Config
 from wsdeco.observe.access import AccessLog
 from wsdeco.observe.floods import FloodFilter
 from wsdeco.observe.numbers import numbers_of
+from wsdeco.reasons import printable
 from wsdeco.routing.application import Application
+from wsdeco.tracebacks import PRINTABLE_TRACEBACKS
 
 __all__ = ["log_config", "watch"]
+
+
+class _PrintableArguments(logging.Filter):
+    """Cuts and escapes the texts of a line: uvicorn's has the path of a request at full length."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let the record pass."""
+        if isinstance(record.args, tuple):
+            record.args = tuple(printable(each) if isinstance(each, str) else each for each in record.args)
+        return True
+
+
+_PRINTABLE_ARGUMENTS: Final = _PrintableArguments()
 
 _FORMATTER: Final = {"()": "wsdeco.observe.json_format.JsonFormatter"}
 
@@ -40,7 +55,10 @@ def watch(app: Application, config: Config, *, is_shown: bool) -> None:
         access.setLevel(logging.INFO)
     for each in (wsdeco, access):
         if not any(isinstance(known, FloodFilter) for known in each.filters):
-            each.addFilter(FloodFilter())
+            # Before tracebacks are made printable, which costs more.
+            each.filters.insert(0, FloodFilter())
+    logging.getLogger("asyncio").addFilter(PRINTABLE_TRACEBACKS)
+    logging.getLogger("uvicorn.access").addFilter(_PRINTABLE_ARGUMENTS)
     if not is_shown or logging.getLogger().handlers:
         # Somebody has said where the log goes.
         return

@@ -32,7 +32,8 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.utils import ClientDisconnected, is_ssl
 
 from wsdeco.config import Compression
-from wsdeco.reasons import Close, CloseCode, Unknown
+from wsdeco.reasons import Close, CloseCode, Unknown, printable
+from wsdeco.tracebacks import PRINTABLE_TRACEBACKS
 from wsdeco.wire.handshake import Headers, Request, check_refusal
 from wsdeco.wire.incoming import Message
 from wsdeco.wire.scope import build_scope
@@ -58,6 +59,7 @@ _MESSAGES_AT_ONCE: Final = 32
 """Messages that wait already after which `receive` gives others a turn of the loop."""
 
 _logger = logging.getLogger("uvicorn.error")
+_logger.addFilter(PRINTABLE_TRACEBACKS)
 
 
 class Connection(Protocol):
@@ -229,7 +231,7 @@ class Conversation:
             if connection.handshake_pending and self._state is not _State.YIELDED:
                 _logger.error("ASGI callable returned without completing handshake.")
             elif result is not None:
-                _logger.error("ASGI callable should return None, but returned '%s'.", result)
+                _logger.error("ASGI callable should return None, but returned '%s'.", printable(str(result)))
         except asyncio.CancelledError:
             raise
         except BaseException as exc:
