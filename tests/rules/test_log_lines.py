@@ -28,15 +28,17 @@ def log() -> Iterator[io.StringIO]:
     # The client of these tests writes lines of its own.
     handler.addFilter(lambda record: not record.name.startswith("http"))
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-    root, ours = logging.getLogger(), logging.getLogger("wsdeco")
-    level, root_level = ours.level, root.level
+    root, ours, access = map(logging.getLogger, (None, "wsdeco", "wsdeco.access"))
+    before = [(each, each.level, each.handlers.copy(), each.filters.copy()) for each in (root, ours, access)]
     root.addHandler(handler)
     ours.setLevel(logging.DEBUG)
     root.setLevel(logging.INFO)
     yield stream
-    root.removeHandler(handler)
-    ours.setLevel(level)
-    root.setLevel(root_level)
+    # run() in the same process sets levels, handlers and filters.
+    for each, level, handlers, filters in before:
+        each.setLevel(level)
+        each.handlers[:] = handlers
+        each.filters[:] = filters
 
 
 def check(log: io.StringIO) -> None:
