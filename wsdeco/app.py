@@ -280,7 +280,10 @@ class App(Application):
         `if __name__ == "__main__":`, so handlers belong to the top level of a module. One that dies is replaced; all
         end together. `max_connections` counts per process, `max_connections_total` over all of them. With
         `pip install 'wsdeco[cluster]'` and no backplane of your own, rooms reach all of them through a private
-        `nats-server`.
+        `nats-server`. SIGHUP replaces them one by one with the code of the moment: the new one serves before the old
+        one drains, and one that cannot start leaves the old one in place. `worker_timeout` is the seconds after which
+        one whose event loop hangs is replaced, `max_connections_per_worker` the connections after which each is; by
+        default there is neither.
 
         Logging: uvicorn's and wsdeco's from level "warning" on, since the addresses are printed, and a line for each
         connection that is accepted, ends or is refused (logger `wsdeco.access`; `access_log=False` turns it off).

@@ -56,10 +56,10 @@ if "BROKER" not in os.environ:
 
 from wsdeco import App, ws
 from wsdeco.server import foreground, serving
-from wsdeco.workers import supervisor
+from wsdeco.workers import process, supervisor
 
 serving._LEFTOVERS = serving._POLLING = 0.1
-supervisor._LONGEST_DELAY = 0.2
+process._LONGEST_DELAY = 0.2
 # A machine that is busy makes nothing be said.
 foreground.NOTICE = 60
 
@@ -289,7 +289,6 @@ def test_a_system_without_room_for_processes_is_tried_again(shared: Shared) -> N
             signal.SIGTERM,
             id="another app, in a function",
         ),
-        pytest.param(RUN, signal.SIGHUP, id="a terminal is closed"),
     ],
 )
 def test_scripts_of_all_kinds_have_workers_and_a_signal_for_everybody_is_one(

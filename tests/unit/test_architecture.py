@@ -63,6 +63,7 @@ LAZILY: Final[dict[tuple[str, str], str]] = {
     ("observe/pages", "observe/metrics"): "add_pages",
     ("routing/application", "observe/pages"): "Application._observe",
     ("server/options", "observe/logs"): "make_server",
+    ("workers/run", "observe/numbers"): "_recycling",
     ("backplanes/choice", "backplanes/urls"): "_open_backplane",
     ("backplanes/urls", "backplanes/nats"): "_nats",
     ("backplanes/urls", "backplanes/redis"): "_redis",

@@ -70,6 +70,12 @@ class _Command(click.Command):
 @click.option("--host", default="127.0.0.1", help="Name or IP address to listen on; 0.0.0.0 for all.")
 @click.option("--port", default=8000, type=_Number(0, 65535), help="TCP port; 0 for any that is free.")
 @click.option("--workers", default=1, type=_Number(1, 1000), help="Processes that share the port.")
+@click.option(
+    "--worker-timeout", type=float, metavar="SECONDS", help="Replace a process whose event loop hangs for so long."
+)
+@click.option(
+    "--max-connections-per-worker", type=_Number(1, 1 << 62), help="Replace a process after so many connections."
+)
 @click.option("--backlog", type=_Number(1, 65535), help="Connections that may wait to be accepted.")
 @click.option("--root-path", help="Path under which a proxy serves the app.")
 @click.option(

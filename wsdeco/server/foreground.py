@@ -30,6 +30,7 @@ __all__ = [
     "handle_signal",
     "say",
     "serve_in_main_thread",
+    "stacks",
     "waiting_for",
     "watch_end",
 ]
@@ -62,12 +63,11 @@ SECOND_SIGNAL: Final = "a second signal ends the process at once; not every on_d
 """What is said when somebody has lost patience."""
 
 
-def serve_in_main_thread(server: Server, watch: Callable[[Callable[[], None]], None] | None = None) -> None:
-    """Serve until a signal has ended the server.
+def serve_in_main_thread(server: Server) -> None:
+    """Serve until a signal has ended the server, or the parent of this worker process says so.
 
     Args:
-        server: The server; it listens here, unless `watch` is given.
-        watch: For a worker process, whose parent listens: called with what ends the server, from any thread.
+        server: The server; it listens here, unless it has a parent, which does.
 
     Raises:
         ServerError: It cannot start.
@@ -76,11 +76,14 @@ def serve_in_main_thread(server: Server, watch: Callable[[Callable[[], None]], N
     with ExitStack() as stack:
         stack.callback(server.release)
         end = stack.enter_context(_end_on_signals(server))
-        server.ticks = [stack.enter_context(each()) for each in (collect_garbage_rarely, keep_pages)]
-        if watch is None:
+        server.ticks += [stack.enter_context(each()) for each in (collect_garbage_rarely, keep_pages)]
+        parent = server.parent
+        if parent is None:
             server.listen()
         else:
-            watch(end)
+            server.listeners = parent.listeners
+            server.on_start = parent.ready
+            parent.obey(server, end)
         server.run()
         left = join_threads(server.thread_prefix, ANYIO_THREAD)
     if left:
@@ -92,8 +95,8 @@ def serve_in_main_thread(server: Server, watch: Callable[[Callable[[], None]], N
 def _end_on_signals(server: Server) -> Generator[Callable[[], None]]:
     """Let a first SIGINT or SIGTERM end `server`, and a second one, or an end that takes too long, the process.
 
-    The context is what does the same as a first signal, for any thread. A server that has `on_end` is a worker process:
-    its parent gets the signals of the terminal, tells it to end, and is the one to lose patience.
+    The context is what does the same as a first signal, for any thread. A server that has a parent is in a worker
+    process: the parent gets the signals of the terminal, tells it to end, and is the one to lose patience.
     """
     # Putting into a SimpleQueue is safe in a signal handler, whatever the handler has interrupted.
     received: queue.SimpleQueue[bool] = queue.SimpleQueue()
@@ -103,7 +106,7 @@ def _end_on_signals(server: Server) -> Generator[Callable[[], None]]:
         received.put(True)
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
-        if server.on_end is None or number == signal.SIGTERM:
+        if server.parent is None or number == signal.SIGTERM:
             end()
 
     watchdog = threading.Thread(target=watch_end, args=(server, received), name="wsdeco-watchdog", daemon=True)
@@ -163,15 +166,15 @@ def watch_end(server: Server, received: queue.SimpleQueue[bool]) -> None:
     is_over = _wait_for_end(server, received, limit)
     if is_over is None:
         why = f"the server has not ended within {limit:g} s, a hook blocks its event loop: the process ends"
-        end_process(f"{_stacks()}{why}", 1)
+        end_process(f"{stacks()}{why}", 1)
     elif not is_over:
         end_process(SECOND_SIGNAL, 1)
 
 
 def _wait_for_end(server: Server, received: queue.SimpleQueue[bool], limit: float) -> bool | None:
     # Whether it has come; False is a second signal before that, and None neither within the limit.
-    if server.on_end is not None:
-        server.on_end(limit)
+    if server.parent is not None:
+        server.parent.ending(limit)
         over = time.monotonic() + limit
         while (signalled := _receive(received, max(0, over - time.monotonic()))) is True:
             pass
@@ -198,7 +201,7 @@ def waiting_for(limit: float) -> str:
     return f"waiting up to {limit:.0f} s for connections, hooks and requests; another Ctrl-C ends the process at once"
 
 
-def _stacks() -> str:
+def stacks() -> str:
     """Return what all threads do at this moment."""
     # faulthandler keeps all other threads waiting while it writes: into a full pipe that would be for ever.
     try:

@@ -79,15 +79,17 @@ def check_options(host: object, port: object, workers: object, options: dict[str
         ValueError: One of them is out of its range.
     """
     check_address(host, port)
-    _check_workers(workers)
+    checked = _check_workers(workers)
     _check_options(options)
+    OwnOptions.taken_from(options)[0].check_workers(checked)
 
 
-def _check_workers(workers: object) -> None:
+def _check_workers(workers: object) -> int:
     if isinstance(workers, bool) or not isinstance(workers, int):
         raise TypeError(f"workers must be an int such as 4, not {type(workers).__name__} {workers!r}")
     if workers < 1:
         raise ValueError(f"workers must be 1 or more, not {workers}")
+    return workers
 
 
 def _check_options(options: dict[str, Any]) -> None:
@@ -103,7 +105,6 @@ def _check_options(options: dict[str, Any]) -> None:
     level = options.get("log_level")
     if isinstance(level, str) and level.lower() not in LOG_LEVELS:
         raise ValueError(f"log_level must be one of {', '.join(map(repr, LOG_LEVELS))}, not {level!r}")
-    OwnOptions.taken_from(options)
     if options.get("loop", "auto") not in {"auto", "asyncio"}:
         raise ValueError(f"loop must be 'auto' (uvloop where it is installed) or 'asyncio', not {options['loop']!r}")
     grace = options.get("timeout_graceful_shutdown")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 import uvicorn
 
@@ -24,7 +24,7 @@ from wsdeco.routing.application import Application, draining_of, not_found_of, r
 from wsdeco.server.listen import Listeners, listen
 from wsdeco.server.own import OwnOptions
 
-__all__ = ["ANYIO_THREAD", "TLS_TIMEOUT", "Server", "join_threads", "server_of"]
+__all__ = ["ANYIO_THREAD", "TLS_TIMEOUT", "Parent", "Server", "join_threads", "server_of"]
 
 logger = logging.getLogger("wsdeco")
 
@@ -40,6 +40,9 @@ _POLLING: Final = 0.5
 TLS_TIMEOUT: Final = 10.0
 """Seconds for the TLS handshake: as many as for the head of a request, whose deadline it is a part of."""
 
+_ARRIVING: Final = 0.25
+"""Seconds in which the handshakes of connections arrive that have been accepted already."""
+
 _TICK: Final = 0.1
 """Seconds between two ticks, as in uvicorn's loop."""
 
@@ -53,6 +56,25 @@ _serving: Final[dict[Application, Server]] = {}
 _serving_lock: Final = threading.Lock()
 
 
+class Parent(Protocol):
+    """What a worker process knows of its parent.
+
+    Attributes:
+        listeners: The sockets that the parent has opened.
+    """
+
+    listeners: Listeners
+
+    def obey(self, server: Server, end: Callable[[], None]) -> None:
+        """Do what the parent says, from now on, in a thread; `end` ends the server."""
+
+    def ready(self) -> None:
+        """Tell that the worker serves."""
+
+    def ending(self, seconds: float) -> None:
+        """Tell that the worker ends, and how long that may take."""
+
+
 class Server(uvicorn.Server):
     """A uvicorn server for one app.
 
@@ -64,7 +86,8 @@ class Server(uvicorn.Server):
         loop: That event loop; `None` before it is made.
         on_start: Called in that thread as soon as it serves.
         ticks: Each is called in that thread ten times a second.
-        on_end: Called in another one when a signal has begun its end, with the seconds that may take at most.
+        parent: The parent of this worker process, which gets the signals of the terminal; `None` if it is none.
+        is_replaced: Another process has taken its place, and the clients; set before its end is asked for.
         ended: Set when it has ended, or could not start.
     """
 
@@ -77,7 +100,8 @@ class Server(uvicorn.Server):
         self.loop: asyncio.AbstractEventLoop | None = None
         self.on_start: Callable[[], None] = lambda: None
         self.ticks: list[Callable[[], None]] = []
-        self.on_end: Callable[[float], None] | None = None
+        self.parent: Parent | None = None
+        self.is_replaced = False
         self.ended = threading.Event()
         self._grace = config.timeout_graceful_shutdown
 
@@ -188,8 +212,14 @@ class Server(uvicorn.Server):
     async def main_loop(self) -> None:
         """Serve until the end is asked for, then drain; what has to be done now and then is done meanwhile."""
         await super().main_loop()
-        own = self.own
-        drain = asyncio.create_task(draining_of(self.app).run(own.drain_timeout, own.drain_delay))
+        delay = self.own.drain_delay
+        if self.is_replaced:
+            # The others accept what comes from now on. What this one has accepted already is answered.
+            delay = _ARRIVING
+            for server in self.servers:
+                server.close()
+        draining = draining_of(self.app).run(self.own.drain_timeout, delay, is_replaced=self.is_replaced)
+        drain = asyncio.create_task(draining)
         counter = 0
         while not (await asyncio.wait((drain,), timeout=_TICK))[0]:
             counter += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
@@ -12,11 +12,12 @@ from wsdeco.reasons import ServerError
 from wsdeco.routing.application import Application
 from wsdeco.server.banner import print_banner
 from wsdeco.server.foreground import serve_in_main_thread
-from wsdeco.server.listen import Listeners
 from wsdeco.server.loading import Reference, describe_failure
 from wsdeco.server.options import make_server
 from wsdeco.workers.cluster import choose_backplane, use_backplane
-from wsdeco.workers.supervisor import Link, Supervisor
+from wsdeco.workers.link import Link
+from wsdeco.workers.process import Task
+from wsdeco.workers.supervisor import Supervisor
 from wsdeco.workers.totals import NoShare, Totals, has_locks, no_locks
 
 __all__ = ["run_workers"]
@@ -42,18 +43,22 @@ def run_workers(
         for broker in brokers:
             stack.callback(broker.stop)
         paths = [info.path for info in app.route_infos]
+        arguments = (reference, host, options, backplane, totals)
         supervisor = Supervisor(
             workers,
-            _serve_as_worker,
-            (reference, host, options, paths, server.listeners, backplane, totals),
+            Task(_serve_as_worker, (*arguments, paths), server.listeners),
             time_to_end=server.time_to_end,
             beside=brokers,
             on_death=lambda number: None if totals is None else totals.clear(number),
+            worker_timeout=server.own.worker_timeout,
         )
-        status = supervisor.run(
-            on_ready=lambda: print_banner(server, f"{workers} worker processes. Press Ctrl-C to stop."),
-            on_end=server.listeners.close,
-        )
+
+        def on_ready() -> None:
+            # The code of those that come later may be new, and have other routes.
+            supervisor.task = Task(_serve_as_worker, (*arguments, []), server.listeners)
+            print_banner(server, f"{workers} worker processes. Press Ctrl-C to stop.")
+
+        status = supervisor.run(on_ready, on_end=server.listeners.close)
     if status:
         raise SystemExit(status)
 
@@ -66,7 +71,7 @@ def _totals(app: Application, workers: int) -> Generator[Totals | None]:
             raise no_locks(", ".join(limited))
         yield None
         return
-    with closing(Totals.create(workers)) as totals:
+    with closing(Totals.create(workers + 1)) as totals:
         yield totals
 
 
@@ -75,10 +80,9 @@ def _serve_as_worker(
     reference: Reference,
     host: str,
     options: dict[str, Any],
-    paths: list[str],
-    listeners: Listeners,
     backplane: str | None,
     totals: Totals | None,
+    paths: list[str],
 ) -> None:
     link.take_signals()
     Slots.share = NoShare() if totals is None else totals.share(link.number)
@@ -90,14 +94,27 @@ def _serve_as_worker(
     try:
         _check_paths(app, paths)
         use_backplane(app, backplane)
-        server = make_server(app, host, listeners.port, options)
-        server.listeners = listeners
-        server.on_start = link.ready
-        server.on_end = link.ending
-        serve_in_main_thread(server, link.watch)
+        server = make_server(app, host, link.listeners.port, options)
+        server.parent = link
+        if server.own.max_connections_per_worker is not None:
+            server.ticks.append(_recycling(app, server.own.max_connections_per_worker, link))
+        serve_in_main_thread(server)
     except ServerError as exc:
         link.failed(str(exc))
         raise SystemExit(1) from None
+
+
+def _recycling(app: Application, count: int, link: Link) -> Callable[[], None]:
+    """Return what asks for another worker as soon as this one has accepted `count` connections."""
+    from wsdeco.observe.numbers import numbers_of  # noqa: PLC0415 - only who serves by run() needs it
+
+    stats = numbers_of(app).stats
+
+    def tick() -> None:
+        if stats.accepted >= count:
+            link.be_replaced()
+
+    return tick
 
 
 def _check_paths(app: Application, paths: list[str]) -> None:

@@ -1,25 +1,23 @@
-"""Worker processes: started, replaced when they die, and ended together.
+"""Worker processes: started, replaced when they die or are to run new code, and ended together.
 
 uvicorn has a supervisor too, which this is not: it waits for its workers without a bound, starts one that dies at once
 again and again, and leaves them behind when it is killed itself.
-
-Each worker holds the end of a pipe. What it reads there is that it is to end, also when its parent is no more; it
-writes that it serves, why it cannot, and how long its end may take.
 """
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import queue
 import signal
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from types import FrameType
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from wsdeco.reasons import ServerError
 from wsdeco.server import foreground
@@ -28,29 +26,25 @@ from wsdeco.server.foreground import (
     TERMINAL_SIGNALS,
     briefly,
     ending_signals_call,
-    handle_signal,
     say,
     waiting_for,
 )
-from wsdeco.server.orphans import WORKER_NAME, leave_to_link
+from wsdeco.workers.process import Slot, Task, Worker
 
-__all__ = ["Link", "Supervised", "Supervisor"]
+__all__ = ["Supervised", "Supervisor"]
 
 logger = logging.getLogger("wsdeco")
 
 _TICK: Final = 0.5
 """Seconds between two looks at what announces nothing."""
 
-_STABLE: Final = 10.0
-"""Seconds of service after which the death of a worker does not count as another failure in a row."""
-
-_LONGEST_DELAY: Final = 30.0
-"""Seconds between two starts of a worker at most."""
-
 _MARGIN: Final = 2.0
 """Seconds that a worker gets beyond the bound of its own end before it is killed."""
 
-_END: Final = "end"
+_START: Final = 60.0
+"""Seconds in which a worker that is to replace another one has to serve."""
+
+_HANGUP: Final = getattr(signal, "SIGHUP", None)
 
 
 class Supervised(Protocol):
@@ -60,155 +54,60 @@ class Supervised(Protocol):
         """Start it again where it has died."""
 
 
-class Link:
-    """A worker's end of the pipe to its parent.
-
-    Attributes:
-        number: Which of the workers it is, from 1 on; one that takes the place of another has its number.
-    """
-
-    def __init__(self, connection: Connection, number: int) -> None:
-        self.number = number
-        self._connection = connection
-
-    def watch(self, on_end: Callable[[], None]) -> None:
-        """Call `on_end`, in a thread, as soon as the worker is to end or the parent has died."""
-        threading.Thread(target=self._watch, args=(on_end,), name="wsdeco-link", daemon=True).start()
-        leave_to_link()
-
-    def _watch(self, on_end: Callable[[], None]) -> None:
-        # Nothing but the wish to end comes here, or the end of the parent.
-        with suppress(EOFError, OSError):
-            self._connection.recv()
-        on_end()
-
-    @staticmethod
-    def take_signals() -> None:
-        """Let the parent answer what a terminal sends to the whole process group, from now on."""
-        for number in TERMINAL_SIGNALS:
-            # Programs that the worker starts do not inherit a handler, as they would what is ignored.
-            handle_signal(number, lambda _number, _frame: None)
-        if hasattr(signal, "pthread_sigmask"):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, TERMINAL_SIGNALS)
-
-    def ready(self) -> None:
-        """Tell that the worker serves."""
-        self._send("ready", "")
-
-    def failed(self, why: str) -> None:
-        """Tell why the worker cannot serve."""
-        self._send("failed", why)
-
-    def ending(self, seconds: float) -> None:
-        """Tell that the worker ends, and how long that may take."""
-        self._send("ending", seconds)
-
-    def _send(self, kind: str, value: object) -> None:
-        # A parent that has died reads no more.
-        with suppress(OSError):
-            self._connection.send((kind, value))
-
-
-class _Worker:
-    """One process.
-
-    Attributes:
-        process: The process.
-        connection: The parent's end of the pipe.
-        ready_at: When it began to serve.
-        limit: Seconds that its end may take, once it has said so.
-    """
-
-    def __init__(self, target: Callable[..., None], arguments: tuple[Any, ...], number: int) -> None:
-        self.connection, theirs = multiprocessing.Pipe()
-        self.ready_at: float | None = None
-        self.limit: float | None = None
-        context = multiprocessing.get_context("spawn")
-        self.process = context.Process(
-            target=target, args=(Link(theirs, number), *arguments), name=f"{WORKER_NAME} {number}", daemon=False
-        )
-        try:
-            self.process.start()
-        except BaseException:
-            self.connection.close()
-            raise
-        finally:
-            theirs.close()
-
-    def end(self) -> None:
-        """Ask it to end."""
-        with suppress(OSError):
-            self.connection.send(_END)
-        # It may be importing and not read yet, or have closed its end.
-        if self.ready_at is None or self.connection.closed:
-            self.process.terminate()
-
-    def close(self) -> int:
-        """Forget the process, which has ended; return its exit status."""
-        self.process.join()
-        status = self.process.exitcode or 0
-        self.process.close()
-        self.connection.close()
-        return status
-
-
-class _Slot:
-    """The place of one worker after the other.
-
-    Attributes:
-        number: Its number, from 1 on.
-        worker: The process of the moment.
-        failures: How many have died in a row, soon after their start.
-        start_at: When the next one is to be started.
-    """
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.worker: _Worker | None = None
-        self.failures = 0
-        self.start_at = 0.0
-
-    def note_death(self, served: float | None, now: float) -> float:
-        """Take in that the worker has died, `served` seconds after it was ready; return the seconds until the next."""
-        self.failures = 1 if served is not None and served >= _STABLE else self.failures + 1
-        delay = 0.0 if self.failures == 1 else min(_LONGEST_DELAY, 2.0 ** min(self.failures - 2, 10))
-        self.start_at = now + delay
-        return delay
-
-
 class Supervisor:
-    """Keeps `count` worker processes alive until a signal.
+    """Keeps worker processes alive until a signal; the signal SIGHUP replaces them one by one.
 
     Args:
         count: How many.
-        target: What each of them calls, with its `Link` and `arguments`; found by its name.
-        arguments: What goes with it, pickled.
+        task: What they are for.
         time_to_end: Seconds that the end of a worker may take, unless it says something else.
         beside: What runs beside them.
-        on_death: Called with the number of a worker that is no more, before another one takes its place.
+        on_death: Called with the number of a worker that is no more, before another one takes it.
+        worker_timeout: Seconds in which the event loop of each has to show that it runs; `None` for no limit.
+        patience: Seconds that a worker which has been replaced gets at most; `None` for what it says itself.
+
+    Attributes:
+        task: What those are for that are started from now on.
     """
 
     def __init__(
         self,
         count: int,
-        target: Callable[..., None],
-        arguments: tuple[Any, ...],
+        task: Task,
         *,
         time_to_end: float,
         beside: Sequence[Supervised] = (),
         on_death: Callable[[int], None] = lambda _number: None,
+        worker_timeout: float | None = None,
+        patience: float | None = None,
     ) -> None:
-        self._target = target
-        self._arguments = arguments
+        self.task = task
         self._time_to_end = time_to_end
         self._beside = beside
         self._on_death = on_death
-        self._slots = [_Slot(number) for number in range(1, count + 1)]
+        self._worker_timeout = worker_timeout
+        self._patience = patience
+        self._slots = [Slot() for _ in range(count)]
+        # One more than there are places, for the one that is being replaced.
+        self._numbers = list(range(1, count + 2))
+        self._turns: deque[Slot] = deque()
         self._signals: queue.SimpleQueue[float] = queue.SimpleQueue()
+        self._restarts: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._wake: Callable[[], None] = lambda: None
         self._serves_one = False
         self._serving = False
+        self._ending = False
         self._reported: set[str] = set()
         self._status = 0
+
+    def restart(self, why: str) -> None:
+        """Replace all workers, one by one; from any thread.
+
+        Args:
+            why: What is said of it.
+        """
+        self._restarts.put(why)
+        self._wake()
 
     def run(self, on_ready: Callable[[], None], on_end: Callable[[], None]) -> int:
         """Serve until a signal, or until the workers cannot start; return the exit status.
@@ -224,8 +123,10 @@ class Supervisor:
             try:
                 while self._signals.empty() and self._status == 0:
                     self._start_missing()
+                    self._replace()
                     self._wait(wake)
                     self._look(on_ready)
+                self._ending = True
                 on_end()
                 self._end(wake)
             finally:
@@ -235,38 +136,51 @@ class Supervisor:
     @contextmanager
     def _listening_to_signals(self) -> Generator[Connection]:
         wake, waker = multiprocessing.Pipe(duplex=False)
+        has_terminal = _has_terminal()
 
-        def on_signal(_number: int, _frame: FrameType | None) -> None:
-            self._signals.put(time.monotonic())
+        def wake_up() -> None:
             with suppress(OSError):
-                waker.send_bytes(b"signal")
+                waker.send_bytes(b"wake")
+
+        def on_signal(number: int, _frame: FrameType | None) -> None:
+            # The same signal says that the terminal of the program has been closed.
+            if number == _HANGUP and not self._ending and (not has_terminal or _has_terminal()):
+                self._restarts.put("SIGHUP")
+            else:
+                self._signals.put(time.monotonic())
+            wake_up()
 
         with wake, waker, ending_signals_call(on_signal):
-            yield wake
+            self._wake = wake_up
+            try:
+                yield wake
+            finally:
+                self._wake = lambda: None
 
     # While they serve.
 
     @property
-    def _places(self) -> list[_Worker | None]:
-        return [slot.worker for slot in self._slots]
+    def _workers(self) -> list[Worker]:
+        return [worker for slot in self._slots for worker in slot]
 
-    @property
-    def _workers(self) -> list[_Worker]:
-        return [worker for worker in self._places if worker is not None]
+    def _start(self) -> Worker:
+        with _without_interrupts():
+            worker = Worker(self.task, min(self._numbers))
+        self._numbers.remove(worker.number)
+        return worker
 
     def _start_missing(self) -> None:
         now = time.monotonic()
         # The first one goes ahead: where it cannot start, one says so and not all.
         slots = self._slots if self._serves_one else self._slots[:1]
         for slot in slots:
-            if slot.worker is None and slot.start_at <= now:
+            if slot.worker is None and slot.next is None and slot.start_at <= now:
                 try:
-                    with _without_interrupts():
-                        slot.worker = _Worker(self._target, self._arguments, slot.number)
+                    slot.worker = self._start()
                 except OSError as exc:
                     self._note_failed_start(slot, exc)
 
-    def _note_failed_start(self, slot: _Slot, exc: OSError) -> None:
+    def _note_failed_start(self, slot: Slot, exc: OSError) -> None:
         if self._serving:
             briefly(logger.warning, "a worker process cannot be started now: %s", exc)
             slot.note_death(None, time.monotonic())
@@ -278,6 +192,26 @@ class Supervisor:
         say(failure)
         self._status = 1
 
+    def _replace(self) -> None:
+        """Begin with the next replacement, if none is in progress."""
+        with suppress(queue.Empty):
+            while why := self._restarts.get_nowait():
+                say(f"{why}: the worker processes are replaced one by one")
+                # What they said last time may have been mended meanwhile.
+                self._reported.clear()
+                self._turns = deque(self._slots)
+        if not self._serving or not self._turns or any(slot.next or slot.previous for slot in self._slots):
+            return
+        slot = self._turns.popleft()
+        try:
+            slot.next = self._start()
+        except OSError as exc:
+            self._give_up(f"cannot be started now: {exc}")
+
+    def _give_up(self, why: str) -> None:
+        self._turns.clear()
+        say(f"a new worker process {why}; the old ones go on")
+
     def _wait(self, wake: Connection) -> None:
         connections = [worker.connection for worker in self._workers if not worker.connection.closed]
         sentinels = [worker.process.sentinel for worker in self._workers]
@@ -288,17 +222,51 @@ class Supervisor:
         for each in self._beside:
             each.look()
         for slot in self._slots:
-            self._look_at(slot)
-        if not self._serving and all(worker is not None and worker.ready_at is not None for worker in self._places):
+            for worker in tuple(slot):
+                if self._has_ended(slot, worker):
+                    self._note_end(slot, worker)
+            self._look_after(slot)
+        ready = [slot.worker is not None and slot.worker.ready_at is not None for slot in self._slots]
+        if not self._serving and all(ready):
             self._serving = True
             on_ready()
 
-    def _look_at(self, slot: _Slot) -> None:
-        worker = self._reap(slot)
-        if worker is None:
-            return
-        pid, status = worker.process.pid, worker.close()
-        self._on_death(slot.number)
+    def _look_after(self, slot: Slot) -> None:
+        worker, new, old = slot.worker, slot.next, slot.previous
+        now = time.monotonic()
+        if new is not None and new.ready_at is not None:
+            slot.worker, slot.next, slot.previous = new, None, worker
+            slot.failures = 0
+            if worker is not None:
+                worker.end(is_replaced=True)
+        elif new is not None and now - new.started_at > _START:
+            new.process.kill()
+        if old is not None and now - (old.ending_at or now) > self._limit(old):
+            say(f"the worker process {old.process.pid}, which has been replaced, has not ended: it is killed")
+            old.process.kill()
+        timeout = self._worker_timeout
+        worker = slot.worker
+        if timeout is not None and worker is not None and worker.ready_at is not None and worker.check(timeout):
+            briefly(logger.error, "worker process %d hangs for %g s and is replaced", worker.process.pid, timeout)
+
+    def _note_end(self, slot: Slot, worker: Worker) -> None:
+        role = "next" if worker is slot.next else "previous" if worker is slot.previous else "worker"
+        slot.forget(worker)
+        pid, status = worker.process.pid, self._close(worker)
+        if role == "next":
+            self._give_up(f"could not start ({_describe(status)})")
+        elif role == "worker":
+            self._note_death(slot, worker, pid, status)
+        elif not self._turns and not any(tuple(each) != (each.worker,) for each in self._slots):
+            say("the worker processes have been replaced")
+
+    def _close(self, worker: Worker) -> int:
+        status = worker.close()
+        self._on_death(worker.number)
+        self._numbers.append(worker.number)
+        return status
+
+    def _note_death(self, slot: Slot, worker: Worker, pid: int | None, status: int) -> None:
         now = time.monotonic()
         delay = slot.note_death(None if worker.ready_at is None else now - worker.ready_at, now)
         if worker.ready_at is None and status >= 0 and not self._serving:
@@ -309,20 +277,13 @@ class Supervisor:
             then = f": another one starts {f'in {delay:g} s' if delay else 'now'}" if self._signals.empty() else ""
             briefly(logger.warning, "worker process %d %s (%s)%s", pid, what, _describe(status), then)
 
-    def _reap(self, slot: _Slot) -> _Worker | None:
-        """Return the worker of a slot if it has ended, and free the slot; read what it has written in any case."""
-        worker = slot.worker
-        if worker is None:
-            return None
+    def _has_ended(self, slot: Slot, worker: Worker) -> bool:
         # Asked before that is read, or the last words of a worker that dies meanwhile would be missed.
         has_ended = not worker.process.is_alive()
-        self._read(worker)
-        if not has_ended:
-            return None
-        slot.worker = None
-        return worker
+        self._read(slot, worker)
+        return has_ended
 
-    def _read(self, worker: _Worker) -> None:
+    def _read(self, slot: Slot, worker: Worker) -> None:
         with suppress(EOFError, OSError):
             while not worker.connection.closed and worker.connection.poll():
                 kind, value = worker.connection.recv()
@@ -332,6 +293,10 @@ class Supervisor:
                         self._serves_one = True
                     case "ending":
                         worker.limit = value
+                    case "alive":
+                        worker.is_alive()
+                    case "replace":
+                        self._turns.append(slot)
                     case _:
                         self._report(value)
             return
@@ -354,7 +319,8 @@ class Supervisor:
         while self._workers:
             self._wait(wake)
             for slot in self._slots:
-                self._gather(slot)
+                for worker in tuple(slot):
+                    self._gather(slot, worker)
             if not self._workers:
                 return
             passed = time.monotonic() - begun
@@ -380,13 +346,17 @@ class Supervisor:
             return True
         return False
 
-    def _gather(self, slot: _Slot) -> None:
-        worker = self._reap(slot)
+    def _gather(self, slot: Slot, worker: Worker) -> None:
+        if not self._has_ended(slot, worker):
+            return
+        slot.forget(worker)
         # One that was still starting has been terminated, which is no failure.
-        if worker is not None and worker.close() != 0 and worker.ready_at is not None:
+        if self._close(worker) != 0 and worker.ready_at is not None:
             self._status = 1
 
-    def _limit(self, worker: _Worker) -> float:
+    def _limit(self, worker: Worker) -> float:
+        if self._patience is not None and not self._ending:
+            return self._patience
         return (self._time_to_end if worker.limit is None else worker.limit) + _MARGIN
 
     def _pids(self) -> str:
@@ -396,6 +366,15 @@ class Supervisor:
         for worker in self._workers:
             worker.process.kill()
             worker.close()
+
+
+def _has_terminal() -> bool:
+    """Return whether the process has a terminal that is open."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | getattr(os, "O_NOCTTY", 0)))
+    except OSError:
+        return False
+    return True
 
 
 def _describe(status: int) -> str:

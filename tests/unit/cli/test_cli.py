@@ -40,7 +40,7 @@ main()
 app.run()
 
 from wsdeco.server import foreground
-from wsdeco.workers import supervisor
+from wsdeco.workers import process
 
 foreground.NOTICE = 60
 """
@@ -322,9 +322,9 @@ IN_WORKERS: Final = f"""{APP}
 import multiprocessing
 from pathlib import Path
 
-from wsdeco.workers import supervisor
+from wsdeco.workers import process
 
-supervisor._LONGEST_DELAY = 0.1
+process._LONGEST_DELAY = 0.1
 if multiprocessing.parent_process() and Path("broken").exists():
     raise OSError("gone")
 {MAIN}

@@ -1,0 +1,107 @@
+"""What a worker process and its parent say to each other, and all that the worker is told."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Final, Literal
+
+from wsdeco.server.foreground import TERMINAL_SIGNALS, end_process, handle_signal, stacks
+from wsdeco.server.listen import Listeners
+from wsdeco.server.orphans import leave_to_link
+from wsdeco.server.serving import Server
+
+__all__ = ["END", "PING", "RETIRE", "STUCK", "Link", "Order"]
+
+Order = Literal["end", "retire", "ping", "stuck"]
+"""What a parent says."""
+
+END: Final = "end"
+RETIRE: Final = "retire"
+PING: Final = "ping"
+STUCK: Final = "stuck"
+
+
+class Link:
+    """A worker's end of the pipe to its parent.
+
+    It reads there that it is to end, also when its parent is no more, to make way for another worker, or to show that
+    its event loop runs; it writes that it serves, why it cannot, and how long its end may take.
+
+    Attributes:
+        number: Which of the workers it is, from 1 on; no other one that lives has it.
+        listeners: The sockets of all workers.
+    """
+
+    def __init__(self, connection: Connection, number: int, listeners: Listeners) -> None:
+        self.number = number
+        self.listeners = listeners
+        self._connection = connection
+        self._asked_to_be_replaced = False
+
+    def obey(self, server: Server, end: Callable[[], None]) -> None:
+        """Do what the parent says, in a thread, from now on.
+
+        Args:
+            server: The server of this process.
+            end: Ends it, from any thread.
+        """
+        threading.Thread(target=self._obey, args=(server, end), name="wsdeco-link", daemon=True).start()
+        leave_to_link()
+
+    def _obey(self, server: Server, end: Callable[[], None]) -> None:
+        # Beside orders only the end of the parent comes here.
+        with suppress(EOFError, OSError):
+            while True:
+                order: Order = self._connection.recv()
+                match order:
+                    case "ping":
+                        self._answer(server)
+                    case "stuck":
+                        end_process(f"{stacks()}the event loop of this worker process hangs: it is replaced", 1)
+                    case _:
+                        server.is_replaced = order == RETIRE
+                        end()
+        end()
+
+    def _answer(self, server: Server) -> None:
+        loop = server.loop
+        # It is closed at the end.
+        with suppress(RuntimeError):
+            if loop is not None:
+                loop.call_soon_threadsafe(self._send, "alive", None)
+
+    @staticmethod
+    def take_signals() -> None:
+        """Let the parent answer what a terminal sends to the whole process group, from now on."""
+        for number in TERMINAL_SIGNALS:
+            # Programs that the worker starts do not inherit a handler, as they would what is ignored.
+            handle_signal(number, lambda _number, _frame: None)
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, TERMINAL_SIGNALS)
+
+    def ready(self) -> None:
+        """Tell that the worker serves."""
+        self._send("ready", None)
+
+    def failed(self, why: str) -> None:
+        """Tell why the worker cannot serve."""
+        self._send("failed", why)
+
+    def ending(self, seconds: float) -> None:
+        """Tell that the worker ends, and how long that may take."""
+        self._send("ending", seconds)
+
+    def be_replaced(self) -> None:
+        """Ask for another worker in the place of this one; once is enough."""
+        if not self._asked_to_be_replaced:
+            self._asked_to_be_replaced = True
+            self._send("replace", None)
+
+    def _send(self, kind: str, value: object) -> None:
+        # A parent that has died reads no more.
+        with suppress(OSError):
+            self._connection.send((kind, value))
