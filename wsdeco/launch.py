@@ -28,7 +28,7 @@ def run(
         return None
     if _in_event_loop() if background is None else background:
         check_options(host, port, workers, options)
-        if workers > 1:
+        if workers > 1 or options.get("reload"):
             raise ServerError(
                 "workers serve in the foreground of a script, not in a thread or a notebook: leave out workers, or "
                 "write the app into a file, app.py for instance, and `wsdeco run app.py --workers 4` in a shell"
@@ -59,7 +59,7 @@ def run_in_foreground(
     check_options(host, port, workers, options)
     _check_foreground(app)
     try:
-        if workers > 1:
+        if workers > 1 or options.get("reload"):
             run_workers(app, reference or reference_to(app), host, port, workers, options)
         else:
             _run_alone(app, host, port, options)

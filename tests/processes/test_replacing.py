@@ -18,7 +18,9 @@ from websockets.asyncio.client import connect as dial
 
 from tests.support.checkout import CHECKOUT
 from tests.support.programs import PATIENCE, Program, client, close_code, receive, wait_until, workers_of
-from wsdeco import App
+from tests.support.stacks import until
+from wsdeco import App, ServerError
+from wsdeco.workers.reload import watching
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -102,8 +104,7 @@ async def test_a_restart_refuses_nobody_and_brings_new_code(tmp_path: Path) -> N
 
         staying = [asyncio.create_task(stay()) for _ in range(20)]
         load = [asyncio.create_task(keep_connecting()) for _ in range(3)]
-        while not versions:
-            await asyncio.sleep(0.01)
+        await until(lambda: versions != [])
         (tmp_path / "version").write_text("2", "utf-8")
         program.send_signal(signal.SIGHUP)
         await asyncio.to_thread(expect_error, program, "SIGHUP: the worker processes are replaced one by one")
@@ -162,6 +163,32 @@ def test_a_worker_that_has_had_its_connections_makes_way(tmp_path: Path) -> None
             return before.isdisjoint(pids(program))
 
         wait_until(connect_until_all_are_new)
+
+
+def test_changed_code_serves_soon_in_spite_of_open_connections_and_a_stuck_hook(tmp_path: Path) -> None:
+    with running(tmp_path, "reload=True") as (program, url), client(f"{url}/ws") as stuck, client(f"{url}/ws") as idle:
+        first = int(str(receive(stuck)).split()[1])
+        receive(idle)
+        source = (tmp_path / "program.py").read_text("utf-8")
+        stuck.send("block")
+        (tmp_path / "program.py").write_text("this is no Python\n" + source, "utf-8")
+        expect_error(program, "program.py has changed")
+        expect_error(program, "this is no Python")
+        expect_error(program, "the old ones go on")
+        assert pids(program) == {first}
+        (tmp_path / "program.py").write_text(source.replace("{VERSION}", "new"), "utf-8")
+        expect_error(program, "program.py has changed")
+        expect_error(program, "has not ended: it is killed")
+        expect_error(program, "the worker processes have been replaced")
+        with client(f"{url}/ws") as connection:
+            assert str(receive(connection)).startswith("new ")
+        assert first not in pids(program)
+
+
+def test_a_missing_watcher_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "watchfiles", None)
+    with pytest.raises(ServerError, match=r"pip install 'wsdeco\[reload\]'"), watching(tmp_path, print):
+        pass
 
 
 TERMINAL: Final = """

@@ -21,6 +21,7 @@ _EXAMPLES: Final = """\
 \b
 examples:
   wsdeco run app.py                        the app of a file, on http://127.0.0.1:8000
+  wsdeco run app.py --reload               new code as soon as a file changes (wsdeco[reload])
   wsdeco run app.py --workers 4            in four processes on one port
   wsdeco run app.py:admin                  the app that the file calls admin
   wsdeco run package.module --host 0.0.0.0 --port 80
@@ -70,6 +71,7 @@ class _Command(click.Command):
 @click.option("--host", default="127.0.0.1", help="Name or IP address to listen on; 0.0.0.0 for all.")
 @click.option("--port", default=8000, type=_Number(0, 65535), help="TCP port; 0 for any that is free.")
 @click.option("--workers", default=1, type=_Number(1, 1000), help="Processes that share the port.")
+@click.option("--reload", is_flag=True, default=None, help="Serve new code as soon as a Python file changes.")
 @click.option(
     "--worker-timeout", type=float, metavar="SECONDS", help="Replace a process whose event loop hangs for so long."
 )

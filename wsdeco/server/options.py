@@ -39,7 +39,6 @@ _OTHERWISE: Final[dict[str, str]] = {
     "interface": "the app is the one that run() is called on",
     "fd": _COMMAND_LINE.format("fd 3"),
     "uds": _COMMAND_LINE.format("uds ws.sock"),
-    "reload": _COMMAND_LINE.format("reload"),
     "reload_delay": _COMMAND_LINE.format("reload --reload-delay 1"),
     "reload_dirs": _COMMAND_LINE.format("reload --reload-dir src"),
     "reload_excludes": _COMMAND_LINE.format("reload --reload-exclude tests"),

@@ -21,6 +21,7 @@ class OwnOptions:
         drain_delay: Seconds before that in which new handshakes get 503, so that a load balancer notices.
         worker_timeout: Seconds after which a worker process whose event loop hangs is replaced; `None` for never.
         max_connections_per_worker: WebSocket connections after which a worker process is replaced; `None` for no limit.
+        reload: Serve in a worker process, which is replaced as soon as a Python file below the current folder changes.
     """
 
     log_format: str = "text"
@@ -28,6 +29,7 @@ class OwnOptions:
     drain_delay: float = 0.0
     worker_timeout: float | None = None
     max_connections_per_worker: int | None = None
+    reload: bool = False
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -52,7 +54,7 @@ class OwnOptions:
             ValueError: One of them is given.
         """
         for name in ("worker_timeout", "max_connections_per_worker"):
-            if getattr(self, name) is not None and workers == 1:
+            if getattr(self, name) is not None and workers == 1 and not self.reload:
                 raise ValueError(f"{name} is for worker processes: set workers to 2 or more")
 
     @classmethod

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing, contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from wsdeco.connection.admission import Slots
 from wsdeco.reasons import ServerError
@@ -17,10 +18,14 @@ from wsdeco.server.options import make_server
 from wsdeco.workers.cluster import choose_backplane, use_backplane
 from wsdeco.workers.link import Link
 from wsdeco.workers.process import Task
+from wsdeco.workers.reload import watching
 from wsdeco.workers.supervisor import Supervisor
 from wsdeco.workers.totals import NoShare, Totals, has_locks, no_locks
 
 __all__ = ["run_workers"]
+
+_RELOAD: Final = 1.0
+"""Seconds that connections with the code from before a change get to end."""
 
 
 def run_workers(
@@ -33,6 +38,9 @@ def run_workers(
         SystemExit: They could not be started, or not be ended in time.
     """
     _check_picklable(options)
+    if options.get("reload"):
+        # Who changes code does not wait for a drain.
+        options = options | {"drain_timeout": 0, "drain_delay": 0}
     server = make_server(app, host, port, options)
     server.claim()
     with ExitStack() as stack:
@@ -51,12 +59,19 @@ def run_workers(
             beside=brokers,
             on_death=lambda number: None if totals is None else totals.clear(number),
             worker_timeout=server.own.worker_timeout,
+            patience=_RELOAD if server.own.reload else None,
         )
 
         def on_ready() -> None:
             # The code of those that come later may be new, and have other routes.
             supervisor.task = Task(_serve_as_worker, (*arguments, []), server.listeners)
-            print_banner(server, f"{workers} worker processes. Press Ctrl-C to stop.")
+            if server.own.reload:
+                # Not before: a worker could not be replaced yet.
+                stack.enter_context(watching(Path.cwd(), lambda name: supervisor.restart(f"{name} has changed")))
+                hint = "Changes of Python files are seen. Press Ctrl-C to stop."
+            else:
+                hint = f"{workers} worker processes. Press Ctrl-C to stop."
+            print_banner(server, hint)
 
         status = supervisor.run(on_ready, on_end=server.listeners.close)
     if status:
