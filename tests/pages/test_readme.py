@@ -8,10 +8,9 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import click
 import pytest
@@ -24,6 +23,7 @@ import wsdeco
 from tests.support.browser import open_browser, open_tab
 from tests.support.checkout import CHECKOUT
 from tests.support.programs import PATIENCE, Program, client, receive, wait_until
+from tests.support.snippets import Block, blocks, check_types, import_as_pasted, run_tests, write_files
 from wsdeco import App, ConnectionConfig
 from wsdeco.cli.connect import command as connect_command
 from wsdeco.cli.run import command as run_command
@@ -34,22 +34,7 @@ OTHER_OPTIONS: Final = {"--help", "--no-cache-dir", "--timeout", "--workers", "-
 """Options of pip, docker and uvicorn."""
 
 
-class Block(NamedTuple):
-    """A block of code: its language, what is in it, and the name of its file, which its first line may say."""
-
-    language: str
-    code: str
-    file: str
-
-
-def blocks(language: str) -> list[Block]:
-    found: list[str] = re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-    named = [re.match(r"# (\S+\.py)\n", code) for code in found]
-    names = [f"snippet_{number}.py" if name is None else name[1] for number, name in enumerate(named)]
-    return [Block(language, code, name) for code, name in zip(found, names, strict=True)]
-
-
-SNIPPETS: Final = blocks("python")
+SNIPPETS: Final = blocks(CHECKOUT / "README.md", "python")
 SCRIPTS: Final = [each for each in SNIPPETS if "\nws.run()\n" in each.code]
 
 
@@ -60,9 +45,7 @@ def ids(block: Block) -> str:
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     """All files of the README, beside each other."""
-    for each in SNIPPETS:
-        (tmp_path / each.file).write_text(each.code, "utf-8")
-    return tmp_path
+    return write_files(tmp_path, SNIPPETS)
 
 
 @pytest.fixture
@@ -136,16 +119,7 @@ def test_each_snippet_can_be_imported_as_pasted(
     snippet: Block, directory: Path, ws: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(directory))
-    name = f"readme_{snippet.file.removesuffix('.py')}"
-    spec = importlib.util.spec_from_file_location(name, directory / snippet.file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, name, module)
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.modules.pop("echo", None)
+    import_as_pasted(directory, snippet)
     assert (ws.route_infos != []) == (snippet in SCRIPTS or "from echo import" in snippet.code)
 
 
@@ -182,30 +156,13 @@ def test_each_script_serves_until_it_is_told_to_end(script: Block, directory: Pa
 
 
 def test_the_test_passes(directory: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "PYTEST_ADDOPTS": ""}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_echo.py"]
-    ended = subprocess.run(
-        command, cwd=directory, env=environment, capture_output=True, check=False, text=True, timeout=PATIENCE
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "1 passed" in ended.stdout
+    assert "1 passed" in run_tests(directory, "test_echo.py")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="mypy is a part of the extra dev")
 def test_the_snippets_have_the_types_they_say(directory: Path) -> None:
-    environment = {**os.environ, "MYPYPATH": str(CHECKOUT), "MYPY_CACHE_DIR": str(directory / "cache")}
     # uvicorn-worker has no types.
-    files = [each.file for each in SNIPPETS if each.file != "worker.py"]
-    ended = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", *files],
-        cwd=directory,
-        env=environment,
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=110,
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    check_types(directory, *(each.file for each in SNIPPETS if each.file != "worker.py"))
 
 
 @pytest.fixture
@@ -217,7 +174,7 @@ async def browser() -> AsyncIterator[Browser]:
 async def test_the_client_in_javascript_talks_from_the_page_that_it_is_pasted_into(
     browser: Browser, directory: Path
 ) -> None:
-    (snippet,) = blocks("js")
+    (snippet,) = blocks(CHECKOUT / "README.md", "js")
     assert len(snippet.code.splitlines()) == 5
     program = started(SNIPPETS[0], directory)
     try:
@@ -241,7 +198,7 @@ def test_the_lines_for_nginx_let_the_own_pages_in(removed: str, status: int, dir
     nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
     if nginx is None:
         pytest.skip("no nginx")
-    (location,) = blocks("nginx")
+    (location,) = blocks(CHECKOUT / "README.md", "nginx")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     program = started(SNIPPETS[0], directory)

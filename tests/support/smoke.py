@@ -28,8 +28,9 @@ def check_installation() -> None:
     package = Path(str(resources.files(wsdeco)))
     if package.is_relative_to(CHECKOUT):
         raise SystemExit(f"wsdeco comes from the checkout, not from an installed wheel: {package}")
-    if not (package / "py.typed").is_file():
-        raise SystemExit(f"the wheel has no py.typed in {package}")
+    for name in ("py.typed", "console/page.html", ".agents/skills/wsdeco/SKILL.md"):
+        if not (package / name).is_file():
+            raise SystemExit(f"the wheel has no {name} in {package}")
 
 
 def echo_server(port: int) -> str:
