@@ -263,6 +263,15 @@ class RunningServer:
         except OSError:
             raise ServerFault(f"a process of it has ended: {self.last_words()}") from None
 
+    @contextlib.contextmanager
+    def standing_still(self) -> Generator[None]:
+        """Stop its processes, so that all that it is sent meanwhile arrives at once."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self._process.pid, signal.SIGCONT)
+
     def resident_bytes(self) -> int:
         """Return the resident memory of its processes.
 

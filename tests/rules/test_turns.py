@@ -13,14 +13,14 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
 from tests.support import raw
-from tests.support.client_frames import text
+from tests.support.client_frames import close, text
 from tests.support.in_memory import REQUEST, Session, settle
 from tests.support.raw import upgraded
 from tests.support.recording import Journal, Recorder
 from tests.support.stacks import DIRECT, GRANIAN, HYPERCORN, SANSIO, WSPROTO, Stack, soon, until
-from wsdeco import App, DisconnectReason, Unknown
+from wsdeco import App, Close, DisconnectReason, Unknown
 from wsdeco.transport.protocol import WebSocketProtocol
-from wsdeco.wire.incoming import Framing
+from wsdeco.wire.incoming import Framing, encode_close
 
 pytestmark = pytest.mark.usefixtures("no_errors_logged")
 
@@ -279,3 +279,120 @@ def test_a_read_of_tiny_messages_is_taken_in_parts() -> None:
         taken += more
     assert taken == [f"{each:04}" for each in range(5000)]
     assert max(parts) < 1200
+
+
+def leave(session: Session) -> None:
+    session.transport.feed(close(1000, b"bye"))
+
+
+def leave_and_hang_up(session: Session) -> None:
+    session.transport.feed(close(1000, b"bye"))
+    session.transport.feed_eof()
+
+
+def leave_and_be_lost(session: Session) -> None:
+    session.transport.feed(close(1000, b"bye"))
+    session.transport.lose()
+
+
+def hang_up(session: Session) -> None:
+    session.transport.feed_eof()
+
+
+def hang_up_and_be_lost(session: Session) -> None:
+    session.transport.feed_eof()
+    session.transport.lose()
+
+
+def be_lost(session: Session) -> None:
+    session.transport.lose()
+
+
+def be_shut_down(session: Session) -> None:
+    session.protocol.shutdown()
+
+
+BYE: Final = Close(1000, "bye", by="client")
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        (leave, BYE),
+        (leave_and_hang_up, BYE),
+        (leave_and_be_lost, BYE),
+        (hang_up, Unknown()),
+        (hang_up_and_be_lost, Unknown()),
+        (be_lost, Unknown()),
+        (be_shut_down, Close(1012, "", by="server")),
+    ],
+)
+async def test_many_connections_that_end_at_once_leave_turns_to_others(
+    end: Callable[[Session], None], reason: DisconnectReason
+) -> None:
+    app = App()
+    reasons: list[DisconnectReason] = []
+
+    @app.handler("/chat", max_connections=None)
+    class Member:
+        async def on_disconnect(self, reason: DisconnectReason) -> None:
+            reasons.append(reason)
+            turns.note()
+
+    sessions = [Session(app)]
+    sessions += [Session(app, state=sessions[0].state) for _ in range(299)]
+    for session in sessions:
+        session.transport.feed(REQUEST)
+    await settle()
+    with counted_turns() as turns:
+        for session in sessions:
+            end(session)
+        await settle(60)
+    assert turns.most <= 64
+    assert reasons == [reason] * 300
+    for session in sessions:
+        await session.end()
+
+
+async def test_a_server_closes_for_itself_who_waits_for_the_turn_to_end() -> None:
+    """Its shutdown comes between the peer's close frame, or the end of the stream, and what follows on it."""
+    app = App()
+    app.add("/chat", Recorder, factory=lambda headers: Recorder(Journal()))
+    for end in (leave, hang_up):
+        sessions = [Session(app)]
+        sessions += [Session(app, state=sessions[0].state) for _ in range(99)]
+        for session in sessions:
+            session.transport.feed(REQUEST)
+        await settle()
+        for session in sessions:
+            session.transport.take()
+            end(session)
+        last = sessions[-1]
+        last.protocol.close(1001)
+        await settle(60)
+        assert last.transport.take() == encode_close(1001, "")
+        assert last.transport.lost
+        for session in sessions:
+            await session.end()
+
+
+async def test_an_app_that_shuts_down_leaves_turns_to_others() -> None:
+    app = App()
+
+    @app.handler("/chat", max_connections=None)
+    class Member:
+        async def on_disconnect(self, reason: DisconnectReason) -> None:
+            turns.note()
+
+    sessions = [Session(app)]
+    sessions += [Session(app, state=sessions[0].state) for _ in range(299)]
+    for session in sessions:
+        session.transport.feed(REQUEST)
+    await settle()
+    with counted_turns() as turns:
+        shutdown = asyncio.create_task(app.shut_down())
+        await settle(60)
+    assert turns.most <= 64
+    for session in sessions:
+        await session.end()
+    await shutdown

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import growth, rooms
+from benchmarks import endings, growth, rooms
 from benchmarks.chart import to_svg
 from benchmarks.loads import Effort
 from benchmarks.report import Run, format_number, table, to_json, to_markdown
@@ -302,6 +302,12 @@ def test_requests_are_measured_as_routes_grow(capsys: pytest.CaptureFixture[str]
     assert [line for asked in growth.REQUESTS for line in printed.splitlines() if line.startswith(f"| {asked.name} |")]
     assert re.search(r"Definition of one class of 1,000: [0-9]+ us; of a Starlette route: [0-9]+ us\.", printed)
     assert os.sched_getaffinity(0) == cores
+
+
+def test_the_end_of_many_clients_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    endings.main(["--rounds=1", "--clients=50"])
+    printed = capsys.readouterr().out
+    assert re.search(r"\| wsdeco-direct \| [0-9.]+ \| [0-9.]+ \|\n\| starlette \|", printed)
 
 
 @pytest.mark.skipif(find_program() is None, reason="nats-server is not there")

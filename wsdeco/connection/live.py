@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from typing import Final
 
 from wsdeco.connection.lifecycle import Lifecycle
 
 __all__ = ["LiveConnections"]
+
+_AT_ONCE: Final = 64
+"""Connections that are closed in one turn of the loop. About 3 ms."""
 
 logger = logging.getLogger("wsdeco")
 
@@ -66,7 +70,9 @@ class LiveConnections:
         Each of them is bounded by its `close_timeout`; one whose hook ignores its cancellation is given up.
         """
         self.closing = True
-        for connection in tuple(self._live):
+        for number, connection in enumerate(self.all()):
+            if number % _AT_ONCE == _AT_ONCE - 1:
+                await asyncio.sleep(0)
             connection.shut_down()
         gone = asyncio.Event()
         self._waiters.add(gone)

@@ -157,9 +157,9 @@ class WebSocketProtocol(Outgoing):
 
     def eof_received(self) -> bool:
         """Take the end of the peer's stream, and keep the other direction open for answers, where TLS lets us."""
-        if self._framing is None or self.end is not None:
+        if self._framing is None or self._framing.ended is not None or self.end is not None:
             return False
-        self._end_input(Unknown(), self.close_timeout)
+        self._turn.end(self._input_over)
         return not is_ssl(self.transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -175,7 +175,11 @@ class WebSocketProtocol(Outgoing):
         self._outbox = None
         self._outbox_size = 0
         self._let_send()
-        self._tell_end(Unknown())
+        self._turn.end(self._tell_loss)
+
+    def _tell_loss(self) -> None:
+        framing = self._framing
+        self._tell_end(Unknown() if framing is None or framing.ended is None else framing.ended)
         consumer, self.consumer = self.consumer, NOBODY
         consumer.connection_lost()
 
@@ -184,6 +188,9 @@ class WebSocketProtocol(Outgoing):
 
         From now on a peer that neither reads nor closes is waited for a short time.
         """
+        self._turn.end(self._shut_down)
+
+    def _shut_down(self) -> None:
         if self.closed:
             self._hurry()
         elif self._framing is not None:
@@ -342,12 +349,20 @@ class WebSocketProtocol(Outgoing):
             self.last_activity = self._clock.time()
         if pongs and not self.closed:
             self.send(pongs)
-        if framing.ended is None:
+        if framing.ended is not None:
+            self._turn.end(self._input_over)
+
+    def _input_over(self) -> None:
+        ended = cast(Framing, self._framing).ended
+        if cast(Any, self) not in self._server_state.connections:
+            # The transport was lost in the meantime, and that is told by itself.
             return
         if self.closed:
             self._end_output(self.transport.close)
+        elif ended is None:
+            self._end_input(Unknown(), self.close_timeout)
         else:
-            self._end_input(framing.ended, _ECHO_DELAY if framing.ended.by == "client" else self.close_timeout)
+            self._end_input(ended, _ECHO_DELAY if ended.by == "client" else self.close_timeout)
 
     def _end_input(self, reason: Close | Unknown, patience: float) -> None:
         self._stop_timers()
