@@ -46,10 +46,14 @@ pytestmark = pytest.mark.timeout(300)
 PREAMBLE: Final = """
 import asyncio
 import errno
+import logging
 import os
 import sys
 import time
 from pathlib import Path
+
+# Tests read what else is said.
+logging.getLogger("wsdeco.access").setLevel("WARNING")
 
 if "BROKER" not in os.environ:
     sys.modules["nats"] = None

@@ -69,6 +69,7 @@ LAZILY: Final[dict[tuple[str, str], str]] = {
     ("backplanes/urls", "backplanes/redis"): "_redis",
     ("cli/asyncapi", "describe/document"): "command",
     ("cli/connect", "cli/conversation"): "command",
+    ("cli/routes", "server/banner"): "command",
     ("cli/run", "launch"): "command",
     ("cli/run", "server/options"): "command",
     ("definition/types", "typed/dialogue"): "_typed",

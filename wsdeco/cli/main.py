@@ -12,7 +12,7 @@ from wsdeco import __version__
 
 __all__ = ["main"]
 
-_COMMANDS: Final = ("asyncapi", "connect", "run")
+_COMMANDS: Final = ("asyncapi", "connect", "routes", "run")
 """Names of the commands, and of the modules beside this one that have them as `command`."""
 
 

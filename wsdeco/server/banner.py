@@ -11,11 +11,11 @@ from dataclasses import fields
 from typing import Final, cast
 
 from wsdeco.config import DEFAULT_CONFIG, ConnectionConfig
-from wsdeco.routing.application import not_found_of
+from wsdeco.routing.application import Application, not_found_of
 from wsdeco.routing.registry import RouteInfo
 from wsdeco.server.serving import Server
 
-__all__ = ["print_banner"]
+__all__ = ["print_banner", "route_lines"]
 
 _DURATIONS: Final = (("h", 3600), ("min", 60), ("s", 1))
 _SIZES: Final = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1))
@@ -39,16 +39,19 @@ def _as_json(server: Server) -> str:
 
 
 def _as_text(server: Server, hint: str) -> list[str]:
-    rows = [(info.kind, info.path, info.name, _limits(info)) for info in server.app.route_infos]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [f"Serving {server.http_url} and {server.ws_url}", ""]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  " + "  ".join(cells).rstrip())
+    lines += [f"  {line}" for line in route_lines(server.app)]
     console = not_found_of(server.app).console_path
     if console is not None:
         lines += ["", f"Console: {server.http_url}{console}"]
     return [*lines, "", hint]
+
+
+def route_lines(app: Application) -> list[str]:
+    """Return one line for each route of `app`: what it takes, its path, its name, and limits that are no defaults."""
+    rows = [(info.kind, info.path, info.name, _limits(info)) for info in app.route_infos]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _redirect_to_nowhere() -> None:

@@ -259,6 +259,40 @@ def test_help_shows_every_option_and_examples(capsys: pytest.CaptureFixture[str]
     assert re.fullmatch(r"wsdeco \d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
+def test_options_may_stand_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("app.py")
+    calls: list[dict[str, Any]] = []
+
+    def run(app: App, reference: Reference, host: str, port: int, **options: Any) -> None:
+        calls.append({"host": host, "port": port} | options)
+
+    monkeypatch.setattr(launch, "run_in_foreground", run)
+    for name, value in {"HOST": "::1", "PORT": "81", "WSDECO_PORT": "82", "WSDECO_ACCESS_LOG": "false"}.items():
+        monkeypatch.setenv(name, value)
+    assert refusal("run", "app.py") == (0, "")
+    assert refusal("run", "app.py", "--port", "83") == (0, "")
+    common = {"host": "::1", "workers": 1, "access_log": False}
+    assert calls == [common | {"port": 82}, common | {"port": 83}]
+
+
+def test_routes_prints_paths_and_limits(capsys: pytest.CaptureFixture[str]) -> None:
+    write(
+        "app.py",
+        """
+        from wsdeco import App
+
+        app = App()
+
+        @app.handler("/ws", idle_timeout=60)
+        class Echo:
+            async def on_message(self, text):
+                return text
+        """,
+    )
+    assert refusal("routes", "app.py") == (0, "")
+    assert capsys.readouterr().out == "ws  /ws  Echo  idle_timeout=1 min\n"
+
+
 def test_options_are_those_of_run(monkeypatch: pytest.MonkeyPatch) -> None:
     write("app.py")
     calls: list[dict[str, Any]] = []
