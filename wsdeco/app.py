@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Collection, Iterable
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from typing_extensions import Unpack
@@ -319,12 +319,38 @@ class App(Application):
             TypeError: An argument has the wrong type, or an option is unknown or has no meaning here.
             ValueError: An argument is out of its range.
         """
-        from wsdeco import launch  # noqa: PLC0415 - uvicorn is loaded only where it serves
-
         if background is None and _is_import(inspect.currentframe()):
             logger.info("run() does nothing while its module is imported, since whoever imports it serves the app")
             return None
-        return launch.run(self, host, port, background=background, workers=workers, **options)
+        served: BackgroundServer | None = _launch().run(
+            self, host, port, background=background, workers=workers, **options
+        )
+        return served
+
+    async def serve(self, host: str = "127.0.0.1", port: int = 8000, **options: Any) -> None:
+        """Serve the app in the running event loop, until the task is cancelled or `shut_down` is called.
+
+        Hooks run in this loop, and share its queues, events and connections with the other tasks of the program:
+        `asyncio.run(ws.serve(port=8000))`, or `group.create_task(ws.serve())` beside others. At the end every client
+        gets 1012, and every `on_disconnect` runs.
+
+        Args:
+            host: As for `run`.
+            port: As for `run`.
+            options: As for `run`, but for `background`, `loop` and `workers`.
+
+        Raises:
+            ServerError: The server cannot start.
+            TypeError: An argument has the wrong type, or an option is unknown or has no meaning here.
+            ValueError: An argument is out of its range.
+        """
+        await _launch().serve(self, host, port, **options)
+
+
+def _launch() -> ModuleType:
+    from wsdeco import launch  # noqa: PLC0415 - uvicorn is loaded only where it serves
+
+    return launch
 
 
 def _is_import(frame: FrameType | None) -> bool:

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
+import logging
 import sys
 import threading
-from typing import Any
+from typing import Any, Final
 
 from wsdeco.reasons import ServerError
 from wsdeco.routing.application import Application
 from wsdeco.server.background import BackgroundServer, run_in_background
 from wsdeco.server.banner import print_banner
 from wsdeco.server.foreground import serve_in_main_thread
+from wsdeco.server.in_loop import serve_in_loop
 from wsdeco.server.loading import Reference, is_loading, reference_to
 from wsdeco.server.options import check_options, make_server
 from wsdeco.server.serving import server_of
 from wsdeco.workers.run import run_workers
 
-__all__ = ["BackgroundServer", "run", "run_in_foreground"]
+__all__ = ["BackgroundServer", "run", "run_in_foreground", "serve"]
+
+logger = logging.getLogger("wsdeco")
+
+_OF_RUN: Final = {
+    "background": "it serves in the event loop that runs; run(background=True) brings a thread",
+    "loop": "it serves in the event loop that runs",
+    "workers": "workers are processes, which run(workers=...) starts",
+}
+"""Options of `run` that have no meaning in a running event loop, and what to write instead."""
 
 
 def run(
@@ -33,9 +45,25 @@ def run(
                 "workers serve in the foreground of a script, not in a thread or a notebook: leave out workers, or "
                 "write the app into a file, app.py for instance, and `wsdeco run app.py --workers 4` in a shell"
             )
-        return run_in_background(app, host, port, options)
+        server = run_in_background(app, host, port, options)
+        if background is None and not _is_interactive():
+            logger.warning(
+                "run() inside of a running event loop serves in a thread with a loop of its own: hooks share no object "
+                "of asyncio with this loop, such as a Queue; to serve in this loop write `await ws.serve(...)`, or "
+                "call run() outside of asyncio.run(), and start tasks in @ws.lifespan"
+            )
+        return server
     run_in_foreground(app, None, host, port, workers=workers, **options)
     return None
+
+
+async def serve(app: Application, host: str, port: int, /, **options: Any) -> None:
+    """Do what `App.serve` says."""
+    for name, otherwise in _OF_RUN.items():
+        if name in options:
+            raise TypeError(f"serve() has no option {name!r}: {otherwise}")
+    check_options(host, port, 1, options)
+    await serve_in_loop(app, host, port, options)
 
 
 def run_in_foreground(
@@ -68,6 +96,11 @@ def run_in_foreground(
             # It would end the interpreter that somebody is typing into.
             raise
         raise SystemExit(str(exc)) from None
+
+
+def _is_interactive() -> bool:
+    # A notebook or a shell, whose event loop is not the program's.
+    return hasattr(builtins, "__IPYTHON__") or hasattr(sys, "ps1")
 
 
 def _in_event_loop() -> bool:

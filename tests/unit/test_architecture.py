@@ -58,7 +58,7 @@ Arrows go down only. Imports for type checkers count like all others.
 
 LAZILY: Final[dict[tuple[str, str], str]] = {
     ("__init__", "server/background"): "__getattr__",
-    ("app", "launch"): "App.run",
+    ("app", "launch"): "_launch",
     ("app", "observe/numbers"): "App.stats",
     ("observe/pages", "observe/metrics"): "add_pages",
     ("routing/application", "observe/pages"): "Application._observe",

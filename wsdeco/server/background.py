@@ -17,6 +17,7 @@ from wsdeco.routing.application import Application
 from wsdeco.server.banner import print_banner
 from wsdeco.server.options import make_server
 from wsdeco.server.serving import Server, join_threads
+from wsdeco.server.termination import end_at_signals, forget
 
 __all__ = ["BackgroundServer", "run_in_background"]
 
@@ -35,6 +36,8 @@ def run_in_background(app: Application, host: str, port: int, options: dict[str,
     server.claim()
     with ExitStack() as undo:
         undo.callback(server.release)
+        undo.callback(forget, server)
+        end_at_signals(server)
         server.listen()
         handle = BackgroundServer(server)
         undo.pop_all()
@@ -174,6 +177,7 @@ class BackgroundServer:
                 logger.exception("the server at %s has failed", self.http_url)
         finally:
             atexit.unregister(self._stop_at_exit)
+            forget(self._server)
             self._server.release()
             self._served.set()
 

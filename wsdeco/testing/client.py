@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+from base64 import b64encode
 from collections import deque
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -311,7 +313,8 @@ def connect(
     Args:
         app: The app, for instance an `App`.
         path: Path and query, such as `/rooms/1?token=x`.
-        headers: Fields of the handshake request; `Host` is `testserver` unless given.
+        headers: Fields of the handshake request, besides those that every client sends; `Host` is `testserver` unless
+            given.
         subprotocols: What the client offers.
         client: The peer's address; `None` as over a Unix socket.
         scheme: `"ws"` or `"wss"`.
@@ -319,8 +322,16 @@ def connect(
         timeout: Seconds of real time after which a wait fails.
     """
     fields = [(name.lower().encode(), value.encode("latin-1")) for name, value in header_pairs(headers)]
-    if not any(name == b"host" for name, _ in fields):
-        fields.insert(0, (b"host", b"testserver"))
+    offered = list(subprotocols)
+    if offered:
+        fields.append((b"sec-websocket-protocol", ", ".join(offered).encode("latin-1")))
+    given = {name for name, _ in fields}
+    defaults = [(b"host", b"testserver"), (b"upgrade", b"websocket"), (b"connection", b"Upgrade")]
+    defaults += [(b"sec-websocket-key", b64encode(os.urandom(16))), (b"sec-websocket-version", b"13")]
+    defaults += [(b"user-agent", b"wsdeco.testing")]
+    fields[:0] = [field for field in defaults if field[0] not in given]
+    # As servers have them: those of all fields of the name.
+    names = [name.strip() for key, value in fields if key == b"sec-websocket-protocol" for name in value.split(b",")]
     raw_path, _, query = path.partition("?")
     scope: Scope = {
         "type": "websocket",
@@ -334,7 +345,7 @@ def connect(
         "headers": fields,
         "client": list(client) if client is not None else None,
         "server": ["testserver", 80],
-        "subprotocols": list(subprotocols),
+        "subprotocols": [name.decode("latin-1") for name in names],
         "state": {},
         "extensions": {"websocket.http.response": {}} if denial else {},
     }

@@ -1,0 +1,55 @@
+"""SIGTERM in a program that does not look for it: servers beside its main thread end before it does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Final
+
+from wsdeco.reasons import ServerError
+from wsdeco.server.foreground import handle_signal
+from wsdeco.server.serving import Server
+
+__all__ = ["end_at_signals", "forget"]
+
+logger = logging.getLogger("wsdeco")
+
+_NUMBERS: Final[list[int]] = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+_servers: Final[set[Server]] = set()
+
+
+def end_at_signals(server: Server) -> None:
+    """End `server` before a SIGTERM or SIGHUP ends the process, unless the program has a handler of its own.
+
+    Signals can be handled in the main thread alone: nothing is done for a server that another one starts.
+    """
+    _servers.add(server)
+    if threading.current_thread() is threading.main_thread():
+        for number in _NUMBERS:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                handle_signal(number, _on_signal)
+
+
+def forget(server: Server) -> None:
+    """Leave `server`, which has ended, alone."""
+    _servers.discard(server)
+
+
+def _on_signal(number: int, _frame: FrameType | None) -> None:
+    # A second one ends the process at once. The main thread goes on meanwhile: clients may live in it, and a lock that
+    # the server needs.
+    signal.signal(number, signal.SIG_DFL)
+    threading.Thread(target=_end_all, args=(number,), name="wsdeco-termination", daemon=True).start()
+
+
+def _end_all(number: int) -> None:
+    for server in list(_servers):
+        try:
+            server.end()
+        except ServerError as exc:
+            logger.warning("%s", exc)
+    os.kill(os.getpid(), number)
