@@ -35,7 +35,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "definition": {"channels"},
     "typed": {"channels"},
     "rooms": {"channels", "wire", "backplanes/interface"},
-    "testing": {"channels", "backplanes/interface"},
+    "testing": {"routing", "definition", "channels", "backplanes/interface"},
     "channels": {"wire"},
     "transport": {"wire"},
     "backplanes": set(),
@@ -75,6 +75,13 @@ LAZILY: Final[dict[tuple[str, str], str]] = {
     ("definition/types", "typed/dialogue"): "_typed",
     ("describe/messages", "typed/kinds"): "_kinds",
     ("routing/not_found", "console/serving"): "NotFound.__call__",
+    ("testing/client", "testing/forms"): "Client._forms",
+    ("testing/client", "testing/live"): "connect",
+    ("testing/forms", "typed/codecs"): "Forms.__init__",
+    ("testing/forms", "typed/writer"): "Forms.__init__",
+    ("testing/forms", "typed/reader"): "Forms.read",
+    ("testing/live", "http"): "_server_of",
+    ("testing/live", "protocol"): "_server_of",
 }
 """Imports that wait for a call: (importer, imported), and the one function they may stand in.
 

@@ -13,6 +13,7 @@ from starlette.requests import HTTPConnection
 
 from wsdeco.channels.base import Channel, Owner
 from wsdeco.channels.data import Address, HeaderItems, Outgoing, checked_data, checked_kind, exceeds, wire_size
+from wsdeco.clock import Clock
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, check_close_code, cut_close_reason
 
 __all__ = ["Sink", "channel_of"]
@@ -60,6 +61,14 @@ class Sink:
     def subprotocol(self) -> str | None:
         """The subprotocol agreed on; `None` before the upgrade or where there is none."""
         return self._channel.subprotocol
+
+    @property
+    def clock(self) -> Clock:
+        """What the limits of the connection read: the event loop, or the clock of a test, for timers of the handler.
+
+        `sink.clock.call_at(sink.clock.time() + 5, callback)` follows a `ManualClock` as the limits do.
+        """
+        return self._channel.clock
 
     @property
     def closed(self) -> bool:

@@ -128,11 +128,13 @@ def open_channel(
 ) -> Channel:
     """Return the channel of a handshake that waits for an answer: direct, if nothing on the way sees the messages."""
     connection = direct_connection(scope, receive, send)
+    # That of a test, for this connection alone.
+    clock: Clock | None = scope.get("wsdeco.clock", context.clock)
     channel: Channel
     if connection is None:
-        channel = AsgiChannel(scope, receive, send, config, context.clock)
+        channel = AsgiChannel(scope, receive, send, config, clock)
     else:
-        channel = DirectChannel(scope, connection, config, context.clock)
+        channel = DirectChannel(scope, connection, config, clock)
     channel.watch(context.observer)
     channel.route_room = room
     return channel

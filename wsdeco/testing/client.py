@@ -1,11 +1,11 @@
-"""An in-memory client, for tests.
+"""A client for tests, in memory; `connect(..., live=True)` is the same over a real server.
 
     async with connect(ws, "/ws") as client:
         await client.send("x")
         await client.expect("Echo: x")
         await client.close()
 
-Nothing here opens a socket or waits for real time, but for `timeout`, after which a test that hangs fails.
+In memory nothing opens a socket or waits for real time, but for `timeout`, after which a test that hangs fails.
 """
 
 from __future__ import annotations
@@ -17,17 +17,23 @@ from base64 import b64encode
 from collections import deque
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Message, Scope
 
-from wsdeco.channels.data import HeaderItems, header_pairs
+from wsdeco.channels.data import HeaderItems, Outgoing, header_pairs, wire_size
+from wsdeco.clock import Clock
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, Unknown
+
+if TYPE_CHECKING:
+    from wsdeco.testing.forms import Forms
 
 __all__ = ["Client", "HandshakeRefused", "connect"]
 
 _TIMEOUT: Final = 5.0
+
+T = TypeVar("T")
 
 
 class HandshakeRefused(Exception):
@@ -47,19 +53,22 @@ class HandshakeRefused(Exception):
 
 
 class Client:
-    """The peer of one connection, in memory. Made by `connect`, and connected by `async with`.
+    """The peer of one connection. Made by `connect`, and connected by `async with`.
 
     Attributes:
         subprotocol: The subprotocol agreed on.
         headers: The further header fields of the 101 response.
     """
 
-    def __init__(self, app: ASGIApp, scope: Scope, timeout: float) -> None:
+    def __init__(self, app: ASGIApp, scope: Scope, timeout: float, clock: Clock | None = None) -> None:
         self.subprotocol: str | None = None
         self.headers: list[tuple[str, str]] = []
         self._app = app
         self._scope = scope
         self._timeout = timeout
+        self._clock = clock
+        self._pace: float | None = None
+        self._found_forms: Forms | None = None
         self._to_app: deque[Message] = deque([{"type": "websocket.connect"}])
         self._app_waiter = _Signal()
         self._inbox: deque[str | bytes] = deque()
@@ -73,29 +82,44 @@ class Client:
         self._gone = False
         self._task: asyncio.Task[None] | None = None
 
-    async def send(self, data: str | bytes) -> None:
+    async def send(self, data: Outgoing, *, pieces: int = 1) -> None:
         """Send one message.
+
+        Args:
+            data: The message: `str`, `bytes`, or one that the `on_message` of the handler is annotated with.
+            pieces: Frames that it is sent in; in memory there are none, and the app gets it whole on any server.
 
         Raises:
             ConnectionClosed: The connection has ended.
+            TypeError: `data` has no form on the wire.
         """
         if self._gone or self._closed is not None:
             raise ConnectionClosed(self._closed or Unknown())
-        text, binary = (data, None) if isinstance(data, str) else (None, data)
-        self._tell({"type": "websocket.receive", "text": text, "bytes": binary})
-        await asyncio.sleep(0)
+        await self._send(data if isinstance(data, str | bytes) else self._forms.sent(data), pieces)
 
     async def send_json(self, data: Any) -> None:
         """Send `data` as JSON in a text message."""
         await self.send(json.dumps(data))
 
-    async def receive(self) -> str | bytes:
+    @overload
+    async def receive(self) -> str | bytes: ...
+    @overload
+    async def receive(self, kind: type[T]) -> T: ...
+    async def receive(self, kind: type[Any] | None = None) -> Any:
         """Return the next message.
 
+        Args:
+            kind: The type that it is decoded to, by the codec of the handler; by default it is returned as it came.
+
         Raises:
+            AssertionError: It is not of this type.
             ConnectionClosed: The app has closed the connection, or has ended; or this side has.
             TimeoutError: None came in time.
         """
+        received = await self._receive()
+        return received if kind is None else self._forms.read(received, kind)
+
+    async def _receive(self) -> str | bytes:
         async with asyncio.timeout(self._timeout):
             while not self._inbox:
                 if self._closed is not None:
@@ -110,16 +134,18 @@ class Client:
         """Return the next message, which holds JSON."""
         return json.loads(await self.receive())
 
-    async def expect(self, data: str | bytes) -> None:
-        """Fail unless the next message is `data`.
+    async def expect(self, data: Outgoing) -> None:
+        """Fail unless the next message is `data`: `str`, `bytes`, or one that the handler of the route replies with.
 
         Raises:
             AssertionError: It is another one.
             ConnectionClosed: The app has closed the connection.
             TimeoutError: None came in time.
+            TypeError: `data` has no form on the wire.
         """
-        received = await self.receive()
-        if received != data:
+        received = await self._receive()
+        is_same = received == data if isinstance(data, str | bytes) else self._forms.is_form_of(received, data)
+        if not is_same:
             raise AssertionError(f"expected {data!r}, received {received!r}")
 
     async def expect_close(self, code: int, reason: str | None = None) -> None:
@@ -151,6 +177,26 @@ class Client:
             self._end({"type": "websocket.disconnect", "code": CloseCode.ABNORMAL})
         await self.wait_done()
 
+    async def half_close(self) -> None:
+        """Send nothing more, not even a close frame, but go on reading."""
+        if not self._gone and self._closed is None:
+            self._tell({"type": "websocket.disconnect", "code": CloseCode.ABNORMAL})
+            await asyncio.sleep(0)
+
+    def slow(self, bytes_per_second: float) -> None:
+        """Read so many bytes a second from now on, of the clock of the client.
+
+        Raises:
+            ValueError: It is not more than 0.
+        """
+        if not bytes_per_second > 0:
+            raise ValueError(f"a slow client reads more than 0 bytes per second, not {bytes_per_second!r}: see stall()")
+        self._pace = bytes_per_second
+
+    def stall(self) -> None:
+        """Do what `stop_reading` does: be a client that hangs, until `resume_reading`."""
+        self.stop_reading()
+
     def stop_reading(self) -> None:
         """Read nothing more, so that the app's `send` waits."""
         self._reads.clear()
@@ -175,8 +221,10 @@ class Client:
 
         Raises:
             HandshakeRefused: The app refused the handshake.
+            RuntimeError: No event loop of asyncio runs the test.
             TimeoutError: It did not answer in time.
         """
+        _check_asyncio()
         try:
             await self._open()
         except BaseException:
@@ -207,6 +255,28 @@ class Client:
 
     async def _run(self) -> None:
         await self._app(self._scope, self._app_receive, self._app_send)
+
+    async def _send(self, data: str | bytes, pieces: int) -> None:
+        text, binary = (data, None) if isinstance(data, str) else (None, data)
+        self._tell({"type": "websocket.receive", "text": text, "bytes": binary})
+        await asyncio.sleep(0)
+
+    @property
+    def _forms(self) -> Forms:
+        if self._found_forms is None:
+            from wsdeco.testing.forms import Forms  # noqa: PLC0415 - messages with types need an extra
+
+            self._found_forms = Forms(self._app, self._scope)
+        return self._found_forms
+
+    async def _wait(self, seconds: float) -> None:
+        clock: Clock = self._clock or asyncio.get_running_loop()
+        over = asyncio.Event()
+        timer = clock.call_at(clock.time() + seconds, over.set)
+        try:
+            await over.wait()
+        finally:
+            timer.cancel()
 
     async def _shut(self) -> None:
         task = self._running_task()
@@ -246,6 +316,7 @@ class Client:
 
     async def _app_send(self, message: Message) -> None:
         await self._reads.wait()
+        await self._keep_pace(message)
         kind = message["type"]
         if self._gone:
             raise OSError("the client has gone")
@@ -274,9 +345,23 @@ class Client:
                 self._refuse(**self._response)
         self._client_waiter.set()
 
+    async def _keep_pace(self, message: Message) -> None:
+        if self._pace is not None and message["type"] == "websocket.send":
+            await self._wait(wire_size(message.get("text") or message.get("bytes") or "") / self._pace)
+
     def _refuse(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         self._refused = HandshakeRefused(status, headers, body)
         self._tell({"type": "websocket.disconnect", "code": CloseCode.ABNORMAL})
+
+
+def _check_asyncio() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(
+            "wsdeco runs on asyncio, and no event loop of asyncio runs this test: with anyio, let the fixture "
+            'anyio_backend return "asyncio", as its other backend is trio'
+        ) from None
 
 
 class _Signal:
@@ -307,11 +392,13 @@ def connect(
     scheme: str = "ws",
     denial: bool = True,
     timeout: float = _TIMEOUT,
+    clock: Clock | None = None,
+    live: bool = False,
 ) -> Client:
     """Return a client that `async with` connects to an ASGI app, without a server.
 
     Args:
-        app: The app, for instance an `App`.
+        app: The app as it is decorated, `ws` for instance, or one that has handlers somewhere in it.
         path: Path and query, such as `/rooms/1?token=x`.
         headers: Fields of the handshake request, besides those that every client sends; `Host` is `testserver` unless
             given.
@@ -320,6 +407,9 @@ def connect(
         scheme: `"ws"` or `"wss"`.
         denial: Whether the server has the denial response extension of ASGI.
         timeout: Seconds of real time after which a wait fails.
+        clock: What the limits of the connection read, a `ManualClock` for instance; by default that of the app.
+        live: Whether a server on 127.0.0.1 that serves just this client takes the place of memory: the same messages
+            over a real socket. The app is told `client` and `scheme` as in memory.
     """
     fields = [(name.lower().encode(), value.encode("latin-1")) for name, value in header_pairs(headers)]
     offered = list(subprotocols)
@@ -349,4 +439,10 @@ def connect(
         "state": {},
         "extensions": {"websocket.http.response": {}} if denial else {},
     }
-    return Client(app, scope, timeout)
+    if clock is not None:
+        scope["wsdeco.clock"] = clock
+    if live:
+        from wsdeco.testing.live import LiveClient  # noqa: PLC0415 - in memory no server is loaded
+
+        return LiveClient(app, scope, timeout, clock)
+    return Client(app, scope, timeout, clock)

@@ -1,0 +1,247 @@
+"""The client of `connect(..., live=True)`: the same as in memory, over a socket of a server that serves it alone."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from contextlib import suppress
+from typing import Any, Final
+
+import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from websockets.client import ClientProtocol
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Response
+from websockets.protocol import State
+from websockets.uri import parse_uri
+
+from wsdeco.clock import Clock
+from wsdeco.reasons import Close, CloseCode
+from wsdeco.testing.client import Client
+
+__all__ = ["LiveClient"]
+
+_READ: Final = 16 * 1024
+"""Bytes that are read at a time."""
+
+_MAX_MESSAGE: Final = 1 << 30
+"""Largest message of the server: that of the route decides."""
+
+_OF_THE_UPGRADE: Final = frozenset({"upgrade", "connection", "date", "server"})
+"""Header fields of a 101 response that are none of the app's, besides those of the WebSocket."""
+
+_OWN: Final = ("client", "scheme", "server", "extensions", "wsdeco.clock")
+"""What the app is told of the connection as in memory."""
+
+
+class LiveClient(Client):
+    """The peer of one connection, over a real socket."""
+
+    def __init__(self, app: ASGIApp, scope: Scope, timeout: float, clock: Clock | None) -> None:
+        super().__init__(app, scope, timeout, clock)
+        self._server: uvicorn.Server | None = None
+        self._socket: socket.socket | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._protocol = ClientProtocol(parse_uri("ws://testserver/"), max_size=None)
+        self._message = bytearray()
+        self._opcode = Opcode.TEXT
+        self._served: asyncio.Future[None] | None = None
+        self._failure: Exception | None = None
+
+    async def _open(self) -> None:
+        self._served = asyncio.get_running_loop().create_future()
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._server = await _server_of(self._serve, self._socket)
+        reader, self._writer = await asyncio.open_connection(*self._socket.getsockname(), limit=_READ)
+        request = self._protocol.connect()
+        request.path = self._scope["raw_path"].decode()
+        if self._scope["query_string"]:
+            request.path += "?" + self._scope["query_string"].decode()
+        del request.headers["Host"]
+        for name, value in self._scope["headers"]:
+            request.headers[name.decode()] = value.decode("latin-1")
+        if self._scope["subprotocols"]:
+            self._protocol.available_subprotocols = self._scope["subprotocols"]
+            request.headers["Sec-WebSocket-Protocol"] = ", ".join(self._scope["subprotocols"])
+        self._protocol.send_request(request)
+        self._flush()
+        self._task = asyncio.create_task(self._read(reader))
+        self._task.add_done_callback(lambda task: self._client_waiter.set())
+        async with asyncio.timeout(self._timeout):
+            while not self._accepted and self._refused is None and not self._task.done():
+                await self._client_waiter.wait()
+        if self._refused is not None:
+            self._raise_failure()
+            raise self._refused
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Only the scope is another one, so the connection takes the way that it takes with `run`.
+        try:
+            own = {name: self._scope[name] for name in _OWN if name in self._scope}
+            await self._app({**scope, **own}, receive, send)
+        except Exception as exc:
+            self._failure = exc
+            raise
+        finally:
+            if self._served is not None and not self._served.done():
+                self._served.set_result(None)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    async def wait_done(self) -> None:
+        """Wait until the app has ended.
+
+        Raises:
+            TimeoutError: It has not, in time.
+        """
+        _ = self._running_task()
+        if self._served is not None:
+            async with asyncio.timeout(self._timeout):
+                await asyncio.shield(self._served)
+        self._raise_failure()
+
+    async def half_close(self) -> None:
+        """Send nothing more, not even a close frame, but go on reading."""
+        if self._writer is not None and not self._gone and self._closed is None:
+            self._writer.write_eof()
+            await asyncio.sleep(0)
+
+    async def _send(self, data: str | bytes, pieces: int) -> None:
+        content = data.encode() if isinstance(data, str) else data
+        size = -(-len(content) // max(1, pieces))
+        parts = [content[start : start + size] for start in range(0, len(content), size)] if size else [content]
+        for number, part in enumerate(parts):
+            fin = number == len(parts) - 1
+            if number:
+                self._protocol.send_continuation(part, fin)
+            elif isinstance(data, str):
+                self._protocol.send_text(part, fin)
+            else:
+                self._protocol.send_binary(part, fin)
+            self._flush()
+            await asyncio.sleep(0)
+        if self._writer is not None:
+            with suppress(ConnectionError):
+                await self._writer.drain()
+
+    def _tell(self, message: Message) -> None:
+        """End the connection as `message` says, which is how the client in memory puts it."""
+        writer = self._writer
+        if writer is None or writer.transport.is_closing() or self._protocol.state is State.CLOSED:
+            return
+        if message["code"] == CloseCode.ABNORMAL:
+            # A reset, as of a client that was killed: nothing is waited for.
+            sock: socket.socket | None = writer.get_extra_info("socket")
+            if sock is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+        else:
+            self._protocol.send_close(message["code"], message["reason"])
+            self._flush()
+
+    def _flush(self) -> None:
+        writer = self._writer
+        for data in self._protocol.data_to_send():
+            if writer is not None and not writer.transport.is_closing():
+                if data:
+                    writer.write(data)
+                elif writer.can_write_eof():
+                    writer.write_eof()
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        while True:
+            await self._reads.wait()
+            try:
+                data = await reader.read(_READ if self._pace is None else max(1, min(_READ, int(self._pace / 20))))
+            except ConnectionError:
+                data = b""
+            # It may have been set since.
+            pace = self._pace
+            if pace is not None and data:
+                await self._wait(len(data) / pace)
+            if data:
+                self._protocol.receive_data(data)
+            else:
+                self._protocol.receive_eof()
+            for event in self._protocol.events_received():
+                if isinstance(event, Response):
+                    self._take_response(event)
+                elif isinstance(event, Frame):
+                    self._take_frame(event)
+            self._flush()
+            self._client_waiter.set()
+            if not data:
+                return
+
+    def _take_response(self, response: Response) -> None:
+        fields = [(name.lower(), value) for name, value in response.headers.raw_items()]
+        if response.status_code == 101:
+            self._accepted = True
+            self.subprotocol = self._protocol.subprotocol
+            self.headers = [
+                (name, value)
+                for name, value in fields
+                if name not in _OF_THE_UPGRADE and not name.startswith("sec-websocket-")
+            ]
+        else:
+            self._refuse(response.status_code, dict(fields), bytes(response.body or b""))
+
+    def _take_frame(self, frame: Frame) -> None:
+        if frame.opcode in (Opcode.TEXT, Opcode.BINARY):
+            self._opcode = frame.opcode
+        if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+            self._message += frame.data
+            if frame.fin:
+                content = bytes(self._message)
+                self._message.clear()
+                self._inbox.append(content.decode() if self._opcode == Opcode.TEXT else content)
+            return
+        closed = self._protocol.close_rcvd
+        if closed is not None and self._closed is None and not self._gone:
+            self._closed = Close(closed.code, closed.reason, by="server")
+
+    async def _shut(self) -> None:
+        self._reads.set()
+        if self._task is not None and not self._task.done():
+            self._end({"type": "websocket.disconnect", "code": CloseCode.ABNORMAL})
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._timeout):
+                    if self._accepted and self._served is not None:
+                        await asyncio.shield(self._served)
+                    await self._task
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+        if self._writer is not None:
+            self._writer.transport.abort()
+        if self._server is not None and self._socket is not None:
+            await self._server.shutdown([self._socket])
+        if self._socket is not None:
+            self._socket.close()
+
+
+async def _server_of(app: Any, listener: socket.socket) -> uvicorn.Server:
+    from wsdeco.http import HttpProtocol  # noqa: PLC0415 - by name, as a server of the user's loads them
+    from wsdeco.protocol import WebSocketProtocol  # noqa: PLC0415 - as above
+
+    config = uvicorn.Config(
+        app,
+        http=HttpProtocol,
+        ws=WebSocketProtocol,
+        ws_max_size=_MAX_MESSAGE,
+        ws_per_message_deflate=False,
+        interface="asgi3",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=1,
+    )
+    config.load()
+    server = uvicorn.Server(config)
+    server.lifespan = config.lifespan_class(config)
+    await server.startup(sockets=[listener])
+    return server
