@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any, Final, Literal, Protocol, TypeAlias, TypedDict, cast, runtime_checkable
+
+from starlette.requests import HTTPConnection
 
 from wsdeco.origins import parse_origin
 from wsdeco.tokens import is_token
@@ -74,6 +77,8 @@ class Limits(TypedDict, total=False):
 
     max_connections: int | None
     max_connections_total: int | None
+    max_connections_per_client: int | None
+    client: Callable[[HTTPConnection], object] | None
     max_connection_duration: Seconds | None
     idle_timeout: Seconds | None
     connect_timeout: Seconds
@@ -106,6 +111,11 @@ class ConnectionConfig:
         max_connections_total: The same, counted over all processes that `App.run` or `wsdeco run` starts with
             `workers`. Other servers do not start the processes so that they could count together: there it is counted
             per process, and a warning says so.
+        max_connections_per_client: Connections of one client at a time, over all those processes as well; one more is
+            refused with HTTP 429. A client is an address as the server trusts it, so behind a proxy let it trust the
+            proxy's header fields; of IPv6 it is the /64 network. `None` sets no limit.
+        client: Says who a client is, in the place of the address: a function of the request (Starlette's
+            `HTTPConnection`) that returns a `str` or an `int`, such as the id of a user or an API key.
         max_connection_duration: Life of a connection from its upgrade; then it is closed with 1001 and a hook
             that still runs is cancelled. `None` sets no limit.
         idle_timeout: Time without an incoming frame after which the connection is closed with 1001; it never
@@ -151,6 +161,8 @@ class ConnectionConfig:
 
     max_connections: int | None
     max_connections_total: int | None
+    max_connections_per_client: int | None
+    client: Callable[[HTTPConnection], object] | None
     max_connection_duration: float | None
     idle_timeout: float | None
     connect_timeout: float
@@ -177,6 +189,8 @@ class ConnectionConfig:
         *,
         max_connections: int | None = None,
         max_connections_total: int | None = None,
+        max_connections_per_client: int | None = None,
+        client: Callable[[HTTPConnection], object] | None = None,
         max_connection_duration: Seconds | None = None,
         idle_timeout: Seconds | None = None,
         connect_timeout: Seconds = 10.0,
@@ -201,6 +215,8 @@ class ConnectionConfig:
         checked: dict[str, object] = {
             "max_connections": _optional(_count, "max_connections", max_connections),
             "max_connections_total": _optional(_count, "max_connections_total", max_connections_total),
+            "max_connections_per_client": _optional(_count, "max_connections_per_client", max_connections_per_client),
+            "client": _optional(_client, "client", client),
             "max_connection_duration": _optional(_positive, "max_connection_duration", max_connection_duration),
             "idle_timeout": _optional(_positive, "idle_timeout", idle_timeout),
             "connect_timeout": _positive("connect_timeout", connect_timeout),
@@ -243,7 +259,7 @@ class ConnectionConfig:
     def __str__(self) -> str:
         """Name the limits that differ from the defaults, as keywords."""
         changed = [
-            f"{field.name}={getattr(self, field.name)!r}"
+            f"{field.name}={_shown(getattr(self, field.name))}"
             for field in fields(self)
             if getattr(self, field.name) != getattr(DEFAULT_CONFIG, field.name)
         ]
@@ -261,6 +277,10 @@ def make_config(config: ConnectionConfig | None, limits: Limits) -> ConnectionCo
         raise TypeError(f"config must be a ConnectionConfig, not {type(config).__name__}: write ConnectionConfig(...)")
     base = DEFAULT_CONFIG if config is None else config
     return base.replace(**limits) if limits else base
+
+
+def _shown(value: object) -> str:
+    return str(getattr(value, "__qualname__", None) or repr(value))
 
 
 def _optional(check: Callable[[str, Any], Any], name: str, value: object) -> Any:
@@ -298,6 +318,16 @@ def _choice(name: str, value: object, *choices: str) -> str:
         return choices[choices.index(value)]
     fault = ValueError if isinstance(value, str) else TypeError
     raise fault(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}")
+
+
+def _client(name: str, value: object) -> object:
+    if not callable(value) or inspect.iscoroutinefunction(value):
+        found = "an async function" if callable(value) else f"{type(value).__name__}: {value!r}"
+        raise TypeError(
+            f"{name} must be a plain function of the request, such as lambda request: request.cookies['user'], not "
+            f"{found}"
+        )
+    return value
 
 
 def _codec(name: str, value: object) -> object:

@@ -88,17 +88,40 @@ def test_what_a_worker_had_that_has_died_is_free_and_nothing_else(counts: Totals
     assert [counts.share(2).take("b", 3) for _ in range(2)] == [True, False]
 
 
-def test_names_beyond_the_room_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_nobody_has_any_of_makes_room_for_another(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(totals, "_NAMES", 2)
     with closing(Totals.create(2)) as counts:
         one, two = counts.share(1), counts.share(2)
         assert all(one.take(name, 1) for name in ("a", "b"))
-        assert not two.take("c", 1)
-        assert two.take("c", 2)
-        assert not one.take("b", 2)
+        assert not any(two.take(name, 5) for name in ("c", "d"))
+        assert caplog.messages == ["no more than 2 clients and routes can be counted over all workers at a time"]
         one.give_back("b")
+        assert two.take("c", 1)
+        assert not one.take("c", 1)
+        assert not one.take("b", 1)
         two.give_back("c")
-        assert one.take("c", 1)
+        assert one.take("b", 1)
+        assert not two.take("b", 1)
+
+
+def test_of_clients_that_are_gone_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(totals, "_CLIENTS", 256)
+    with closing(Totals.create(2, clients=True)) as counts:
+        monkeypatch.setattr(Slots, "share", counts.share(1))
+        here, there = Slots(None, None, "name"), counts.share(2)
+        for number in range(2000):
+            client = f"192.0.2.{number}"
+            assert here.take_for(client, 2)
+            assert there.take(f"name\0{client}", 2)
+            assert not here.take_for(client, 2)
+            here.give_back_for(client)
+            assert here.take_for(client, 2)
+            here.give_back_for(client)
+            there.give_back(f"name\0{client}")
+        assert here.by_client == {}
+        assert counts.share(1).take("name", 1)
 
 
 def test_processes_that_take_at_the_same_time_take_no_more_than_the_total(counts: Totals) -> None:
@@ -182,14 +205,17 @@ def test_a_disk_without_room_is_an_error_of_the_start(monkeypatch: pytest.Monkey
         Totals.create(2)
 
 
-def test_a_system_without_locks_refuses_to_count(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limit", ["max_connections_total", "max_connections_per_client"])
+def test_a_system_without_locks_refuses_to_count(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
     reason = (
-        r"^max_connections_total of {} cannot be kept over several processes on this system, which has no fcntl locks: "
-        r"leave out workers, or write max_connections for each of them$"
+        r"^the connections of {} cannot be counted over several processes on this system, which has no fcntl locks: "
+        r"leave out workers, or write max_connections in the place of max_connections_total and "
+        r"max_connections_per_client$"
     )
     assert totals.has_locks()
     monkeypatch.setattr(workers, "has_locks", lambda: False)
-    app, _ = echo_app(max_connections_total=5)
+    limits: dict[str, Any] = {limit: 5}
+    app, _ = echo_app(**limits)
     for name, value in (("some_app", app), ("__file__", __file__)):
         monkeypatch.setattr(sys.modules["__main__"], name, value, raising=False)
     with pytest.raises(SystemExit, match=reason.format("/ws")):

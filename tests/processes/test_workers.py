@@ -107,6 +107,7 @@ class Counted:
         await sink.send(str(os.getpid()))
 
 ws.add("/limited", Counted, max_connections_total=50)
+ws.add("/each", Counted, max_connections_per_client=20, client=lambda request: request.query_params["user"])
 
 @ws.route("/upgraded")
 async def upgraded(upgrade: WebSocketUpgrade | None):
@@ -597,7 +598,7 @@ def test_a_package_that_is_run_has_workers_whose_rooms_are_their_own_without_a_b
 
 
 @asynccontextmanager
-async def storm(url: str, clients: int) -> AsyncGenerator[dict[int, list[AsyncClient]]]:
+async def storm(url: str, clients: int, refused_with: int = 503) -> AsyncGenerator[dict[int, list[AsyncClient]]]:
     """Connect all at once; yield those that are let in, by the process that serves them."""
 
     async def knock() -> AsyncClient | tuple[int, str]:
@@ -608,7 +609,7 @@ async def storm(url: str, clients: int) -> AsyncGenerator[dict[int, list[AsyncCl
 
     answers = await asyncio.gather(*(knock() for _ in range(clients)))
     inside = [each for each in answers if isinstance(each, AsyncClient)]
-    assert {each for each in answers if not isinstance(each, AsyncClient)} <= {(503, "1")}
+    assert {each for each in answers if not isinstance(each, AsyncClient)} <= {(refused_with, "1")}
     by_process: dict[int, list[AsyncClient]] = {}
     try:
         for connection in inside:
@@ -649,6 +650,19 @@ async def test_a_limit_over_all_workers_holds_and_what_a_killed_one_had_is_free(
                 assert count(last) == 0
     async with storm(f"{url}/upgraded", 30) as inside:
         assert count(inside) == 5
+
+
+async def test_a_limit_for_each_client_holds_over_all_workers_also_after_one_is_killed(shared: Shared) -> None:
+    ann, bob = (f"{shared.url}/each?user={user}" for user in ("ann", "bob"))
+    async with storm(ann, 60, 429) as inside, storm(bob, 10, 429) as others:
+        assert (count(inside), count(others)) == (20, 10)
+        victim, killed = min(inside.items(), key=lambda item: len(item[1]))
+        os.kill(victim, signal.SIGKILL)
+        pattern = rf"worker process {victim} has ended \(SIGKILL\): another one starts now"
+        await asyncio.to_thread(shared.expect_error, pattern)
+        async with storm(ann, 40, 429) as again, storm(bob, 40, 429) as more:
+            assert count(again) == len(killed)
+            assert count(more) == 10 + len(others.get(victim, []))
 
 
 # Their rooms.

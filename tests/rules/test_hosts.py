@@ -21,8 +21,8 @@ from websockets.asyncio.client import connect as connect_socket
 from tests.support.raw import dial
 from tests.support.stacks import DIRECT, SANSIO, Stack, listening_socket, soon, until
 from wsdeco import App, handle_socket
-from wsdeco.connection.admission import Refusal
 from wsdeco.connection.hosts import Hosts, checked_hosts
+from wsdeco.connection.tickets import Refusal
 from wsdeco.origins import is_loopback
 
 NGINX: Final = shutil.which("nginx")

@@ -8,7 +8,7 @@ import inspect
 import math
 import pickle
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Final, Literal, get_type_hints
@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, get_type_hints
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import HTTPConnection
 
 from wsdeco.config import (
     DEFAULT_CONFIG,
@@ -33,6 +34,7 @@ FIELDS: Final = [field.name for field in dataclasses.fields(ConnectionConfig)]
 COUNTS: Final = [
     "max_connections",
     "max_connections_total",
+    "max_connections_per_client",
     "max_message_size",
     "max_inbox",
     "max_outbox",
@@ -54,11 +56,13 @@ LISTS: Final = [("allowed_origins", "https://example.com"), ("subprotocols", "ch
 OPTIONAL: Final = [
     "max_connections",
     "max_connections_total",
+    "max_connections_per_client",
     "max_connection_duration",
     "idle_timeout",
     "send_timeout",
     "disconnect_grace",
     "max_rooms",
+    "client",
     "allowed_origins",
     "ping_interval",
     "ping_timeout",
@@ -74,6 +78,7 @@ STORED_AS: Final[dict[object, object]] = {
     SlowConsumer: SlowConsumer,
     Invalid: Invalid,
     Literal["json", "msgpack"] | Codec | None: Literal["json", "msgpack"] | Codec | None,
+    Callable[[HTTPConnection], object] | None: Callable[[HTTPConnection], object] | None,
     Literal["*"] | Iterable[str] | None: Literal["*"] | tuple[str, ...] | None,
     Sequence[str]: tuple[str, ...],
 }
@@ -101,6 +106,8 @@ def test_defaults() -> None:
     assert dataclasses.asdict(DEFAULT_CONFIG) == {
         "max_connections": None,
         "max_connections_total": None,
+        "max_connections_per_client": None,
+        "client": None,
         "max_connection_duration": None,
         "idle_timeout": None,
         "connect_timeout": 10.0,
@@ -235,6 +242,23 @@ def test_none_where_a_limit_is_needed(name: str) -> None:
     message = fault(TypeError, name, None)
     assert message.startswith(f"{name} must be ")
     assert message.endswith("None")
+
+
+async def find_user(request: HTTPConnection) -> str:
+    return request.cookies["user"]
+
+
+def user_of(request: HTTPConnection) -> str:
+    return request.cookies["user"]
+
+
+def test_who_a_client_is() -> None:
+    config = ConnectionConfig(client=user_of)
+    assert config.client is user_of
+    assert str(config) == "client=user_of"
+    advice = "client must be a plain function of the request, such as lambda request: request.cookies['user'], not "
+    assert fault(TypeError, "client", "user") == f"{advice}str: 'user'"
+    assert fault(TypeError, "client", find_user) == f"{advice}an async function"
 
 
 @pytest.mark.parametrize("value", ["close", "drop"])

@@ -43,8 +43,8 @@ class Observer:
         Args:
             scope: The ASGI scope of the handshake.
             status: The HTTP status; 0 if the peer left before it was answered.
-            cause: One word: `"full"`, `"shutdown"`, `"origin"`, `"host"`, `"handler"` (an `HTTPException`),
-                `"failure"`, `"connect_timeout"` or `"gone"`.
+            cause: One word: `"full"`, `"client"` (it has too many), `"shutdown"`, `"origin"`, `"host"`, `"handler"` (an
+                `HTTPException`), `"failure"`, `"connect_timeout"` or `"gone"`.
         """
 
     def accepted(self, channel: Channel) -> None:

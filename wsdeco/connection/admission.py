@@ -6,72 +6,28 @@ tickets are given back when everything about the connection has ended, on every 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from http import HTTPStatus
 from typing import ClassVar, Final, Literal, Protocol
 
 from starlette.types import Scope
 
 from wsdeco.config import ConnectionConfig
+from wsdeco.connection.clients import PerClient
+from wsdeco.connection.tickets import Gate, Refusal, Ticket
 from wsdeco.origins import origin_allowed
 from wsdeco.reasons import CloseCode, printable
 
-__all__ = ["Admission", "Gate", "Refusal", "Share", "Slots", "Ticket"]
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a handshake is refused, and how.
-
-    Attributes:
-        cause: One word, by which refusals are counted.
-        status: The HTTP status.
-        code: The close code, if the WebSocket was accepted before (by an endpoint that calls `handle_socket`).
-        retry_after: Seconds after which it may be worth to try again.
-        advice: What somebody who meets it can change; a warning in the log says so.
-    """
-
-    cause: str
-    status: int
-    code: int
-    retry_after: int | None = None
-    advice: str | None = None
-
-    @property
-    def phrase(self) -> str:
-        """All that the peer learns."""
-        return HTTPStatus(self.status).phrase
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """The header fields of the response."""
-        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-
-
-class Ticket(Protocol):
-    """What a connection holds as long as it lives."""
-
-    def give_back(self) -> None:
-        """Let another connection have it."""
-
-
-class Gate(Protocol):
-    """One condition of being let in."""
-
-    def enter(self, scope: Scope) -> Ticket | Refusal | None:
-        """Return what is to be given back, if anything, or why the handshake is refused. Nothing is awaited."""
-        ...
+__all__ = ["Admission", "Share", "Slots"]
 
 
 class Share(Protocol):
     """Counts the connections of this process among those of all worker processes."""
 
     def take(self, name: str, limit: int, /) -> bool:
-        """Take a place of the route `name`; return whether fewer than `limit` were taken in all processes."""
+        """Take a place of what is called `name`; return whether fewer than `limit` were taken in all processes."""
         ...
 
     def give_back(self, name: str, /) -> None:
-        """Give one place of the route `name` back."""
+        """Give one place of what is called `name` back."""
 
 
 class Slots:
@@ -83,9 +39,10 @@ class Slots:
         total: Connections at a time in all worker processes; `None` for no limit.
         name: What the route is called in all of them.
         taken: Connections of this process at present, handshakes in progress included.
+        by_client: The same by client, if each of them is limited; only those that have any.
     """
 
-    __slots__ = ("limit", "name", "taken", "total")
+    __slots__ = ("by_client", "limit", "name", "taken", "total")
 
     share: ClassVar[Share | None] = None
 
@@ -94,6 +51,7 @@ class Slots:
         self.total = total
         self.name = name
         self.taken = 0
+        self.by_client: dict[str, int] = {}
 
     def enter(self, scope: Scope) -> Ticket | Refusal:
         """Take a slot, if one is free."""
@@ -113,6 +71,26 @@ class Slots:
         self.taken -= 1
         if self.total is not None and self.share is not None:
             self.share.give_back(self.name)
+
+    def take_for(self, client: str, limit: int) -> bool:
+        """Take one of the places of a client; return whether one was free."""
+        taken = self.by_client.get(client, 0)
+        if taken >= limit or (self.share is not None and not self.share.take(self._place_of(client), limit)):
+            return False
+        self.by_client[client] = taken + 1
+        return True
+
+    def give_back_for(self, client: str) -> None:
+        """Give one place of a client back, and keep nothing of one that has none."""
+        self.by_client[client] -= 1
+        if not self.by_client[client]:
+            del self.by_client[client]
+        if self.share is not None:
+            self.share.give_back(self._place_of(client))
+
+    def _place_of(self, client: str) -> str:
+        # A name that no route can have.
+        return f"{self.name}\0{client}"
 
     def _take_of_total(self, total: int) -> bool:
         return self.taken < total if self.share is None else self.share.take(self.name, total)
@@ -177,8 +155,12 @@ class Admission:
     def __init__(self, name: str, slots: Slots, config: ConnectionConfig, hosts: Gate) -> None:
         self.name = name
         self.slots = slots
-        origins = _Origins(config)
-        self._gates: tuple[Gate, ...] = (slots, hosts, origins) if config.allowed_origins is None else (slots, origins)
+        gates: list[Gate] = [slots, _Origins(config)]
+        if config.allowed_origins is None:
+            gates.insert(1, hosts)
+        if config.max_connections_per_client is not None:
+            gates.append(PerClient(slots, config.max_connections_per_client, config.client))
+        self._gates = tuple(gates)
 
     def admit(self, scope: Scope) -> Ticket | Refusal:
         """Return what is to be given back when everything about the connection has ended, or why it is refused."""

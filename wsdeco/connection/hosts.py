@@ -9,7 +9,7 @@ from typing import Final, cast
 
 from starlette.types import Scope
 
-from wsdeco.connection.admission import Refusal
+from wsdeco.connection.tickets import Refusal
 from wsdeco.origins import is_loopback
 from wsdeco.reasons import CloseCode, printable
 

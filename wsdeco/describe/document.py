@@ -151,6 +151,8 @@ def _refusals(config: ConnectionConfig) -> dict[str, str]:
     refusals = {"500": "a hook has failed", "503": "the server shuts down, or the hook takes too long"}
     if config.max_connections is not None or config.max_connections_total is not None:
         refusals["503"] = "too many connections, or the server shuts down"
+    if config.max_connections_per_client is not None:
+        refusals["429"] = "too many connections of this client"
     if config.allowed_origins != "*":
         refusals["403"] = "the page comes from another origin"
     return dict(sorted(refusals.items()))

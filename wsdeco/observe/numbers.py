@@ -68,8 +68,8 @@ class Stats:
     Attributes:
         open: Connections that are open now.
         accepted: Upgrades that were accepted.
-        refused: Handshakes that were refused, by cause: `full`, `shutdown`, `origin`, `host`, `handler`, `failure`,
-            `connect_timeout`, `gone`, and what other limits call theirs.
+        refused: Handshakes that were refused, by cause: `full`, `client`, `shutdown`, `origin`, `host`, `handler`,
+            `failure`, `connect_timeout`, `gone`, and what other limits call theirs.
         ended: Connections that have ended, by close code and by whom, such as `"1000 client"`; `"lost"` without a close
             frame.
         messages_received: Messages that arrived.

@@ -14,11 +14,12 @@ from wsdeco.channels.direct import DirectChannel, DirectConnection, direct_conne
 from wsdeco.channels.observer import Observer, Observers
 from wsdeco.clock import Clock
 from wsdeco.config import ConnectionConfig
-from wsdeco.connection.admission import Admission, Refusal, Slots, Ticket
+from wsdeco.connection.admission import Admission, Slots
 from wsdeco.connection.hosts import Hosts
 from wsdeco.connection.lifecycle import Lifecycle
 from wsdeco.connection.live import LiveConnections
 from wsdeco.connection.reading import ReadingLifecycle
+from wsdeco.connection.tickets import Refusal, Ticket
 from wsdeco.definition.base import Factory
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed
 from wsdeco.rooms.members import Members
@@ -165,6 +166,8 @@ def _closing(connections: LiveConnections) -> Refusal:
 async def _turn_away(channel: Channel, refusal: Refusal, name: str) -> None:
     if refusal.advice is not None:
         logger.warning("%s refused: %s", channel.addr, refusal.advice)
+    if refusal.failure is not None:
+        logger.error("client of %s failed for %s", name, channel.addr, exc_info=refusal.failure)
     logger.info("%s refused with %d at %s: %s", channel.addr, refusal.status, name, refusal.cause)
     if channel.observer is not None:
         channel.observer.refused(channel.request.scope, refusal.status, refusal.cause)

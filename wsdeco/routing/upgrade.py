@@ -31,7 +31,7 @@ from wsdeco.routing.routes import SocketRoute
 
 __all__ = ["WebSocketUpgrade", "handle_socket", "handle_upgrade", "websocket_route"]
 
-_slots: WeakKeyDictionary[Any, dict[tuple[int | None, int | None], Slots]] = WeakKeyDictionary()
+_slots: WeakKeyDictionary[Any, dict[tuple[int | None, ...], Slots]] = WeakKeyDictionary()
 """Slots of the endpoints that call `handle_socket` or `handle_upgrade`, by what limits their connections."""
 
 
@@ -82,8 +82,8 @@ async def handle_upgrade(
     Args:
         upgrade: What the endpoint received.
         handler: An instance, or a class that is built as `App.handler` builds it.
-        config: The limits. `max_connections` and `max_connections_total` count the connections of the endpoint that
-            have the same limits.
+        config: The limits. `max_connections`, `max_connections_total` and `max_connections_per_client` count the
+            connections of the endpoint that have the same limits.
         limits: Fields of `ConnectionConfig` by keyword, on top of `config`.
 
     Raises:
@@ -166,11 +166,11 @@ def _slots_of(scope: Scope, config: ConnectionConfig, handler: object) -> Slots:
     endpoint: object = scope.get("endpoint")
     if endpoint is None:
         endpoint = handler if isinstance(handler, type) else type(handler)
-    limits = config.max_connections, config.max_connections_total
+    limits = config.max_connections, config.max_connections_total, config.max_connections_per_client
     found = _slots.setdefault(endpoint, {})
     if limits not in found:
         place = f"{getattr(endpoint, '__module__', '')}.{_name_of(endpoint)}"
-        found[limits] = Slots(*limits, f"{place} {limits}")
+        found[limits] = Slots(limits[0], limits[1], f"{place} {limits}")
     return found[limits]
 
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from wsdeco.config import ConnectionConfig
 from wsdeco.connection.admission import Slots
 from wsdeco.reasons import ServerError
 from wsdeco.routing.application import Application
@@ -80,14 +81,21 @@ def run_workers(
 
 @contextmanager
 def _totals(app: Application, workers: int) -> Generator[Totals | None]:
+    # The limits of a function of `App.route` are known when it is called.
+    configs = [(info.path, info.config) for info in app.route_infos if info.kind != "http"]
     if not has_locks():
-        limited = [info.path for info in app.route_infos if info.config and info.config.max_connections_total]
+        limited = [path for path, config in configs if config and _is_shared(config)]
         if limited:
             raise no_locks(", ".join(limited))
         yield None
         return
-    with closing(Totals.create(workers + 1)) as totals:
+    clients = any(config is None or config.max_connections_per_client for _, config in configs)
+    with closing(Totals.create(workers + 1, clients=clients)) as totals:
         yield totals
+
+
+def _is_shared(config: ConnectionConfig) -> bool:
+    return config.max_connections_total is not None or config.max_connections_per_client is not None
 
 
 def _serve_as_worker(

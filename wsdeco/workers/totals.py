@@ -1,8 +1,9 @@
-"""Connections counted over all worker processes of one machine, for `max_connections_total`.
+"""Connections counted over all worker processes of one machine: of routes in total, and of their clients.
 
-Each worker has a cell of its own for each thing that is counted, in memory that all of them share. Only one process at
+Each worker has a cell of its own for each name that is counted, in memory that all of them share. Only one process at
 a time writes into a cell, its worker, or the parent once that has died, so giving back needs no lock. To take, a worker
-looks at the cells of all, under a lock that the system lets go of where its holder dies.
+looks at the cells of all, under a lock that the system lets go of where its holder dies. Where nobody has taken any of
+a name, another one may have its cells: a name has one set of cells at most, among those that its hash allows.
 """
 
 from __future__ import annotations
@@ -27,13 +28,19 @@ logger = logging.getLogger("wsdeco")
 
 _CELL: Final = struct.Struct("I")
 
-_KEY: Final = struct.Struct("4I")
-"""What stands in front of the cells of a name: a hash of it, or zeros where there is none yet."""
+_KEY: Final = 16
+"""Bytes of the hash of a name that stand in front of its cells."""
 
-_KEY_CELLS: Final = _KEY.size // _CELL.size
+_KEY_CELLS: Final = _KEY // _CELL.size
 
 _NAMES: Final = 1024
-"""How many names have cells of their own. Those beyond are counted together: that lets in too few, never too many."""
+"""How many names can be counted at a time, where no route limits its clients."""
+
+_CLIENTS: Final = 128 * 1024
+"""The same, where one does."""
+
+_WINDOW: Final = 128
+"""Among how many sets of cells a name looks for its own."""
 
 _ATTEMPTS: Final = 500
 """How often the lock is tried for, which is held for microseconds, unless its holder has been stopped."""
@@ -45,15 +52,20 @@ _POLL: Final = 0.0005
 class Totals:
     """The cells of all workers. They reach a worker with the arguments of its process, and end with the last one."""
 
-    def __init__(self, workers: int, descriptor: int) -> None:
+    def __init__(self, workers: int, names: int, descriptor: int) -> None:
         self._workers = workers
+        self._names = names
         self._descriptor = descriptor
-        self._memory = mmap.mmap(descriptor, _size(workers))
+        self._memory = mmap.mmap(descriptor, _size(workers, names))
         self._cells = memoryview(self._memory).cast("I")
 
     @classmethod
-    def create(cls, workers: int) -> Totals:
+    def create(cls, workers: int, *, clients: bool = False) -> Totals:
         """Return the cells of so many workers, with nothing taken.
+
+        Args:
+            workers: How many there are.
+            clients: Whether clients are counted too, of which there are many more than routes.
 
         Raises:
             ServerError: The system has no room.
@@ -62,23 +74,24 @@ class Totals:
             # Without a name, so that nobody has to remove it.
             with tempfile.TemporaryFile(buffering=0) as file:
                 # No holes: a process ends where the disk is full when it writes into one.
-                file.write(bytes(_size(workers)))
-                return cls(workers, os.dup(file.fileno()))
+                names = _CLIENTS if clients else _NAMES
+                file.write(bytes(_size(workers, names)))
+                return cls(workers, names, os.dup(file.fileno()))
         except OSError as exc:
             raise ServerError(f"there is no room for counting connections over all workers: {exc}") from exc
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _attach, (self._workers, multiprocessing.reduction.DupFd(self._descriptor))
+        return _attach, (self._workers, self._names, multiprocessing.reduction.DupFd(self._descriptor))
 
     def share(self, worker: int) -> Share:
         """Return what the worker of this number, from 1 on, takes."""
-        return Share(self._cells, self._workers, worker, self._descriptor)
+        return Share(self._memory, self._cells, self._workers, worker, self._descriptor)
 
     def clear(self, worker: int) -> None:
         """Give back whatever a worker has taken, which has died."""
-        mine = self._cells[_KEY_CELLS + worker - 1 :: _KEY_CELLS + self._workers]
-        for index in range(_NAMES):
-            mine[index] = 0
+        size = _KEY_CELLS + self._workers
+        for index in range(_KEY_CELLS + worker - 1, self._names * size, size):
+            self._cells[index] = 0
 
     def close(self) -> None:
         """Let go of the memory."""
@@ -90,14 +103,17 @@ class Totals:
 class Share:
     """What one worker has of the totals."""
 
-    def __init__(self, cells: memoryview[int], workers: int, worker: int, descriptor: int) -> None:
+    def __init__(self, memory: mmap.mmap, cells: memoryview[int], workers: int, worker: int, descriptor: int) -> None:
         from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, lockf  # noqa: PLC0415 - not everywhere
 
+        self._memory = memory
         self._cells = cells
         self._workers = workers
         self._worker = worker
-        self._found: dict[str, int] = {}
+        self._size = _KEY_CELLS + workers
+        self._held: dict[str, int] = {}
         self._attempts = _ATTEMPTS
+        self._is_full = False
         # Unlike a lock of flock, this one is not inherited by the children of a worker, which may outlive it.
         self._try_lock = partial(lockf, descriptor, LOCK_EX | LOCK_NB)
         self._unlock = partial(lockf, descriptor, LOCK_UN)
@@ -107,17 +123,24 @@ class Share:
         if not self.lock():
             return False
         try:
-            first = self._found.get(name) or self._find(name)
-            if sum(self._cells[first : first + self._workers]) >= total:
+            first = self._held.get(name)
+            if first is None:
+                first = self._find(name)
+            if first is None or sum(self._cells[first : first + self._workers]) >= total:
                 return False
             self._cells[first + self._worker - 1] += 1
+            self._held[name] = first
         finally:
             self._unlock()
         return True
 
     def give_back(self, name: str) -> None:
         """Give one back."""
-        self._cells[self._found[name] + self._worker - 1] -= 1
+        cell = self._held[name] + self._worker - 1
+        if self._cells[cell] == 1:
+            # From here on they may become those of another name.
+            del self._held[name]
+        self._cells[cell] -= 1
 
     def lock(self) -> bool:
         """Have the lock, unless another process does not let go of it; return whether that was so."""
@@ -135,18 +158,23 @@ class Share:
             self._attempts = 1
         return False
 
-    def _find(self, name: str) -> int:
-        key = memoryview(blake2b(name.encode(), digest_size=_KEY.size).digest()).cast("I")
-        size = _KEY_CELLS + self._workers
-        starts = range(0, _NAMES * size, size)
-        start = next((each for each in starts if self._key_at(each) in (key, _NO_KEY)), starts[-1])
-        if self._key_at(start) == _NO_KEY:
-            self._cells[start : start + _KEY_CELLS] = key
-        self._found[name] = start + _KEY_CELLS
-        return start + _KEY_CELLS
-
-    def _key_at(self, start: int) -> memoryview[int]:
-        return self._cells[start : start + _KEY_CELLS]
+    def _find(self, name: str) -> int | None:
+        """Return the first cell of a name, or of one that nobody has any of; `None` where there is no room."""
+        key = blake2b(name.encode(errors="surrogatepass"), digest_size=_KEY).digest()
+        names = len(self._cells) // self._size
+        first = int.from_bytes(key[:4], "little") % max(1, names - _WINDOW)
+        begin, end = (each * self._size * _CELL.size for each in (first, min(names, first + _WINDOW)))
+        found = self._memory.find(key, begin, end)
+        if found >= 0:
+            return found // _CELL.size + _KEY_CELLS
+        for start in range(begin // _CELL.size + _KEY_CELLS, end // _CELL.size, self._size):
+            if not any(self._cells[start : start + self._workers]):
+                self._memory[(start - _KEY_CELLS) * _CELL.size : start * _CELL.size] = key
+                return start
+        if not self._is_full:
+            self._is_full = True
+            logger.warning("no more than %d clients and routes can be counted over all workers at a time", names)
+        return None
 
 
 class NoShare(Share):
@@ -170,22 +198,20 @@ def has_locks() -> bool:
 
 
 def no_locks(name: str) -> ServerError:
-    """Return what is said of `max_connections_total` without them."""
+    """Return what is said of limits over all workers without them."""
     return ServerError(
-        f"max_connections_total of {name} cannot be kept over several processes on this system, which has no fcntl "
-        "locks: leave out workers, or write max_connections for each of them"
+        f"the connections of {name} cannot be counted over several processes on this system, which has no fcntl locks: "
+        "leave out workers, or write max_connections in the place of max_connections_total and "
+        "max_connections_per_client"
     )
 
 
-_NO_KEY: Final = memoryview(bytes(_KEY.size)).cast("I")
+def _size(workers: int, names: int) -> int:
+    return names * (_KEY + workers * _CELL.size)
 
 
-def _size(workers: int) -> int:
-    return _NAMES * (_KEY.size + workers * _CELL.size)
-
-
-def _attach(workers: int, duplicate: Any) -> Totals:
+def _attach(workers: int, names: int, duplicate: Any) -> Totals:
     descriptor = duplicate.detach()
     # Programs that the worker starts have no business with it.
     os.set_inheritable(descriptor, False)
-    return Totals(workers, descriptor)
+    return Totals(workers, names, descriptor)
