@@ -1,8 +1,10 @@
 """Faults that take a process: clients that are stopped, and a server that has no descriptors left."""
 
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -134,3 +136,56 @@ def test_a_server_without_descriptors_goes_on_when_there_are_some(loop: str, ser
             wait_for(lambda: server.census()["slots"] == 0)
     assert server.at_rest() == before
     assert server.running()
+
+
+# A server that is stopped.
+
+
+@contextmanager
+def speaking(client: Client) -> Generator[None]:
+    """Say something five times a second, and read the answers."""
+    over = threading.Event()
+
+    def speak() -> None:
+        while not over.wait(0.2):
+            client.send(raw.text("lively"))
+
+    thread = threading.Thread(target=speak)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "limits", [{"idle_timeout": 1.0}, {"ping_interval": 0.5, "ping_timeout": 0.5}], ids=["idle", "keepalive"]
+)
+def test_a_stopped_server_blames_nobody_who_spoke(limits: dict[str, float], serve: Serve) -> None:
+    server = serve(**limits)
+    with crowd_of(server.port) as crowd:
+        (client,) = crowd.enter(1)
+        with speaking(client):
+            crowd.watch(lambda: client.messages > 0)
+            server.signal(signal.SIGSTOP)
+            time.sleep(2.0)
+            heard = client.messages
+            server.signal(signal.SIGCONT)
+            assert crowd.watch(lambda: client.messages > heard + 10)
+        assert (client.ended_at, client.code) == (None, None)
+
+
+def test_a_stopped_server_reads_the_answer_to_its_close(serve: Serve) -> None:
+    server = serve(close_timeout=1.0)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as peer:
+        peer.sendall(raw.handshake("/ws") + raw.text("close"))
+        received = b""
+        while not received.endswith(b"\x88\x02\x0f\xa0"):
+            received += peer.recv(1024)
+        server.signal(signal.SIGSTOP)
+        peer.sendall(raw.close(4000))
+        time.sleep(2.0)
+        server.signal(signal.SIGCONT)
+        # A deadline that is judged first resets the connection, since the answer is unread.
+        assert peer.recv(1024) == b""

@@ -215,19 +215,32 @@ ENDS: Final = (
 )
 
 
+_KINDS: Final[set[type]] = {Channel, Lifecycle, Held, Base}
+_older: Final[list[object]] = []
+"""What tests before in this process have left: a variable of a fixture, a frame that pytest keeps for its report."""
+
+
 @pytest.fixture(autouse=True)
 def no_collector(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     """Switch the collector off, and the log, whose records pytest keeps with their tracebacks."""
     monkeypatch.setattr(logging.getLogger("wsdeco"), "disabled", True)
     gc.collect()
     gc.disable()
+    # Held until the test is over, so that nothing new is taken for one of them.
+    _older[:] = (each for each in gc.get_objects() if not _KINDS.isdisjoint(type(each).__mro__))
     yield
+    _older.clear()
     gc.enable()
 
 
 def left(handler: type) -> list[str]:
-    kinds = {Channel, Lifecycle, Held, handler}
-    return sorted(type(each).__name__ for each in gc.get_objects() if not kinds.isdisjoint(type(each).__mro__))
+    kinds = {*_KINDS, handler}
+    older = set(map(id, _older))
+    return sorted(
+        type(each).__name__
+        for each in gc.get_objects()
+        if not kinds.isdisjoint(type(each).__mro__) and id(each) not in older
+    )
 
 
 async def connect_and_end(server: Server, end: End, clock: ManualClock) -> None:

@@ -9,13 +9,17 @@ import contextlib
 import gc
 import json
 import resource
+import socket
 import sys
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from starlette.responses import JSONResponse
+import uvicorn
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.types import Receive, Scope, Send
 
 from tests.support.wire import slots_taken
 from wsdeco import Address, App, DisconnectReason, Sink
@@ -61,7 +65,7 @@ class Subject:
         if "crowd" in sink.query_params:
             app.room("crowd").join(sink)
 
-    async def on_message(self, text: str) -> str | None:
+    async def on_message(self, text: str) -> str | None:  # noqa: C901 - a table
         tally.handled += 1
         match text.split():
             case ["wait"]:
@@ -70,6 +74,8 @@ class Subject:
                 for _ in range(2):
                     with contextlib.suppress(asyncio.CancelledError):
                         await asyncio.Event().wait()
+            case ["close"]:
+                await self.sink.close(4000)
             case ["fail"]:
                 raise RuntimeError(text)
             case ["stall", seconds]:
@@ -78,6 +84,8 @@ class Subject:
                 await asyncio.sleep(float(seconds))
             case ["flood", size]:
                 self.sink.send_nowait("x" * int(size))
+            case ["send", number, size]:
+                await asyncio.gather(*(self.sink.send("x" * int(size)) for _ in range(int(number))))
             case ["broadcast", number, size, interval]:
                 task = asyncio.create_task(broadcast(int(number), int(size), float(interval)))
                 tasks.add(task)
@@ -127,6 +135,29 @@ async def show_census() -> JSONResponse:
     return JSONResponse(census())
 
 
+@app.route("/body", methods=["GET", "POST"])
+async def take_body(request: Request) -> PlainTextResponse:
+    return PlainTextResponse(str(len(await request.body())))
+
+
+async def plain(scope: Scope, receive: Receive, send: Send) -> None:
+    """Echo, or do what the client says, as an endpoint of plain ASGI does."""
+    if scope["type"] != "websocket":
+        await app(scope, receive, send)
+        return
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (event := await receive())["type"] == "websocket.receive":
+        match event["text"].split():
+            case ["wait"]:
+                await asyncio.Event().wait()
+            case ["send", number, size]:
+                reply = {"type": "websocket.send", "text": "x" * int(size)}
+                await asyncio.gather(*(send(dict(reply)) for _ in range(int(number))))
+            case _:
+                await send({"type": "websocket.send", "text": event["text"]})
+
+
 @app.lifespan
 async def lifespan(_app: object) -> AsyncGenerator[None]:
     yield
@@ -138,8 +169,19 @@ def main() -> None:
     loop = options.pop("loop", "auto")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (options.pop("descriptors", most), most))
+    server = options.pop("server", "wsdeco")
     app.add("/ws", Subject, **options)
+    if server == "uvicorn":
+        serve_plainly()
+        return
     app.run(port=0, backlog=4096, loop=loop)
+
+
+def serve_plainly() -> None:
+    """Serve `plain` on uvicorn, with nothing of wsdeco in it."""
+    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+        print(f"Serving http://127.0.0.1:{listener.getsockname()[1]}", flush=True)  # noqa: T201 - as the app does
+        uvicorn.Server(uvicorn.Config(plain, log_level="warning")).run([listener])
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string, is_ssl
 from uvicorn.server import ServerState
 
-from wsdeco.clock import Clock, Timer
+from wsdeco.clock import Clock, Deadline
 from wsdeco.config import Compression
 from wsdeco.reasons import Close, CloseCode, Unknown, check_close_code, printable
 from wsdeco.transport.asgi import Conversation, PeerName, scope_of, task_free_start
@@ -124,7 +124,7 @@ class WebSocketProtocol(Outgoing):
         self._buffer: bytearray | None = bytearray()
         self.request: handshake.Request | None = None
         self._transport_paused = False
-        self._deadline: Timer | None = None
+        self._deadline: Deadline | None = None
         self._keepalive: Keepalive | None = None
         self.consumer: Consumer = NOBODY
         self.scope: dict[str, Any] | None = None
@@ -546,7 +546,9 @@ class WebSocketProtocol(Outgoing):
             self.abort()
 
     def _set_deadline(self, seconds: float, action: Callable[[], object]) -> None:
-        self._deadline = self._clock.call_at(self._clock.time() + seconds, action)
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = Deadline(self._clock, seconds, action)
 
     def _stop_timers(self) -> None:
         if self._deadline is not None:
