@@ -85,7 +85,8 @@ class Subject:
             case ["flood", size]:
                 self.sink.send_nowait("x" * int(size))
             case ["send", number, size]:
-                await asyncio.gather(*(self.sink.send("x" * int(size)) for _ in range(int(number))))
+                reply = "x" * int(size)
+                await asyncio.gather(*(self.sink.send(reply) for _ in range(int(number))))
             case ["broadcast", number, size, interval]:
                 task = asyncio.create_task(broadcast(int(number), int(size), float(interval)))
                 tasks.add(task)

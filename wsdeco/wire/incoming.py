@@ -73,9 +73,9 @@ _TURN_BUDGET: Final = 1000
 """Frames of one call of `receive` that are not taken inline; a compressed one counts for more. A few milliseconds."""
 _LARGE: Final = 16 * 1024
 """Payload size of a frame from which it is unmasked as it arrives, if it does not arrive in one read."""
-_MESSAGE_BUDGET: Final = 500
+_MESSAGE_BUDGET: Final = 250
 """Messages after which one call of `receive` stops: looked at once in `_STRETCH`, not for each message."""
-_STRETCH: Final = 4096
+_STRETCH: Final = 2048
 """Bytes of input between two looks at how much has been done."""
 _VIEW_FROM: Final = 4096
 """Payload size from which a view costs less than a copy."""

@@ -1,4 +1,4 @@
-"""What one client, or fifty, take from the others: `python -m pytest -m soak -s tests/test_soak_attacks.py`.
+"""What one client, or fifty, take from the others: `python -m pytest -m soak -s tests/long/test_soak_attacks.py`.
 
 `tests/RESULTS.md` keeps them. Beside each stands what an endpoint of plain ASGI gives on uvicorn as it comes.
 """
@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Final
 
 import pytest
 
-from tests import raw
-from tests.crowd import PATIENCE, Client, Serve, SoakServer, crowd_of, wait_for
+from tests.support import raw
+from tests.support.crowd import PATIENCE, Client, Serve, SoakServer, crowd_of, wait_for
 
 MIB: Final = 1 << 20
 SERVERS: Final = ("wsdeco", "uvicorn")
@@ -29,6 +30,10 @@ def measured(what: str, server: str, **figures: object) -> None:
     print(f"\n{what} {server}: {text}")  # noqa: T201 - for `-s`
 
 
+def has_heard(client: Client, number: int) -> bool:
+    return client.messages >= number
+
+
 def round_trips(port: int, until: Callable[[], bool]) -> list[float]:
     """Speak on a connection of one's own; return the milliseconds that each echo took."""
     took: list[float] = []
@@ -38,7 +43,7 @@ def round_trips(port: int, until: Callable[[], bool]) -> list[float]:
             begin = time.monotonic()
             heard = client.messages
             client.send(raw.text("a good client"))
-            assert crowd.watch(lambda heard=heard: client.messages > heard)  # type: ignore[misc]
+            assert crowd.watch(partial(has_heard, client, heard + 1))
             took.append((time.monotonic() - begin) * 1000)
             time.sleep(0.01)
     return took
