@@ -62,6 +62,7 @@ LAZILY: Final[dict[tuple[str, str], str]] = {
     ("app", "observe/numbers"): "App.stats",
     ("observe/pages", "observe/metrics"): "add_pages",
     ("routing/application", "observe/pages"): "Application._observe",
+    ("routing/application", "observe/traces"): "Application._trace",
     ("server/options", "observe/logs"): "make_server",
     ("workers/run", "observe/numbers"): "_recycling",
     ("backplanes/choice", "backplanes/urls"): "_open_backplane",

@@ -68,6 +68,7 @@ class Application:
         docs: str | None = "auto",
         metrics: str | None = None,
         health: str | None = None,
+        traces: bool = False,
         allowed_hosts: Iterable[str] = (),
     ) -> None:
         """Make an app without routes.
@@ -90,6 +91,7 @@ class Application:
                 `asyncapi.json` beside it. `"auto"` is `/docs` where `run` listens on loopback, for browsers of the
                 same machine; `None` turns it off. A route of the app's own on that path wins.
             metrics: Path of the numbers of the app as Prometheus text, such as `"/metrics"` (extra `metrics`).
+            traces: Trace handshakes and calls of hooks through the API of OpenTelemetry (extra `otel`).
             health: Path that answers 200, and 503 as soon as the app shuts down, such as `"/health"`.
             allowed_hosts: Further names of this machine, without a port, such as `["myapp.test"]`; `["*"]` for every
                 name. A server that listens on loopback answers 403 to who reaches it directly under another name than
@@ -99,7 +101,7 @@ class Application:
         Raises:
             BackplaneError: The client library of the backplane is not installed.
             HandlerError: `lifespan` cannot work as it is written.
-            ImportError: `metrics` needs a library that is not installed.
+            ImportError: `metrics` or `traces` needs a library that is not installed.
             RouteError: `docs`, `metrics` or `health` is no path.
             TypeError: `backplane` is neither a URL nor a backplane, or `allowed_hosts` is no list of strings.
             ValueError: The URL of the backplane cannot be used, `publish_errors` is neither, `max_body_size` cannot
@@ -120,6 +122,13 @@ class Application:
         self._not_found = router.default = NotFound(router, self._registry, docs)
         if metrics is not None or health is not None:
             self._observe(metrics, health)
+        if traces:
+            self._trace()
+
+    def _trace(self) -> None:
+        from wsdeco.observe.traces import trace_connections  # noqa: PLC0415 - loaded only if it is asked for
+
+        trace_connections(self)
 
     def _observe(self, metrics: str | None, health: str | None) -> None:
         from wsdeco.observe.pages import add_pages  # noqa: PLC0415 - loaded only if it is asked for

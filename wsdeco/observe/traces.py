@@ -1,0 +1,113 @@
+"""Traces through the OpenTelemetry API (extra `otel`): a span for the handshake, and one for each call of a hook.
+
+A span of a connection would be as long as the connection, and no backend shows one before it has ended. So each call of
+a hook is a trace of its own with a link to the handshake. Which spans are kept, and where they go, is for the SDK to
+say.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar, Token
+from typing import Any, Final
+
+from starlette.types import Scope
+
+from wsdeco.channels.base import Channel
+from wsdeco.channels.observer import Observer
+from wsdeco.routing.application import Application, context_of
+
+try:
+    from opentelemetry import context, propagate, trace
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Link, Span, SpanKind, StatusCode, Tracer
+except ImportError as exc:
+    raise ImportError("App(traces=True) needs the API of OpenTelemetry: pip install 'wsdeco[otel]'") from exc
+
+__all__ = ["trace_connections"]
+
+_call: Final[ContextVar[tuple[Span, Token[Context]] | None]] = ContextVar("wsdeco_traced_call", default=None)
+"""The span of the hook that this task is calling; hooks of one connection may run side by side."""
+
+
+def trace_connections(app: Application) -> None:
+    """Trace the connections of `app` that begin from now on."""
+    context_of(app).observe(_Tracing(trace.get_tracer("wsdeco")))
+
+
+class _Tracing(Observer):
+    """Begins with the connections of an app."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
+
+    def begin(self, channel: Channel) -> Observer:
+        """Return what traces one connection, whose handshake has arrived."""
+        return _Traced(self._tracer, channel)
+
+
+class _Traced(Observer):
+    """Traces one connection."""
+
+    __slots__ = ("_handshake", "_link", "_path", "_tracer")
+
+    def __init__(self, tracer: Tracer, channel: Channel) -> None:
+        scope = channel.request.scope
+        self._tracer = tracer
+        self._path: str = scope["path"]
+        attributes: dict[str, Any] = {
+            "http.request.method": "GET",
+            "url.scheme": scope["scheme"],
+            "url.path": self._path,
+            "network.protocol.name": "websocket",
+            "client.address": channel.addr.host,
+            "client.port": channel.addr.port,
+        }
+        # The path is no name: each user of `/users/{id}` would have one of their own.
+        self._handshake: Span | None = tracer.start_span(
+            "GET",
+            context=propagate.extract(dict(channel.request.headers)),
+            kind=SpanKind.SERVER,
+            attributes=attributes,
+        )
+        self._link = Link(self._handshake.get_span_context())
+
+    def refused(self, scope: Scope, status: int, cause: str) -> None:
+        """End the span of the handshake."""
+        self._answered(status, cause)
+
+    def accepted(self, channel: Channel) -> None:
+        """End the span of the handshake."""
+        self._answered(101, None)
+
+    def hook_started(self, channel: Channel, hook: str) -> None:
+        """Begin a span, which is the parent of those that the hook begins."""
+        span = self._tracer.start_span(
+            hook, context=Context(), links=[self._link], attributes={"url.path": self._path, "code.function.name": hook}
+        )
+        _call.set((span, context.attach(trace.set_span_in_context(span))))
+
+    def hook_ended(self, channel: Channel, hook: str, exception: BaseException | None) -> None:
+        """End the span of the call."""
+        call = _call.get()
+        if call is None:
+            return
+        _call.set(None)
+        span, token = call
+        context.detach(token)
+        if exception is not None:
+            span.record_exception(exception)
+            span.set_attribute("error.type", type(exception).__qualname__)
+            span.set_status(StatusCode.ERROR)
+        span.end()
+
+    def _answered(self, status: int, cause: str | None) -> None:
+        span, self._handshake = self._handshake, None
+        if span is None:
+            return
+        if status:
+            span.set_attribute("http.response.status_code", status)
+        if cause is not None:
+            span.set_attribute("error.type", cause)
+        if status >= 500:
+            span.set_status(StatusCode.ERROR)
+        span.end()
