@@ -54,6 +54,31 @@ async def test_a_body_has_16_mib_unless_the_app_says_otherwise(size: int, status
     assert statuses == [status]
 
 
+@pytest.mark.parametrize("version", ["1.1", "2"])
+async def test_a_body_counts_however_it_is_framed(version: str) -> None:
+    """HTTP/1.1 says in the head that there is a body; HTTP/2 need not."""
+    framing = [(b"transfer-encoding", b"chunked")] if version == "1.1" else []
+    scope: Scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/body",
+        "query_string": b"",
+        "http_version": version,
+        "headers": framing,
+    }
+    statuses: list[int] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"x" * 600, "more_body": True}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    await app_that_reads([])(scope, receive, send)
+    assert statuses == [413]
+
+
 async def test_a_client_that_leaves_in_the_middle_of_its_upload_is_one_line(
     stack: Stack, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -25,6 +25,7 @@ from wsdeco.connection.hosts import Hosts, checked_hosts
 from wsdeco.reasons import printable
 from wsdeco.rooms.rooms import Rooms
 from wsdeco.routing.announcements import announce_idle, announce_limits, announce_missing_lifespan
+from wsdeco.routing.bodies import BodyLimitingApp
 from wsdeco.routing.draining import Draining
 from wsdeco.routing.endpoints import Context, HandlerEndpoint
 from wsdeco.routing.lifespan import LifespanFunction, checked_lifespan
@@ -115,7 +116,7 @@ class Application:
         )
         self._limits_announced = False
         self._idle_announced = False
-        self.app = Starlette(debug=debug, middleware=middleware, exception_handlers=exception_handlers)
+        self.app = BodyLimitingApp(debug=debug, middleware=middleware, exception_handlers=exception_handlers)
         _limit_bodies(self.app, max_body_size)
         router = self.app.router = IndexedRouter(lifespan=self._run_lifespan)
         self._registry = Registry(router)

@@ -14,9 +14,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from tests.support import raw
+from tests.support.in_memory import Session
 from tests.support.recording import Journal, Recorder, refusal
 from tests.support.stacks import DIRECT, WAIT, soon, until, uvicorn_serve
-from wsdeco import App, Close, ConnectionClosed, DisconnectReason, Error, Sink, Unknown
+from wsdeco import (
+    App,
+    Close,
+    ConnectionClosed,
+    DisconnectReason,
+    Error,
+    Sink,
+    Unknown,
+    WebSocketUpgrade,
+    handle_upgrade,
+)
 from wsdeco.channels.data import Address
 from wsdeco.channels.direct import DirectChannel
 from wsdeco.config import ConnectionConfig
@@ -552,3 +563,20 @@ async def test_an_idle_connection_keeps_no_message() -> None:
         await peer.write(raw.frame(raw.Opcode.PING))
         assert await peer.frame() == raw.Frame(raw.Opcode.PONG, b"")
         assert [reply() for reply in replies] == [None]
+
+
+async def test_an_endpoint_that_calls_handle_upgrade_has_it_behind_all_of_starlettes_layers() -> None:
+    app = App(max_body_size=1000)
+
+    @app.route("/chat")
+    async def chat(upgrade: WebSocketUpgrade) -> None:
+        await handle_upgrade(upgrade, Echo)
+
+    class Echo:
+        async def on_message(self, text: str) -> str:
+            return text
+
+    session = Session(app)
+    await session.open()
+    assert type(session.protocol.consumer) is DirectChannel
+    await session.end()
