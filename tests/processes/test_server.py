@@ -821,7 +821,7 @@ def test_at_the_end_of_the_interpreter_every_on_disconnect_runs(tmp_path: Path) 
         """
         from websockets.sync.client import connect
 
-        server = ws.run(port=0, background=True)
+        server = ws.run(port=0, background=True, access_log=False)
         connection = connect(server.url + "/ws", proxy=None).__enter__()
         connection.send("hello")
         print(connection.recv())

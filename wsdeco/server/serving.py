@@ -47,7 +47,11 @@ _TICK: Final = 0.1
 """Seconds between two ticks, as in uvicorn's loop."""
 
 _ACCEPTED_AT_ONCE: Final = 64
-"""Connections that asyncio accepts without a turn for those it has."""
+"""Connections that asyncio accepts without a turn for those it has.
+
+Without a descriptor left it accepts again after a second at the earliest (asyncio.constants.ACCEPT_RETRY_DELAY, of the
+whole process, so not ours to change); uvloop does at once.
+"""
 
 ANYIO_THREAD: Final = "AnyIO worker thread"
 """Name of the threads in which Starlette runs endpoints that are plain functions."""
