@@ -7,6 +7,7 @@
 import asyncio
 import contextlib
 import gc
+import importlib
 import logging
 import os
 import socket
@@ -101,7 +102,7 @@ def fail_if_any(what: str, found: list[str]) -> None:
 
 def pytest_collection_finish() -> None:
     # It looks for references to the random numbers of trio, where that is installed, and finds none of frozen objects.
-    import hypothesis  # noqa: F401, PLC0415
+    importlib.import_module("hypothesis")
 
     # What collection imported lives as long as the process: without it, the collection after each test takes no time.
     gc.collect()
