@@ -96,6 +96,12 @@ def make_message(
     return Message(text, frame, text, len(frame_header(FIN | opcode, size)) + size)
 
 
+def text_message(content: str) -> Message:
+    """Return a message of this text, which is echoed."""
+    text = content.encode()
+    return Message(text, masked_frame(FIN | TEXT, text), text, len(frame_header(FIN | TEXT, len(text))) + len(text))
+
+
 def answered_with_length(message: Message) -> Message:
     """Return the same message for a server that answers with its length."""
     reply = str(len(message.text)).encode("ascii")

@@ -1,5 +1,7 @@
 """wsdeco with three hooks, on uvicorn; run as a module it is served by uvicorn's own WebSocket implementation."""
 
+import importlib.util
+from dataclasses import dataclass
 from typing import Final
 
 from starlette.responses import PlainTextResponse
@@ -9,6 +11,16 @@ from wsdeco import Address, App, ConnectionConfig, DisconnectReason, Sink
 
 MAX_OUTBOX: Final = 64 * 1024 * 1024
 """Bytes that may wait for a member: a broadcast of the largest message fits, whatever is still on its way."""
+
+
+@dataclass
+class Say:
+    text: str
+
+
+@dataclass
+class Shout:
+    text: str
 
 
 class Echo:
@@ -47,11 +59,34 @@ def echo_app(options: Options) -> App:
         async def on_message(self, text: str) -> None:
             await app.broadcast("/room", text)
 
+    if importlib.util.find_spec("msgspec") is not None:
+        add_typed(app, limits)
+
     @app.route("/page")
     async def page() -> PlainTextResponse:
         return PlainTextResponse("page")
 
     return app
+
+
+def add_typed(app: App, limits: ConnectionConfig) -> None:
+    import msgspec  # noqa: PLC0415 - it comes with an extra
+
+    @app.handler("/by-hand", config=limits)
+    class ByHand:
+        async def on_message(self, text: str) -> str:
+            message = msgspec.json.decode(text, type=Say)
+            return msgspec.json.encode(message).decode()
+
+    @app.handler("/typed", config=limits)
+    class Typed:
+        async def on_message(self, message: Say) -> Say:
+            return message
+
+    @app.handler("/union", config=limits)
+    class Union:
+        async def on_message(self, message: Say | Shout) -> Say | Shout:
+            return message
 
 
 if __name__ == "__main__":

@@ -270,6 +270,15 @@ async def test_echo_server_limits_connections_on_the_strict_route() -> None:
 # Tokens: a stream that is stopped.
 
 
+async def test_the_loop_of_a_manager_goes_on_when_members_leave() -> None:
+    async with script("manager") as server, server.connect("/ws") as stays:
+        async with server.connect("/ws"):
+            await stays.send("one")
+            assert await stays.recv() == "one"
+        await stays.send("two")
+        assert await stays.recv() == "two"
+
+
 async def test_tokens_come_one_by_one_until_they_are_stopped() -> None:
     async with script("tokens") as server, server.connect("/tokens") as client:
         await client.send('{"type": "Ask", "prompt": "abc def"}')

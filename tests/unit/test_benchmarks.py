@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import endings, growth, rooms
+from benchmarks import endings, growth, rooms, typed
 from benchmarks.chart import to_svg
 from benchmarks.loads import Effort
 from benchmarks.report import Run, format_number, table, to_json, to_markdown
@@ -322,6 +322,12 @@ def test_rooms_are_measured(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         *("connection to an empty route", "connection to an empty route"),
         *("publish to NATS", "publish to NATS", "a subscription of nats-py", "a room over NATS"),
     ]
+
+
+def test_messages_with_types_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    typed.main(["--rounds=1", "--seconds=0.05"])
+    printed = capsys.readouterr().out
+    assert [name for name in typed.HANDLERS if f"| {name} |" in printed] == list(typed.HANDLERS)
 
 
 def test_rooms_are_not_measured_without_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:

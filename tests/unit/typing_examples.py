@@ -436,3 +436,43 @@ async def an_upgrade_that_may_be_none(upgrade: WebSocketUpgrade | None) -> None:
 
 async def a_message_that_cannot_be_sent(sink: Sink) -> None:
     await sink.send(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+# Messages with types.
+
+
+@dataclass
+class Say:
+    text: str
+
+
+@dataclass
+class Said:
+    name: str
+    text: str
+
+
+@app.handler("/typed")
+class Typed(WebSocketHandler):
+    async def on_message(self, message: Say | list[int]) -> Said | None:
+        await self.sink.send(Said("me", "x"))
+        await app.room("lobby").broadcast(Said("me", "x"))
+        answer = await self.sink.ask(Say("sure?"), Said, timeout=5)
+        return Said(answer.name, answer.text)
+
+
+class a_reply_of_the_wrong_type(WebSocketHandler):  # noqa: N801
+    async def on_message(self, message: Say) -> Said:
+        return message  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
+
+
+async def an_answer_of_another_type(sink: Sink) -> None:
+    said: Say = await sink.ask(Say("sure?"), Said)  # type: ignore[arg-type]  # pyright: ignore[reportAssignmentType]
+    await sink.send(said)
+
+
+async def work_of_a_connection(sink: Sink) -> str:
+    async def work() -> str:
+        return "done"
+
+    return await sink.create_task(work())
