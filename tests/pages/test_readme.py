@@ -30,8 +30,8 @@ from wsdeco.cli.run import command as run_command
 
 README: Final = (CHECKOUT / "README.md").read_text("utf-8")
 
-OTHER_OPTIONS: Final = {"--help", "--no-cache-dir", "--timeout", "--workers", "--ws"}
-"""Options of pip, docker and uvicorn."""
+OTHER_OPTIONS: Final = {"--help", "--no-cache-dir", "--timeout", "--workers", "--ws", "--ws-live"}
+"""Options of pip, docker, uvicorn and pytest."""
 
 
 SNIPPETS: Final = blocks(CHECKOUT / "README.md", "python")
