@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import builtins
 import logging
 import sys
@@ -17,7 +16,7 @@ from wsdeco.server.foreground import serve_in_main_thread
 from wsdeco.server.in_loop import serve_in_loop
 from wsdeco.server.loading import Reference, is_loading, reference_to
 from wsdeco.server.options import check_options, make_server
-from wsdeco.server.serving import server_of
+from wsdeco.server.serving import in_event_loop, server_of
 from wsdeco.workers.run import run_workers
 
 __all__ = ["BackgroundServer", "run", "run_in_foreground", "serve"]
@@ -38,7 +37,7 @@ def run(
     """Do what `App.run` says."""
     if is_loading():
         return None
-    if _in_event_loop() if background is None else background:
+    if in_event_loop() if background is None else background:
         check_options(host, port, workers, options)
         if workers > 1 or options.get("reload"):
             raise ServerError(
@@ -103,19 +102,11 @@ def _is_interactive() -> bool:
     return hasattr(builtins, "__IPYTHON__") or hasattr(sys, "ps1")
 
 
-def _in_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
 def _check_foreground(app: Application) -> None:
     current = server_of(app)
     if current is not None:
         current.check_replaceable()
-    if _in_event_loop():
+    if in_event_loop():
         raise ServerError("an event loop runs in this thread: leave out background=False, or call run() outside of it")
     if threading.current_thread() is not threading.main_thread():
         raise ServerError(

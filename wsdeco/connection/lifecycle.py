@@ -168,6 +168,10 @@ class Lifecycle:
         self._channel.close(CloseCode.SERVICE_RESTART, text, Close(CloseCode.SERVICE_RESTART, text, by="server"))
         self._limit_hook(self._config.close_timeout)
 
+    def limit_closing(self, seconds: float) -> None:
+        """Wait so long for the peer, which has been sent a close frame."""
+        self._set_deadline("close", seconds, self._stop)
+
     def _hooks_done(self, task: asyncio.Task[None]) -> None:
         if self._channel.reason is None:
             message = f"{self._name}: the task of the connection was cancelled from outside"
@@ -245,8 +249,7 @@ class Lifecycle:
 
     def _check_idle(self) -> None:
         seconds = cast(float, self._config.idle_timeout)
-        clock = self._channel.clock
-        now = clock.time()
+        now = self._channel.clock.time()
         quiet_since = now if self._hook is not None else max(self._channel.last_frame_at, self._hook_ended_at)
         if quiet_since + seconds > now:
             self._set_deadline("idle_timeout", quiet_since + seconds - now, self._check_idle)

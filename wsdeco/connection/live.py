@@ -21,6 +21,8 @@ class LiveConnections:
     """The live connections of an app.
 
     Attributes:
+        closing_time: Seconds that peers get for their side of the closing handshake at the end; by default the
+            `close_timeout` of each.
         closing: Whether the app shuts down, so that no connection may be added.
         retry_after: Seconds after which somebody who is refused meanwhile may try again.
     """
@@ -29,6 +31,8 @@ class LiveConnections:
         self._live: set[Lifecycle] = set()
         self._waiters: set[asyncio.Event] = set()
         self.closing = False
+        self.closing_time: float | None = None
+        self.closing_time = None
         self.retry_after = 1
 
     def __contains__(self, connection: Lifecycle) -> bool:
@@ -74,6 +78,8 @@ class LiveConnections:
             if number % _AT_ONCE == _AT_ONCE - 1:
                 await asyncio.sleep(0)
             connection.shut_down()
+            if self.closing_time is not None:
+                connection.limit_closing(self.closing_time)
         gone = asyncio.Event()
         self._waiters.add(gone)
         try:

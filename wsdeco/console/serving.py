@@ -11,13 +11,11 @@ from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from wsdeco.console.handshake import answer_of, read_question
 from wsdeco.describe.document import asyncapi
 from wsdeco.origins import origin_allowed, parse_origin
-from wsdeco.routing.endpoints import HandlerEndpoint
 from wsdeco.routing.registry import Registry
 
 __all__ = ["serve"]
@@ -61,22 +59,13 @@ async def _answer(registry: Registry, request: Request, *, is_page: bool) -> Res
         server = f"{scheme}://{request.url.netloc}{request.scope.get('root_path', '')}"
         return JSONResponse(asyncapi(registry, server), headers=_HEADERS)
     if "counts" in request.query_params:
-        return JSONResponse(_counts(registry), headers=_HEADERS)
+        return JSONResponse(registry.counts(), headers=_HEADERS)
     page, script, style = _page()
     # Not every browser takes 'self' for the WebSocket connections of a page.
     host = request.url.netloc
     sockets = f"ws://{host} wss://{host}" if parse_origin(f"http://{host}") is not None else ""
     policy = _POLICY.format(script=script, style=style, sockets=sockets)
     return Response(page, headers=_HEADERS | {"Content-Security-Policy": policy}, media_type="text/html")
-
-
-def _counts(registry: Registry) -> dict[str, int]:
-    return {
-        each.info.path: route.app.admission.slots.taken
-        for each in registry.registered()
-        for route in each.routes
-        if isinstance(route, WebSocketRoute) and isinstance(route.app, HandlerEndpoint)
-    }
 
 
 async def _ask(request: Request) -> Response:

@@ -10,6 +10,7 @@ from uvicorn.config import LOGGING_CONFIG, Config
 
 from wsdeco.observe.access import AccessLog
 from wsdeco.observe.floods import FloodFilter
+from wsdeco.observe.json_format import JsonFormatter
 from wsdeco.observe.numbers import numbers_of
 from wsdeco.reasons import printable
 from wsdeco.routing.application import Application
@@ -30,7 +31,7 @@ class _PrintableArguments(logging.Filter):
 
 _PRINTABLE_ARGUMENTS: Final = _PrintableArguments()
 
-_FORMATTER: Final = {"()": "wsdeco.observe.json_format.JsonFormatter"}
+_FORMATTER: Final = {"()": JsonFormatter}
 
 
 def log_config(log_format: str) -> dict[str, Any]:

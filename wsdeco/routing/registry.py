@@ -16,6 +16,7 @@ from wsdeco.definition.paths import path_shape
 from wsdeco.definition.signatures import where
 from wsdeco.reasons import RouteError, ServerError
 from wsdeco.rooms.members import route_key
+from wsdeco.routing.endpoints import HandlerEndpoint
 
 __all__ = ["Registered", "Registry", "RouteInfo", "kind_of"]
 
@@ -82,6 +83,15 @@ class Registry:
     def infos(self) -> list[RouteInfo]:
         """Return what is registered, in the order in which it is matched."""
         return [each.info for each in self.registered()]
+
+    def counts(self) -> dict[str, int]:
+        """Return how many connections each handler has at this moment, by the path of its route."""
+        return {
+            each.info.path: route.app.admission.slots.taken
+            for each in self.registered()
+            for route in each.routes
+            if isinstance(route, WebSocketRoute) and isinstance(route.app, HandlerEndpoint)
+        }
 
     def register(self, new: Registered) -> None:
         """Register, in the place of the same target where it stands on the same path.

@@ -9,14 +9,15 @@ import threading
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError
 from contextlib import ExitStack
+from html import escape
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from wsdeco.reasons import ServerError
-from wsdeco.routing.application import Application
+from wsdeco.routing.application import Application, registry_of
 from wsdeco.server.banner import print_banner
 from wsdeco.server.options import make_server
-from wsdeco.server.serving import Server, join_threads
+from wsdeco.server.serving import Server, join_threads, server_of
 from wsdeco.server.termination import end_at_signals, forget
 
 __all__ = ["BackgroundServer", "run_in_background"]
@@ -33,16 +34,24 @@ def run_in_background(app: Application, host: str, port: int, options: dict[str,
         ServerError: It cannot start.
     """
     server = make_server(app, host, port, options)
-    server.claim()
     with ExitStack() as undo:
         undo.callback(server.release)
+        # A server that runs goes on until it is known that this one can take its place.
+        if not _has_port(server_of(app), port):
+            server.listen()
+        server.claim()
         undo.callback(forget, server)
         end_at_signals(server)
-        server.listen()
+        if not server.listeners.sockets:
+            server.listen()
         handle = BackgroundServer(server)
         undo.pop_all()
     print_banner(server, "Runs in the background: stop() of what run() returned ends it.")
     return handle
+
+
+def _has_port(server: Server | None, port: int) -> bool:
+    return server is not None and server.listeners.port == port
 
 
 class BackgroundServer:
@@ -164,6 +173,18 @@ class BackgroundServer:
     def __repr__(self) -> str:
         state = "running; stop() ends it" if self.running else "stopped"
         return f"<BackgroundServer {self.url} {state}>"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the addresses, the routes as links, and how many connections each has."""
+        rows: list[str] = []
+        counts = registry_of(self._server.app).counts()
+        for info in self._server.app.route_infos:
+            link = f"{self.http_url}{info.path}"
+            path = f'<a href="{escape(link)}">{escape(info.path)}</a>' if "{" not in info.path else escape(info.path)
+            count = f"{counts[info.path]} connections" if info.path in counts else ""
+            rows.append(f"<tr><td>{info.kind}</td><td>{path}</td><td>{escape(info.name)}</td><td>{count}</td></tr>")
+        state = "running" if self.running else "stopped"
+        return f"<p>{escape(self.url)}: {state}</p><table>{''.join(rows)}</table>"
 
     def _serve(self) -> None:
         # A daemon thread ends with the interpreter, in the middle of whatever it does.

@@ -20,12 +20,6 @@ from wsdeco.server.serving import Server
 
 __all__ = ["check_options", "make_server"]
 
-_WEBSOCKET_PROTOCOL: Final = "wsdeco.protocol:WebSocketProtocol"
-"""Which of uvicorn's WebSocket implementations serves."""
-
-_HTTP_PROTOCOL: Final = "wsdeco.http:HttpProtocol"
-"""Which of uvicorn's HTTP implementations serves: what owns a connection until it is upgraded."""
-
 _UVICORN_MAX_SIZE: Final = 16 * 1024 * 1024
 """Largest message, in bytes, where functions and mounted apps have limits of their own."""
 
@@ -124,7 +118,10 @@ def make_server(app: Application, host: str, port: int, options: dict[str, Any])
     except BackplaneError as exc:
         raise ServerError(str(exc)) from exc
     _check_effect(app, options)
-    from wsdeco.observe.logs import log_config, watch  # noqa: PLC0415 - only who serves by run() needs it
+    # Imported and not named, so that what packs a program (PyInstaller) sees them.
+    from wsdeco.http import HttpProtocol  # noqa: PLC0415 - only who serves by run() needs it
+    from wsdeco.observe.logs import log_config, watch  # noqa: PLC0415 - as above
+    from wsdeco.protocol import WebSocketProtocol  # noqa: PLC0415 - as above
 
     own, options = OwnOptions.taken_from(options)
     defaults: dict[str, Any] = {
@@ -139,8 +136,8 @@ def make_server(app: Application, host: str, port: int, options: dict[str, Any])
         # uvicorn's default asks no client for a certificate, and these would do nothing.
         defaults["ssl_cert_reqs"] = ssl.CERT_REQUIRED
     fixed: dict[str, Any] = {
-        "http": _HTTP_PROTOCOL,
-        "ws": _WEBSOCKET_PROTOCOL,
+        "http": HttpProtocol,
+        "ws": WebSocketProtocol,
         "ws_max_size": _largest_message(app, options),
         "workers": 1,
         "lifespan": "on",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
 import math
 import socket
@@ -20,11 +19,11 @@ import uvicorn
 from wsdeco.config import DEFAULT_CONFIG
 from wsdeco.origins import is_loopback
 from wsdeco.reasons import ServerError
-from wsdeco.routing.application import Application, draining_of, not_found_of, registry_of
+from wsdeco.routing.application import Application, context_of, draining_of, not_found_of, registry_of
 from wsdeco.server.listen import Listeners, listen
 from wsdeco.server.own import OwnOptions
 
-__all__ = ["ANYIO_THREAD", "TLS_TIMEOUT", "Parent", "Server", "join_threads", "server_of"]
+__all__ = ["ANYIO_THREAD", "TLS_TIMEOUT", "Parent", "Server", "in_event_loop", "join_threads", "server_of"]
 
 logger = logging.getLogger("wsdeco")
 
@@ -36,6 +35,9 @@ _MARGIN: Final = 1.0
 
 _POLLING: Final = 0.5
 """Seconds that uvicorn's shutdown spends between its steps, whose ends it polls for."""
+
+_UNANSWERED: Final = 0.2
+"""Seconds for the closing handshakes where the caller blocks an event loop, which clients may be in."""
 
 TLS_TIMEOUT: Final = 10.0
 """Seconds for the TLS handshake: as many as for the head of a request, whose deadline it is a part of."""
@@ -300,6 +302,9 @@ class Server(uvicorn.Server):
                 f"a hook cannot stop or restart the server at {self.http_url}, since that waits for the hook: "
                 "do it from another thread"
             )
+        if in_event_loop():
+            # Clients in that loop, which waits here, cannot answer.
+            context_of(self.app).connections.closing_time = _UNANSWERED
         self.should_exit = True
         limit = self.time_to_end if timeout is None else timeout
         if not self.ended.wait(limit):
@@ -307,6 +312,15 @@ class Server(uvicorn.Server):
                 f"the server at {self.http_url} has not ended within {limit:g} s; if it does not, a hook blocks its "
                 "event loop: use `await asyncio.sleep(...)`, or `await asyncio.to_thread(...)` for what blocks"
             )
+
+
+def in_event_loop() -> bool:
+    """Return whether an event loop runs in this thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def server_of(app: Application) -> Server | None:
@@ -322,8 +336,9 @@ def _whole_seconds(seconds: float) -> int:
 def _new_event_loop(kind: str) -> asyncio.AbstractEventLoop:
     if kind != "asyncio":
         with suppress(ImportError):
-            loop: asyncio.AbstractEventLoop = importlib.import_module("uvloop").new_event_loop()
-            return loop
+            import uvloop  # noqa: PLC0415 - not on every platform
+
+            return uvloop.new_event_loop()
     return asyncio.new_event_loop()
 
 
