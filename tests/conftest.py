@@ -138,6 +138,21 @@ def granian_has_run() -> None:
     asyncio.run(start_and_stop())
 
 
+CONFIGURED: Final = ("wsdeco", "wsdeco.access", "asyncio", "uvicorn.access")
+"""Loggers that a server which `run` starts configures for the whole process."""
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_they_were() -> Iterator[None]:
+    """Undo what a server in this process has set up for its log, such as holding floods back."""
+    loggers = [logging.getLogger(name) for name in CONFIGURED]
+    before = [(each.level, each.filters.copy(), each.handlers.copy(), each.propagate) for each in loggers]
+    yield
+    for each, (level, filters, handlers, propagate) in zip(loggers, before, strict=True):
+        each.setLevel(level)
+        each.filters, each.handlers, each.propagate = filters, handlers, propagate
+
+
 @pytest.fixture(autouse=True)
 def process_gate() -> Iterator[None]:
     """Fail a test that leaves threads or sockets behind, or whose event loop reported an error."""

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
@@ -118,7 +119,7 @@ def test_it_does_not_promise_what_is_not_published() -> None:
 def test_each_snippet_can_be_imported_as_pasted(
     snippet: Block, directory: Path, ws: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(directory))
+    monkeypatch.setattr(sys, "path", [str(directory), *sys.path])
     import_as_pasted(directory, snippet)
     assert (ws.route_infos != []) == (snippet in SCRIPTS or "import echo" in snippet.code)
 

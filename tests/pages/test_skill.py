@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import sys
 from importlib import resources
 from pathlib import Path
 from typing import Final
@@ -21,7 +22,7 @@ SNIPPETS: Final = {each.file: each for each in blocks(SKILL, "python")}
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     return write_files(tmp_path, list(SNIPPETS.values()))
 
 

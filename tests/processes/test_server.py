@@ -1243,7 +1243,11 @@ def test_threads_that_never_end_do_not_keep_the_process(
 
 PREAMBLE: Final = """
 import asyncio
+import logging
+import sys
 import time
+
+logging.getLogger("wsdeco.access").setLevel("ERROR")
 
 from wsdeco import ws
 from wsdeco.connection import lifecycle
@@ -1379,7 +1383,7 @@ def test_a_full_pipe_on_stderr_does_not_keep_the_program(tmp_path: Path) -> None
 
     class Failing:
         async def on_message(self, text):
-            raise ValueError("x" * 100_000)
+            sys.stderr.write("x" * 100_000)
 
     ws.add("/fail", Failing, close_timeout=0.1)
     ws.run(port=0, timeout_graceful_shutdown=0.1)

@@ -25,6 +25,7 @@ from tests.support.stacks import Peer, Stack, until
 from tests.support.wire import Logged
 from wsdeco import Address, App, Close, ConnectionClosed, HandlerError, Sink, WebSocketHandler
 from wsdeco.describe.document import asyncapi
+from wsdeco.routing.application import registry_of
 from wsdeco.testing import connect
 from wsdeco.typed.codecs import format_of
 from wsdeco.typed.reader import Invalid, Reader
@@ -815,7 +816,7 @@ async def test_a_value_without_a_form_is_a_failure_of_the_hook(caplog: pytest.Lo
 def test_a_named_tuple_is_described_as_the_object_that_it_is() -> None:
     app = App()
     app.add("/ws", handler_of(SayTuple))
-    document = json.dumps(asyncapi(app._registry))  # noqa: SLF001
+    document = json.dumps(asyncapi(registry_of(app)))
     assert '"loud"' in document
 
 

@@ -53,7 +53,7 @@ def injected_by(parameter: inspect.Parameter, annotation: object) -> str | None:
         parameter: The parameter, whose default may be `Depends(...)`.
         annotation: Its annotation, resolved, which may be `Annotated[..., Depends(...)]`.
     """
-    marks = (parameter.default, *getattr(annotation, "__metadata__", ()))
+    marks: tuple[object, ...] = (parameter.default, *getattr(annotation, "__metadata__", ()))
     # Named and not imported: where there is such a mark, FastAPI is there as well.
-    kinds = (type(mark) for mark in marks)
+    kinds: list[type] = [type(mark) for mark in marks]
     return next((kind.__name__ for kind in kinds if kind.__module__ == "fastapi.params"), None)
