@@ -589,8 +589,8 @@ def test_a_package_that_is_run_has_workers_whose_rooms_are_their_own_without_a_b
     assert ended.code == 0
     # Each worker says it for itself, once.
     assert ended.errors == 2 * (
-        "rooms reach the connections of one worker process only: for all of them `pip install 'wsdeco[cluster]'`, or "
-        "name a broker in WSDECO_BACKPLANE\n"
+        "WARNING:  rooms reach the connections of one worker process only: for all of them `pip install "
+        "'wsdeco[cluster]'`, or name a broker in WSDECO_BACKPLANE\n"
     )
 
 

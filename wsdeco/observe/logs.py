@@ -63,5 +63,6 @@ def watch(app: Application, config: Config, *, is_shown: bool) -> None:
     if not is_shown or logging.getLogger().handlers:
         # Somebody has said where the log goes.
         return
-    wsdeco.setLevel(logging.getLogger("uvicorn").level)
+    # uvicorn sets the level that it was told on this one; that of its root stays INFO.
+    wsdeco.setLevel(logging.getLogger("uvicorn.error").level)
     wsdeco.handlers = logging.getLogger("uvicorn").handlers.copy()
