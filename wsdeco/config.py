@@ -14,6 +14,8 @@ from typing import Any, Final, Literal, Protocol, TypeAlias, TypedDict, cast, ru
 from starlette.requests import HTTPConnection
 
 from wsdeco.origins import parse_origin
+from wsdeco.rates import byte_rate as checked_byte_rate
+from wsdeco.rates import message_rate as checked_message_rate
 from wsdeco.tokens import is_token
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "ConnectionConfig",
     "Invalid",
     "Limits",
+    "OverRate",
     "Seconds",
     "SlowConsumer",
     "make_config",
@@ -33,6 +36,9 @@ Seconds: TypeAlias = float | timedelta
 
 SlowConsumer: TypeAlias = Literal["close", "drop"]
 """What happens to a peer whose outbox is full: closed with 1013, or the message dropped and counted."""
+
+OverRate: TypeAlias = Literal["slow", "close", "drop"]
+"""What happens to a client over its rate: read more slowly, closed with 1008, or its message dropped and counted."""
 
 Invalid: TypeAlias = Literal["reply", "close"]
 """What follows an incoming message that is not of the annotated type: an error reply, or a close with 1007."""
@@ -87,6 +93,10 @@ class Limits(TypedDict, total=False):
     disconnect_grace: Seconds | None
     max_message_size: int
     max_inbox: int
+    message_rate: str | None
+    burst: int | None
+    byte_rate: str | None
+    over_rate: OverRate
     max_outbox: int
     slow_consumer: SlowConsumer
     max_rooms: int | None
@@ -129,6 +139,12 @@ class ConnectionConfig:
             gone. 0 cancels at once, `None` never.
         max_message_size: Largest incoming message; a larger one closes the connection with 1009.
         max_inbox: Size of the messages that wait for `on_message`; past it the peer is not read.
+        message_rate: Messages of a connection, such as `"20/s"` or `"600/min"`; `None` sets no limit.
+        burst: Messages that may come at once after a silence; by default as many as the number in `message_rate`.
+        byte_rate: Payload of the messages of a connection, such as `"64KiB/s"` or `"1MiB/s"`; as much may come at once.
+        over_rate: What happens to a client over one of the two: `"slow"` hands its messages to `on_message` at that
+            rate, and past `max_inbox` the peer is not read; `"close"` closes with 1008, and gives up what waits for
+            the hook; `"drop"` drops the message, and counts it as one that no hook took.
         max_outbox: Size of the messages that wait for the peer to read; past it `slow_consumer` applies.
         slow_consumer: `"close"` closes a peer whose outbox is full with 1013, `"drop"` drops the message and
             counts it in `Sink.dropped`.
@@ -171,6 +187,10 @@ class ConnectionConfig:
     disconnect_grace: float | None
     max_message_size: int
     max_inbox: int
+    message_rate: str | None
+    burst: int | None
+    byte_rate: str | None
+    over_rate: OverRate
     max_outbox: int
     slow_consumer: SlowConsumer
     max_rooms: int | None
@@ -199,6 +219,10 @@ class ConnectionConfig:
         disconnect_grace: Seconds | None = 30.0,
         max_message_size: int = 1024 * 1024,
         max_inbox: int = 64 * 1024,
+        message_rate: str | None = None,
+        burst: int | None = None,
+        byte_rate: str | None = None,
+        over_rate: OverRate = "slow",
         max_outbox: int = 1024 * 1024,
         slow_consumer: SlowConsumer = "close",
         max_rooms: int | None = 1000,
@@ -225,6 +249,10 @@ class ConnectionConfig:
             "disconnect_grace": _optional(_seconds, "disconnect_grace", disconnect_grace),
             "max_message_size": _count("max_message_size", max_message_size),
             "max_inbox": _count("max_inbox", max_inbox),
+            "message_rate": _optional(checked_message_rate, "message_rate", message_rate),
+            "burst": _optional(_count, "burst", burst),
+            "byte_rate": _optional(checked_byte_rate, "byte_rate", byte_rate),
+            "over_rate": _choice("over_rate", over_rate, "slow", "close", "drop"),
             "max_outbox": _count("max_outbox", max_outbox),
             "slow_consumer": _choice("slow_consumer", slow_consumer, "close", "drop"),
             "max_rooms": _optional(_count, "max_rooms", max_rooms),

@@ -1,22 +1,26 @@
 """Limits for clients and for what they send, each on every server."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
+from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
-from tests.support.recording import Journal, Recorder, refusal, take_errors
-from tests.support.stacks import MEMORY, Peer, Stack, until
-from wsdeco import App, WebSocketUpgrade, handle_upgrade
+from tests.support.recording import Journal, Recorder, closing, refusal, take_errors
+from tests.support.stacks import DIRECT, MEMORY, Peer, Stack, until
+from wsdeco import App, Close, WebSocketUpgrade, handle_upgrade
 from wsdeco.channels.observer import Observer
+from wsdeco.channels.sink import channel_of
 from wsdeco.connection.admission import Slots
 from wsdeco.connection.clients import network_of
 from wsdeco.routing.application import context_of
 from wsdeco.routing.endpoints import HandlerEndpoint
-from wsdeco.testing import HandshakeRefused
+from wsdeco.testing import HandshakeRefused, ManualClock
 
 
 class Echo:
@@ -156,3 +160,142 @@ async def test_behind_a_socket_without_addresses_all_are_one_client() -> None:
 
     async with MEMORY.serve(nameless) as server, server.connect("/ws"):
         assert (await refusal(server, "/ws")).status == 429
+
+
+# What a client sends.
+
+
+def rated(app: App, journal: Journal, **limits: Any) -> None:
+    app.add("/ws", Recorder, factory=lambda _: Recorder(journal), **limits)
+
+
+async def test_a_client_over_its_rate_is_handled_in_its_rate(stack: Stack) -> None:
+    await check_pace(stack)
+
+
+async def test_a_client_over_its_rate_is_handled_in_its_rate_in_parallel() -> None:
+    await check_pace(MEMORY, parallel=2)
+
+
+async def check_pace(stack: Stack, **limits: Any) -> None:
+    clock, journal = ManualClock(), Journal()
+    app = App(clock=clock)
+    app.stats()
+    rated(app, journal, message_rate="2/s", burst=3, idle_timeout=0.4, **limits)
+    async with stack.serve(app) as server, server.connect("/ws") as peer:
+        for number in range(5):
+            await peer.send(str(number))
+        assert await journal.take(4) == ["connect", "0", "1", "2"]
+        await until(lambda: app.stats().messages_received == 5)
+        await clock.advance(0.4)
+        assert journal.ended()
+        await clock.advance(0.1)
+        assert await journal.next() == "3"
+        await clock.advance(0.4)
+        assert journal.ended()
+        await clock.advance(0.1)
+        assert await journal.next() == "4"
+        await peer.close()
+        assert await journal.next() == stack.peer_closed(1000)
+    await until(lambda: clock.pending == 0)
+
+
+async def test_what_a_client_over_its_rate_sent_before_it_left_is_handled(stack: Stack) -> None:
+    clock, journal = ManualClock(), Journal()
+    app = App(clock=clock)
+    rated(app, journal, message_rate="1/min", byte_rate="1KiB/h")
+    async with stack.serve(app) as server, server.connect("/ws") as peer:
+        for number in range(3):
+            await peer.send(str(number))
+        await peer.close()
+        assert await journal.take(5) == ["connect", "0", "1", "2", stack.peer_closed(1000)]
+    await until(lambda: clock.pending == 0)
+
+
+async def test_a_client_over_its_rate_is_closed(stack: Stack) -> None:
+    await check_close(stack, message_rate="2/s")
+
+
+@pytest.mark.parametrize("limits", [{"byte_rate": "10B/s"}, {"message_rate": "2/s", "byte_rate": "10B/min"}], ids=str)
+async def test_the_reason_names_the_rate_with_the_longer_wait(limits: dict[str, str]) -> None:
+    await check_close(MEMORY, **limits)
+
+
+async def check_close(stack: Stack, **limits: str) -> None:
+    journal = Journal()
+    app = App(clock=ManualClock())
+    rated(app, journal, over_rate="close", **limits)
+    async with stack.serve(app) as server, server.connect("/ws") as peer:
+        assert await journal.next() == "connect"
+        for _ in range(2):
+            await peer.send("12345")
+            assert await journal.next() == "12345"
+        await peer.send("12345")
+        name, rate = list(limits.items())[-1]
+        closed = Close(1008, f"{name} of {rate} is exceeded", by="server")
+        assert await closing(peer) == closed
+        assert await journal.next() == closed
+
+
+async def test_a_message_over_the_rate_is_dropped_and_counted(stack: Stack) -> None:
+    clock, journal = ManualClock(), Journal()
+    app = App(clock=clock)
+    app.stats()
+    rated(app, journal, message_rate="2/s", over_rate="drop", idle_timeout=1)
+    async with stack.serve(app) as server, server.connect("/ws") as peer:
+        await clock.advance(0.9)
+        for number in range(5):
+            await peer.send(str(number))
+        assert await journal.take(3) == ["connect", "0", "1"]
+        await until(lambda: app.stats().messages_received == 5)
+        await clock.advance(0.9)
+        # What was dropped was activity all the same, and time goes on for who is over the rate.
+        await peer.send("later")
+        assert await journal.next() == "later"
+        await peer.close()
+        assert await journal.next() == stack.peer_closed(1000)
+        await until(lambda: app.stats().undelivered == 3)
+    assert app.stats().messages_received == 6
+
+
+async def test_who_is_slowed_down_is_pushed_back_by_tcp() -> None:
+    clock, journal = ManualClock(), Journal()
+    app = App(clock=clock)
+    handlers: list[Recorder] = []
+
+    def make(_: Headers) -> Recorder:
+        handlers.append(Recorder(journal))
+        return handlers[0]
+
+    app.add("/ws", Recorder, factory=make, byte_rate="10kB/s", max_inbox=50_000)
+    async with DIRECT.serve(app) as server, server.connect("/ws") as peer:
+        sending = asyncio.create_task(send_all(peer, ["x" * 10_000] * 1000))
+        assert await journal.take(2) == ["connect", "x" * 10_000]
+        channel: Any = channel_of(handlers[0].sink)
+        await until(lambda: bool(channel._connection.reading_paused))  # noqa: SLF001 - its seam
+        await clock.advance(1)
+        assert await journal.next() == "x" * 10_000
+        assert not sending.done()
+        sending.cancel()
+        await asyncio.wait((sending,))
+        # Its close frame would stand behind what is not read.
+        await peer.drop()
+
+
+async def send_all(peer: Peer, messages: list[str]) -> None:
+    for message in messages:
+        await peer.send(message)
+
+
+@pytest.mark.parametrize("larger", [1, 5])
+async def test_a_message_larger_than_the_rate_comes_when_nothing_else_did(larger: int) -> None:
+    clock, journal = ManualClock(), Journal()
+    app = App(clock=clock)
+    rated(app, journal, byte_rate="100B/s")
+    async with MEMORY.serve(app) as server, server.connect("/ws") as peer:
+        await send_all(peer, ["x" * 100 * larger, "y"])
+        assert await journal.take(2) == ["connect", "x" * 100 * larger]
+        await clock.advance(larger - 1)
+        assert journal.ended()
+        await clock.advance(0.02)
+        assert await journal.next() == "y"

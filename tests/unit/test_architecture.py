@@ -18,7 +18,7 @@ PACKAGE: Final = CHECKOUT / "wsdeco"
 
 MAX_LINES_OF_CODE: Final = 410
 
-WORDS: Final = frozenset({"config", "reasons", "clock", "origins", "tokens", "tracebacks"})
+WORDS: Final = frozenset({"config", "reasons", "clock", "origins", "rates", "tokens", "tracebacks"})
 """Modules that all may import, and that import only each other."""
 
 ALLOWED: Final[dict[str, set[str]]] = {
@@ -46,6 +46,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "reasons": set(),
     "clock": set(),
     "origins": set(),
+    "rates": set(),
     "tokens": set(),
     "tracebacks": set(),
     "__main__": {"cli"},

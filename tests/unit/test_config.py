@@ -25,10 +25,12 @@ from wsdeco.config import (
     ConnectionConfig,
     Invalid,
     Limits,
+    OverRate,
     Seconds,
     SlowConsumer,
     make_config,
 )
+from wsdeco.rates import Pace, pace_of
 
 FIELDS: Final = [field.name for field in dataclasses.fields(ConnectionConfig)]
 COUNTS: Final = [
@@ -37,6 +39,7 @@ COUNTS: Final = [
     "max_connections_per_client",
     "max_message_size",
     "max_inbox",
+    "burst",
     "max_outbox",
     "max_rooms",
     "max_invalid",
@@ -63,6 +66,9 @@ OPTIONAL: Final = [
     "disconnect_grace",
     "max_rooms",
     "client",
+    "message_rate",
+    "burst",
+    "byte_rate",
     "allowed_origins",
     "ping_interval",
     "ping_timeout",
@@ -77,6 +83,8 @@ STORED_AS: Final[dict[object, object]] = {
     Seconds | None: float | None,
     SlowConsumer: SlowConsumer,
     Invalid: Invalid,
+    OverRate: OverRate,
+    str | None: str | None,
     Literal["json", "msgpack"] | Codec | None: Literal["json", "msgpack"] | Codec | None,
     Callable[[HTTPConnection], object] | None: Callable[[HTTPConnection], object] | None,
     Literal["*"] | Iterable[str] | None: Literal["*"] | tuple[str, ...] | None,
@@ -116,6 +124,10 @@ def test_defaults() -> None:
         "disconnect_grace": 30.0,
         "max_message_size": 1024 * 1024,
         "max_inbox": 64 * 1024,
+        "message_rate": None,
+        "burst": None,
+        "byte_rate": None,
+        "over_rate": "slow",
         "max_outbox": 1024 * 1024,
         "slow_consumer": "close",
         "max_rooms": 1000,
@@ -242,6 +254,37 @@ def test_none_where_a_limit_is_needed(name: str) -> None:
     message = fault(TypeError, name, None)
     assert message.startswith(f"{name} must be ")
     assert message.endswith("None")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "amount", "seconds"),
+    [
+        ("message_rate", "20/s", 20, 1),
+        ("message_rate", "600/min", 600, 60),
+        ("message_rate", " 1.5 / hour ", 1.5, 3600),
+        ("byte_rate", "1MiB/s", 1024**2, 1),
+        ("byte_rate", "64 KiB/s", 65536, 1),
+        ("byte_rate", "0.5kB/minute", 500, 60),
+    ],
+)
+def test_rates(name: str, value: str, amount: float, seconds: float) -> None:
+    assert getattr(configure(name, value), name) == value
+    assert pace_of(value) == Pace(seconds / amount, seconds)
+    assert pace_of(value, 4) == Pace(seconds / amount, 4 * seconds / amount)
+
+
+@pytest.mark.parametrize("name", ["message_rate", "byte_rate"])
+@pytest.mark.parametrize("value", ["20", "20/year", "-1/s", "0/s", "0.5/s", "s", "", "1XB/s", "\n", "1e9/s"])
+def test_what_is_no_rate(name: str, value: str) -> None:
+    examples = {"message_rate": '"20/s" or "600/min"', "byte_rate": '"64KiB/s" or "1MiB/s"'}[name]
+    advice = f"{name} must be a rate of 1 or more per s, min or h, such as {examples}, not {value!r}"
+    assert fault(ValueError, name, value) == advice
+    assert fault(TypeError, name, 20) == f"{name} must be a rate such as {examples}, not int: 20"
+
+
+def test_rates_of_messages_have_no_unit_and_those_of_bytes_have_one() -> None:
+    assert "such as" in fault(ValueError, "message_rate", "1MiB/s")
+    assert "such as" in fault(ValueError, "byte_rate", "100/s")
 
 
 async def find_user(request: HTTPConnection) -> str:

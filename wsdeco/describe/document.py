@@ -142,6 +142,9 @@ def _close_codes(config: ConnectionConfig) -> dict[str, str]:
     ]
     if limits:
         codes["1001"] = " or ".join(limits)
+    rates = [rate for rate in (config.message_rate, config.byte_rate) if rate is not None]
+    if rates and config.over_rate == "close":
+        codes["1008"] = f"more than {' or '.join(rates)}"
     if config.slow_consumer == "close" or config.send_timeout is not None:
         codes["1013"] = "the client reads too slowly"
     return dict(sorted(codes.items()))

@@ -8,10 +8,10 @@ from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
-from wsdeco.channels.asgi import AsgiChannel
 from wsdeco.channels.base import Channel
-from wsdeco.channels.direct import DirectChannel, DirectConnection, direct_connection
+from wsdeco.channels.direct import DirectConnection, direct_connection
 from wsdeco.channels.observer import Observer, Observers
+from wsdeco.channels.rated import channel_types
 from wsdeco.clock import Clock
 from wsdeco.config import ConnectionConfig
 from wsdeco.connection.admission import Admission, Slots
@@ -75,6 +75,7 @@ class HandlerEndpoint:
         self.__name__ = name
         self._factory = factory
         self._context = context
+        self._channel_type = channel_types(config)[0]
         # Made once, and not for each connection.
         self._over = partial(self._connection_over, slots)
 
@@ -93,7 +94,7 @@ class HandlerEndpoint:
             # It is answered when the app is called.
             return False
         try:
-            channel = DirectChannel(scope, connection, self.config, context.clock)
+            channel = self._channel_type(scope, connection, self.config, context.clock)
             channel.watch(context.observer)
             channel.route_room = self.room
             connection.consumer = channel
@@ -131,11 +132,12 @@ def open_channel(
     connection = direct_connection(scope, receive, send)
     # That of a test, for this connection alone.
     clock: Clock | None = scope.get("wsdeco.clock", context.clock)
+    direct, asgi = channel_types(config)
     channel: Channel
     if connection is None:
-        channel = AsgiChannel(scope, receive, send, config, clock)
+        channel = asgi(scope, receive, send, config, clock)
     else:
-        channel = DirectChannel(scope, connection, config, clock)
+        channel = direct(scope, connection, config, clock)
     channel.watch(context.observer)
     channel.route_room = room
     return channel

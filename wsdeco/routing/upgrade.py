@@ -13,8 +13,8 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketState
 from typing_extensions import Unpack
 
-from wsdeco.channels.asgi import AsgiChannel
 from wsdeco.channels.base import Channel
+from wsdeco.channels.rated import channel_types
 from wsdeco.config import ConnectionConfig, Limits, make_config
 from wsdeco.connection.admission import Admission, Slots
 from wsdeco.connection.hosts import Hosts
@@ -131,7 +131,8 @@ async def handle_socket(
     checked = make_config(config, limits)
     factory = _factory_of(handler, websocket.path_params, checked)
     accepted = websocket.application_state is WebSocketState.CONNECTED
-    channel = AsgiChannel(websocket.scope, websocket.receive, websocket.send, checked, accepted=accepted)
+    _, asgi = channel_types(checked)
+    channel = asgi(websocket.scope, websocket.receive, websocket.send, checked, accepted=accepted)
     await serve(channel, factory, _admission_of(websocket.scope, checked, handler, Hosts()), LiveConnections())
 
 

@@ -1,0 +1,166 @@
+"""Channels whose peer may send at a rate: `message_rate` and `byte_rate`.
+
+Where a message over the rate is dropped or ends the connection, it is judged as it arrives. Where the peer is slowed
+down, it is judged as it is taken: messages wait in the inbox, and once that is full the peer is not read.
+
+Each rate is a token bucket, kept as the one time at which it is full again (the generic cell rate algorithm of ITU-T
+I.371), so an idle connection has two numbers for both.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from wsdeco.channels.asgi import AsgiChannel
+from wsdeco.channels.base import Channel
+from wsdeco.channels.data import Data, wire_size
+from wsdeco.channels.direct import DirectChannel
+from wsdeco.clock import Timer
+from wsdeco.config import ConnectionConfig
+from wsdeco.rates import pace_of
+from wsdeco.reasons import Close, CloseCode
+
+__all__ = ["RatedAsgiChannel", "RatedDirectChannel", "channel_types"]
+
+_LEAST_WAIT: Final = 0.001
+"""Seconds: what is less is the rounding of numbers, and event loops round timers to this."""
+
+
+class _Spent:
+    """What one peer has spent of its rates.
+
+    Attributes:
+        messages_full_at: The clock's time at which it may send as many messages at once as ever.
+        bytes_full_at: The same for bytes.
+        timer: Ends the time that it has to wait; `None` while it has none.
+    """
+
+    __slots__ = ("bytes_full_at", "messages_full_at", "timer")
+
+    def __init__(self) -> None:
+        self.messages_full_at = self.bytes_full_at = 0.0
+        self.timer: Timer | None = None
+
+
+class _Rated(Channel):
+    """What both channels do; its classes stand in front of theirs."""
+
+    __slots__ = ()
+
+    _spent: _Spent
+
+    def _count(self, data: Data) -> tuple[float, str, str] | None:
+        """Count a message; or return the seconds by which it is too early, the limit it exceeds, and its rate."""
+        config, spent, now = self.config, self._spent, self.clock.time()
+        messages, size = max(spent.messages_full_at, now), max(spent.bytes_full_at, now)
+        early, limit, rate = 0.0, "", ""
+        if config.message_rate is not None:
+            pace = pace_of(config.message_rate, config.burst)
+            messages += pace.each
+            early, limit, rate = messages - now - pace.burst, "message_rate", config.message_rate
+        if config.byte_rate is not None:
+            pace = pace_of(config.byte_rate)
+            takes = wire_size(data) * pace.each
+            # What is larger than the burst comes when nothing else did, and what follows waits for it.
+            longer = size - now + min(takes, pace.burst) - pace.burst
+            size += takes
+            if longer > early or not limit:
+                early, limit, rate = longer, "byte_rate", config.byte_rate
+        if early >= _LEAST_WAIT:
+            return early, limit, rate
+        spent.messages_full_at, spent.bytes_full_at = messages, size
+        return None
+
+    def take(self) -> Data | None:
+        """As for every channel, in the rate of the peer."""
+        inbox = self._inbox
+        # When it has ended, an inbox full at most is left.
+        if inbox is None or inbox[-1] is None or self.reason is not None or self.config.over_rate != "slow":
+            return super().take()
+        if self._spent.timer is not None:
+            return None
+        over = self._count(inbox[-1])
+        if over is None:
+            return super().take()
+        self._spent.timer = self.clock.call_at(self.clock.time() + over[0], self._go_on)
+        return None
+
+    def _go_on(self) -> None:
+        self._spent.timer = None
+        waiter = self._message_waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _let_in(self, messages: list[Data]) -> list[Data]:
+        """Return the messages within the rate; end the connection if that is what follows one over it."""
+        if self.config.over_rate == "slow" or self.reason is not None:
+            return messages
+        kept: list[Data] = []
+        for data in messages:
+            over = self._count(data)
+            if over is None:
+                kept.append(data)
+            elif self.config.over_rate == "close":
+                _, limit, rate = over
+                text = f"{limit} of {rate} is exceeded"
+                self.close(CloseCode.POLICY, text, Close(CloseCode.POLICY, text, by="server"))
+                return messages
+            else:
+                self.undelivered += 1
+                if self.message_observer is not None:
+                    self.message_observer.messages_received(self, [data])
+        return kept
+
+    @property
+    def last_frame_at(self) -> float:
+        """As for every channel; a peer that is slowed down is not idle."""
+        return super().last_frame_at if self._spent.timer is None else self.clock.time()
+
+    def release(self) -> None:
+        """As for every channel."""
+        super().release()  # type: ignore[safe-super]
+        if self._spent.timer is not None:
+            self._spent.timer.cancel()
+            self._spent.timer = None
+
+
+class RatedDirectChannel(_Rated, DirectChannel):
+    """A direct channel with rates."""
+
+    __slots__ = ("_spent",)
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Take what a direct channel takes."""
+        super().__init__(*arguments, **options)
+        self._spent = _Spent()
+
+    def messages_received(self, messages: list[Data]) -> None:
+        """Take messages, in order, unless they are too many."""
+        messages = self._let_in(messages)
+        if messages:
+            super().messages_received(messages)
+
+
+class RatedAsgiChannel(_Rated, AsgiChannel):
+    """An ASGI channel with rates."""
+
+    __slots__ = ("_spent",)
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Take what an ASGI channel takes."""
+        super().__init__(*arguments, **options)
+        self._spent = _Spent()
+
+    def deliver(self, data: Data) -> None:
+        """Put a message into the inbox, unless it is one too many."""
+        if self._let_in([data]):
+            super().deliver(data)
+        else:
+            self._last_frame_at = self.clock.time()
+
+
+def channel_types(config: ConnectionConfig) -> tuple[type[DirectChannel], type[AsgiChannel]]:
+    """Return the channels for these limits."""
+    if config.message_rate is None and config.byte_rate is None:
+        return DirectChannel, AsgiChannel
+    return RatedDirectChannel, RatedAsgiChannel
