@@ -21,9 +21,8 @@ from wsdeco.rooms.room import Room
 from wsdeco.routing.application import Application
 from wsdeco.routing.draining import DecoratedWarning, checked_warning
 from wsdeco.routing.endpoints import HandlerEndpoint
-from wsdeco.routing.functions import endpoint_routes
 from wsdeco.routing.lifespan import DecoratedLifespan, checked_lifespan
-from wsdeco.routing.registry import Registered, RouteInfo, kind_of
+from wsdeco.routing.registry import Registered, RouteInfo
 from wsdeco.routing.routes import SocketRoute
 
 if TYPE_CHECKING:
@@ -144,9 +143,7 @@ class App(Application):
         _check_decorated_path("route", path)
 
         def register(endpoint: EndpointFunction) -> EndpointFunction:
-            routes = endpoint_routes(path, endpoint, methods, name, self._context, self._rooms.of_route(path))
-            called = getattr(endpoint, "__name__", type(endpoint).__name__)
-            self._registry.register(Registered(RouteInfo(path, kind_of(routes), called, None), endpoint, routes))
+            self._add_function(path, endpoint, methods, name)
             return endpoint
 
         return register
@@ -256,7 +253,7 @@ class App(Application):
         """
         from wsdeco.observe.numbers import numbers_of  # noqa: PLC0415 - loaded only if it is asked for
 
-        return numbers_of(self).taken()
+        return numbers_of(self._context).taken()
 
     def run(
         self,

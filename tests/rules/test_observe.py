@@ -21,6 +21,7 @@ from wsdeco.observe.access import AccessLog
 from wsdeco.observe.floods import FloodFilter
 from wsdeco.observe.json_format import JsonFormatter
 from wsdeco.observe.numbers import Histogram, Stats, numbers_of
+from wsdeco.routing.application import context_of
 from wsdeco.testing import ManualClock, connect
 
 
@@ -77,7 +78,7 @@ async def test_each_connection_has_a_line_at_its_beginning_and_one_at_its_end(
 ) -> None:
     caplog.set_level(logging.INFO, "wsdeco.access")
     app = echo_app()
-    numbers_of(app).log = AccessLog()
+    numbers_of(context_of(app)).log = AccessLog()
     async with stack.serve(app) as server:
         async with server.connect("/ws") as peer:
             await peer.send("x")
@@ -161,7 +162,7 @@ async def test_time_is_that_of_the_clock_of_the_app_and_timeouts_end_with_1001()
 async def test_the_lag_of_the_loop_is_measured_while_somebody_is_connected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsdeco.observe.numbers._LAG_INTERVAL", 0.001)
     app = echo_app()
-    numbers = numbers_of(app)
+    numbers = numbers_of(context_of(app))
     assert app.stats().lag == 0
     async with connect(app, "/ws"):
         await until(lambda: app.stats().lag > 0)
@@ -188,7 +189,7 @@ async def test_prometheus_reads_the_numbers() -> None:
         await client.expect("x")
         await client.close(4001)
     await until(lambda: app.stats().open == 0)
-    numbers_of(app).stats.ended["lost"] = 2
+    numbers_of(context_of(app)).stats.ended["lost"] = 2
     async with http_client(app) as http:
         answer = await http.get("/metrics")
         openmetrics = await http.get("/metrics", headers={"Accept": "application/openmetrics-text"})

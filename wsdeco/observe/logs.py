@@ -13,7 +13,7 @@ from wsdeco.observe.floods import FloodFilter
 from wsdeco.observe.json_format import JsonFormatter
 from wsdeco.observe.numbers import numbers_of
 from wsdeco.reasons import printable
-from wsdeco.routing.application import Application
+from wsdeco.routing.application import Application, context_of
 from wsdeco.tracebacks import PRINTABLE_TRACEBACKS
 
 __all__ = ["log_config", "watch"]
@@ -51,7 +51,7 @@ def watch(app: Application, config: Config, *, is_shown: bool) -> None:
         is_shown: The loggers of wsdeco write through the handlers of uvicorn, unless the program has its own.
     """
     wsdeco, access = logging.getLogger("wsdeco"), logging.getLogger("wsdeco.access")
-    numbers_of(app).log = AccessLog() if config.access_log else None
+    numbers_of(context_of(app)).log = AccessLog() if config.access_log else None
     if access.level == logging.NOTSET:
         access.setLevel(logging.INFO)
     for each in (wsdeco, access):

@@ -20,7 +20,7 @@ from wsdeco.channels.data import Data, payload_estimate
 from wsdeco.channels.observer import Observer
 from wsdeco.observe.access import AccessLog
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, Error, Timeout
-from wsdeco.routing.application import Application, context_of
+from wsdeco.routing.endpoints import Context
 
 __all__ = ["Histogram", "Numbers", "Stats", "Visit", "numbers_of"]
 
@@ -202,12 +202,12 @@ def _kind(reason: DisconnectReason | None) -> str:
             return "lost"
 
 
-def numbers_of(app: Application) -> Numbers:
-    """Return what counts the connections of `app`, from the first call on."""
-    numbers = _numbers.get(app)
+def numbers_of(context: Context) -> Numbers:
+    """Return what counts the connections of an app, from the first call on."""
+    numbers = _numbers.get(context)
     if numbers is None:
-        numbers = _numbers[app] = Numbers()
-        context_of(app).observe(numbers)
+        numbers = _numbers[context] = Numbers()
+        context.observe(numbers)
     return numbers
 
 
@@ -261,4 +261,4 @@ class Numbers(Observer):
             self._measure_lag(loop, loop.time())
 
 
-_numbers: Final[WeakKeyDictionary[Application, Numbers]] = WeakKeyDictionary()
+_numbers: Final[WeakKeyDictionary[Context, Numbers]] = WeakKeyDictionary()

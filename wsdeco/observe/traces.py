@@ -14,7 +14,7 @@ from starlette.types import Scope
 
 from wsdeco.channels.base import Channel
 from wsdeco.channels.observer import Observer
-from wsdeco.routing.application import Application, context_of
+from wsdeco.routing.endpoints import Context as AppContext
 
 try:
     from opentelemetry import context, propagate, trace
@@ -29,9 +29,9 @@ _call: Final[ContextVar[tuple[Span, Token[Context]] | None]] = ContextVar("wsdec
 """The span of the hook that this task is calling; hooks of one connection may run side by side."""
 
 
-def trace_connections(app: Application) -> None:
-    """Trace the connections of `app` that begin from now on."""
-    context_of(app).observe(_Tracing(trace.get_tracer("wsdeco")))
+def trace_connections(app: AppContext) -> None:
+    """Trace the connections of an app that begin from now on."""
+    app.observe(_Tracing(trace.get_tracer("wsdeco")))
 
 
 class _Tracing(Observer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from operator import attrgetter
 from typing import Any, Final
@@ -22,15 +22,17 @@ from wsdeco.backplanes.interface import Backplane, PublishErrors
 from wsdeco.channels.direct import DirectConnection, is_direct
 from wsdeco.clock import Clock
 from wsdeco.connection.hosts import Hosts, checked_hosts
+from wsdeco.definition.paths import check_path
 from wsdeco.reasons import printable
 from wsdeco.rooms.rooms import Rooms
 from wsdeco.routing.announcements import announce_idle, announce_limits, announce_missing_lifespan
 from wsdeco.routing.bodies import BodyLimitingApp
 from wsdeco.routing.draining import Draining
 from wsdeco.routing.endpoints import Context, HandlerEndpoint
+from wsdeco.routing.functions import endpoint_routes
 from wsdeco.routing.lifespan import LifespanFunction, checked_lifespan
 from wsdeco.routing.not_found import NotFound
-from wsdeco.routing.registry import Registry, RouteInfo
+from wsdeco.routing.registry import Registered, Registry, RouteInfo, kind_of
 from wsdeco.routing.router import IndexedRouter
 
 __all__ = ["Application", "context_of", "draining_of", "not_found_of", "registry_of", "rooms_of"]
@@ -122,19 +124,28 @@ class Application:
         self._registry = Registry(router)
         self._not_found = router.default = NotFound(router, self._registry, docs)
         if metrics is not None or health is not None:
-            self._observe(metrics, health)
+            self._add_pages(metrics, health)
         if traces:
             self._trace()
 
     def _trace(self) -> None:
         from wsdeco.observe.traces import trace_connections  # noqa: PLC0415 - loaded only if it is asked for
 
-        trace_connections(self)
+        trace_connections(self._context)
 
-    def _observe(self, metrics: str | None, health: str | None) -> None:
-        from wsdeco.observe.pages import add_pages  # noqa: PLC0415 - loaded only if it is asked for
+    def _add_pages(self, metrics: str | None, health: str | None) -> None:
+        from wsdeco.observe.pages import pages  # noqa: PLC0415 - loaded only if it is asked for
 
-        add_pages(self, metrics, health)
+        for path, page in pages(self._context, metrics, health):
+            check_path(path)
+            self._add_function(path, page)
+
+    def _add_function(
+        self, path: str, function: Callable[..., Any], methods: Collection[str] | None = None, name: str | None = None
+    ) -> None:
+        routes = endpoint_routes(path, function, methods, name, self._context, self._rooms.of_route(path))
+        called = getattr(function, "__name__", type(function).__name__)
+        self._registry.register(Registered(RouteInfo(path, kind_of(routes), called, None), function, routes))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""

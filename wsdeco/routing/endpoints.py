@@ -29,7 +29,7 @@ __all__ = ["Context", "HandlerEndpoint", "open_channel", "serve"]
 logger = logging.getLogger("wsdeco")
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Context:
     """What the endpoints of one app share.
 

@@ -2,8 +2,9 @@
 
 from wsdeco.testing.backplane_checks import MakeBackplane, check_backplane
 from wsdeco.testing.channel_checks import ChannelPeer, MakePair, check_channel
-from wsdeco.testing.client import Client, HandshakeRefused, connect
+from wsdeco.testing.client import Client, HandshakeRefused
 from wsdeco.testing.clock import ManualClock
+from wsdeco.testing.handshake import connect
 from wsdeco.testing.memory_broker import MemoryBroker
 
 __all__ = [

@@ -11,7 +11,7 @@ from typing import Any, Final
 from wsdeco.config import ConnectionConfig
 from wsdeco.connection.admission import Slots
 from wsdeco.reasons import ServerError
-from wsdeco.routing.application import Application
+from wsdeco.routing.application import Application, context_of
 from wsdeco.server.banner import print_banner
 from wsdeco.server.foreground import serve_in_main_thread
 from wsdeco.server.loading import Reference, describe_failure
@@ -131,7 +131,7 @@ def _recycling(app: Application, count: int, link: Link) -> Callable[[], None]:
     """Return what asks for another worker as soon as this one has accepted `count` connections."""
     from wsdeco.observe.numbers import numbers_of  # noqa: PLC0415 - only who serves by run() needs it
 
-    stats = numbers_of(app).stats
+    stats = numbers_of(context_of(app)).stats
 
     def tick() -> None:
         if stats.accepted >= count:
