@@ -263,12 +263,7 @@ class AsgiChannel(Channel):
             return False
         size = wire_size(data)
         if self._outbox_size + size > self.config.max_outbox:
-            if self.observer is not None:
-                self.observer.message_dropped(self)
-            if self.config.slow_consumer == "drop":
-                self.dropped += 1
-            else:
-                self._drop_slow_consumer()
+            self.drop_message()
             return False
         if self.message_observer is not None:
             self.message_observer.message_sent(self, size)
@@ -366,13 +361,12 @@ class AsgiChannel(Channel):
         if left > 0:
             self._send_timer = Deadline(self.clock, left, self._check_send)
         else:
-            self._drop_slow_consumer()
-            self.abort()
+            self.abort_slow_consumer()
 
-    def _drop_slow_consumer(self) -> None:
+    def close_slow_consumer(self) -> None:
+        """Close a peer that reads too slowly with 1013, in the place of what waits for it."""
         self._discard_outbox()
-        text = "slow consumer"
-        self.close(CloseCode.TRY_AGAIN_LATER, text, Close(CloseCode.TRY_AGAIN_LATER, text, by="server"))
+        super().close_slow_consumer()
 
     def _flush_soon(self) -> None:
         if self._flusher is None and not self._writing and not self._broken:

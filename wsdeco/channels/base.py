@@ -460,6 +460,25 @@ class Channel(ABC):
         if self.owner is not None:
             self.owner.channel_accepted()
 
+    def drop_message(self) -> None:
+        """Meet a peer that reads too slowly as `slow_consumer` says: a message for it does not fit its outbox."""
+        if self.observer is not None:
+            self.observer.message_dropped(self)
+        if self.config.slow_consumer == "drop":
+            self.dropped += 1
+        else:
+            self.close_slow_consumer()
+
+    def close_slow_consumer(self) -> None:
+        """Close a peer that reads too slowly with 1013."""
+        text = "slow consumer"
+        self.close(CloseCode.TRY_AGAIN_LATER, text, Close(CloseCode.TRY_AGAIN_LATER, text, by="server"))
+
+    def abort_slow_consumer(self) -> None:
+        """Drop a peer that does not read within `send_timeout`."""
+        self.close_slow_consumer()
+        self.abort()
+
     def closed_error(self) -> ConnectionClosed:
         """Return the exception for a use of the channel after its end."""
         return ConnectionClosed(self.reason if self.reason is not None else Unknown())

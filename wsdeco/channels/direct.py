@@ -20,7 +20,7 @@ from wsdeco.channels.extension import conversation_of
 from wsdeco.channels.packed_request import PackedRequest
 from wsdeco.clock import Clock, Deadline
 from wsdeco.config import Compression, ConnectionConfig
-from wsdeco.reasons import Close, CloseCode, DisconnectReason, Error, Unknown
+from wsdeco.reasons import Close, DisconnectReason, Error, Unknown
 from wsdeco.wire.handshake import Request
 from wsdeco.wire.outgoing import Encoded
 
@@ -305,7 +305,7 @@ class DirectChannel(Channel):
     async def _send_in_turn(self, data: Data | None) -> None:
         timer = None
         if self.config.send_timeout is not None:
-            timer = Deadline(self.clock, self.config.send_timeout, self._drop_slow_consumer)
+            timer = Deadline(self.clock, self.config.send_timeout, self.abort_slow_consumer)
         try:
             is_sent = await self._connection.send_in_turn(data)
         finally:
@@ -314,20 +314,12 @@ class DirectChannel(Channel):
         if not is_sent:
             raise self.closed_error()
 
-    def _drop_slow_consumer(self) -> None:
-        self._close_slow_consumer()
-        self._connection.abort()
-
-    def _close_slow_consumer(self) -> None:
-        text = "slow consumer"
-        self.close(CloseCode.TRY_AGAIN_LATER, text, Close(CloseCode.TRY_AGAIN_LATER, text, by="server"))
-
     def send_nowait(self, data: Data) -> bool:
         """Write by the end of the loop's turn, within the bound of the outbox."""
         if self.closed:
             return False
         if exceeds(data, self.config.max_outbox - self._connection.unsent - self._early_size):
-            self._refuse_more()
+            self.drop_message()
             return False
         if self.accepted:
             try:
@@ -352,16 +344,8 @@ class DirectChannel(Channel):
             if self.message_observer is not None:
                 self.message_observer.message_sent(self, message.size)
             return True
-        self._refuse_more()
+        self.drop_message()
         return False
-
-    def _refuse_more(self) -> None:
-        if self.observer is not None:
-            self.observer.message_dropped(self)
-        if self.config.slow_consumer == "drop":
-            self.dropped += 1
-        else:
-            self._close_slow_consumer()
 
     def mark_accepted(self, subprotocol: str | None) -> None:
         """As for every channel."""
