@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from wsdeco.channels.base import Channel
-from wsdeco.channels.data import Data, HeaderItems, checked_headers, payload_estimate, wire_size
+from wsdeco.channels.data import Data, HeaderItems, checked_headers, exceeds, payload_estimate, wire_size
 from wsdeco.channels.extension import conversation_of, end_of, set_wire_options
 from wsdeco.clock import Clock, Deadline
 from wsdeco.config import ConnectionConfig
@@ -92,6 +92,7 @@ class AsgiChannel(Channel):
         "_burst",
         "_close_frame",
         "_conversation",
+        "_drained",
         "_flusher",
         "_given_up",
         "_lost_timer",
@@ -135,6 +136,7 @@ class AsgiChannel(Channel):
         self._broken = False
         self._reader: asyncio.Task[Any] | None = None
         self._receiving = False
+        self._drained: asyncio.Future[None] | None = None
         self._pause: _ReadingPause | None = None
         self._abort_transport = _abort_of(receive)
         self._lost_timer: Deadline | None = None
@@ -161,8 +163,8 @@ class AsgiChannel(Channel):
             text: str | None = message.get("text")
             self.deliver(text if text is not None else message["bytes"])
             events += 1
-            if self.inbox_full:
-                await self.inbox_drained()
+            if self._reading_paused and not self._broken:
+                await self._resumed()
             elif not events % _EVENTS_AT_ONCE:
                 await asyncio.sleep(0)
 
@@ -170,11 +172,33 @@ class AsgiChannel(Channel):
         end = end_of(self._conversation, message)
         if isinstance(end, Close) and end.by == "server" and end.code == CloseCode.TOO_BIG:
             # The wire waits with its close frame until what came before has been answered.
-            self._put([None], 0)
+            self._put_too_big()
             while self.reason is None:
-                await self._inbox_changed()
+                await self._resumed()
         else:
             self.end(end or disconnect_reason(message))
+
+    def deliver(self, data: Data) -> None:
+        """Put a message that has arrived into the inbox; one that is too big ends the connection in its turn."""
+        self._last_frame_at = self.clock.time()
+        if self.reason is not None or not exceeds(data, self.config.max_message_size):
+            self.messages_received([data])
+            return
+        if self.message_observer is not None:
+            self.message_observer.messages_received(self, [data])
+        self._put_too_big()
+
+    async def _resumed(self) -> None:
+        self._drained = self.loop.create_future()
+        try:
+            await self._drained
+        finally:
+            self._drained = None
+
+    def _resume_reading(self) -> None:
+        super()._resume_reading()
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
 
     async def _next_event(self) -> Message:
         while True:
@@ -320,11 +344,6 @@ class AsgiChannel(Channel):
         """Whether nothing can be sent any more: ended, or the server has said that the peer is gone."""
         return self._broken or self.reason is not None
 
-    @property
-    def inbox_full(self) -> bool:
-        """Whether reading has to stop; a peer that is gone is read to its end, to learn why it went."""
-        return self._inbox_size > self.config.max_inbox and not self._broken
-
     async def _write(self, *messages: Message) -> None:
         self._writing = True
         self._writer = asyncio.current_task()
@@ -429,7 +448,8 @@ class AsgiChannel(Channel):
         self._broken = True
         self._close_frame = None
         self._discard_outbox()
-        self.wake_reader()
+        # A peer that is gone is read to its end, to learn why it went.
+        self._resume_reading()
         if self.reason is None and self._lost_timer is None:
             # Servers that have failed a connection on their own account may never say so.
             self._lost_timer = Deadline(self.clock, self.config.close_timeout, self._end_lost)

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from starlette.requests import HTTPConnection
 
-from wsdeco.channels.data import Address, Data, HeaderItems, exceeds
+from wsdeco.channels.data import Address, Data, HeaderItems
 from wsdeco.channels.observer import Observer
 from wsdeco.channels.packed_request import PackedRequest
 from wsdeco.clock import Clock, Deadline
@@ -109,11 +109,11 @@ class Channel(ABC):
         "__weakref__",
         "_addr",
         "_departure",
-        "_drained",
         "_inbox",
         "_inbox_size",
         "_last_frame_at",
         "_message_waiter",
+        "_reading_paused",
         "_request",
         "accepted",
         "clock",
@@ -151,7 +151,7 @@ class Channel(ABC):
         self._inbox: list[Any] | None = None
         self._inbox_size: int = 0
         self._message_waiter: asyncio.Future[None] | None = None
-        self._drained: asyncio.Future[None] | None = None
+        self._reading_paused = False
 
     # What a server's channel supplies.
 
@@ -207,6 +207,16 @@ class Channel(ABC):
     def release(self) -> None:
         """Let go of timers and the like, when everything about the connection has ended."""
 
+    def _pause_reading(self) -> None:  # noqa: B027 - one that reads by itself looks at `_reading_paused`
+        """Read no further, since there is no room in the inbox."""
+
+    def _resume_reading(self) -> None:
+        """Read on, if reading has been paused."""
+        self._reading_paused = False
+
+    def _finish(self) -> None:  # noqa: B027 - servers do so by themselves
+        """Answer the end of the input, now that all messages before it have been taken."""
+
     # What all of them share.
 
     def watch(self, observer: Observer | None) -> None:
@@ -236,18 +246,21 @@ class Channel(ABC):
         """Return the next message in order; `None` while none waits, and when the channel has ended."""
         inbox = self._inbox
         if inbox is None:
+            if self.reason is not None:
+                self._finish()
             return None
         data: Data | None = inbox.pop()
-        if not inbox:
+        if inbox:
+            self._inbox_size -= sys.getsizeof(data)
+        else:
             self._inbox = None
+            self._inbox_size = 0
         if data is None:
             self.undelivered += 1
             text = f"message is longer than {self.config.max_message_size} bytes"
             self.close(CloseCode.TOO_BIG, text, Close(CloseCode.TOO_BIG, text, by="server"))
-            return None
-        self._inbox_size -= sys.getsizeof(data)
-        if self._drained is not None and self._inbox_size <= self.config.max_inbox // 2:
-            _wake(self._drained)
+        elif self._reading_paused:
+            self.wake_reader()
         return data
 
     def event(self) -> asyncio.Future[None]:
@@ -323,6 +336,7 @@ class Channel(ABC):
         """Wait until the channel has ended; return why."""
         while self.reason is None:
             await self.event()
+        self._finish()
         return self.reason
 
     def discard_inbox(self) -> None:
@@ -334,23 +348,33 @@ class Channel(ABC):
         self.wake_reader()
 
     def wake_reader(self) -> None:
-        """Let the reading side look again whether the inbox is full."""
-        _wake(self._drained)
+        """Have the peer read again, if there is room for its messages."""
+        if self._inbox_size <= self.config.max_inbox // 2:
+            self._resume_reading()
 
-    def deliver(self, data: Data) -> None:
-        """Put a message that has arrived into the inbox (called by the reading side)."""
-        self._last_frame_at = self.clock.time()
+    def messages_received(self, messages: list[Data]) -> None:
+        """Put messages that have arrived into the inbox, in order (called by the reading side)."""
         if self.message_observer is not None:
-            self.message_observer.messages_received(self, [data])
-        # The newest message is the first of the list.
-        if self.reason is not None or (self._inbox is not None and self._inbox[0] is None):
-            self.undelivered += 1
+            self.message_observer.messages_received(self, messages)
+        if self.reason is not None:
+            self.undelivered += len(messages)
             return
-        if exceeds(data, self.config.max_message_size):
-            # It ends the connection when the messages before it have been handled and answered.
-            self._put([None], 0)
+        if self._inbox is None and len(messages) == 1:
+            # The common case, without a further call.
+            self._inbox = messages
+            self._inbox_size = sys.getsizeof(messages[0])
+            waiter = self._message_waiter
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
         else:
-            self._put([data], sys.getsizeof(data))
+            self._put(messages, sum(map(sys.getsizeof, messages)))
+        if self._inbox_size > self.config.max_inbox:
+            self._reading_paused = True
+            self._pause_reading()
+
+    def _put_too_big(self) -> None:
+        # The connection ends when the messages before it have been handled and answered.
+        self._put([None], 0)
 
     def _put(self, messages: list[Any], size: int) -> None:
         # In reverse, so that taking the oldest is a pop().
@@ -358,27 +382,14 @@ class Channel(ABC):
             if len(messages) > 1:
                 messages.reverse()
             self._inbox = messages
+        elif self._inbox[0] is None:
+            # Nothing comes behind a message that is too big.
+            self.undelivered += len(messages)
+            return
         else:
             self._inbox[:0] = reversed(messages)
         self._inbox_size += size
         _wake(self._message_waiter)
-
-    @property
-    def inbox_full(self) -> bool:
-        """Whether reading has to stop until hooks have taken messages out."""
-        return self._inbox_size > self.config.max_inbox
-
-    async def inbox_drained(self) -> None:
-        """Wait until there is room in the inbox again, or the channel has ended."""
-        while self.inbox_full and self.reason is None:
-            await self._inbox_changed()
-
-    async def _inbox_changed(self) -> None:
-        self._drained = self.loop.create_future()
-        try:
-            await self._drained
-        finally:
-            self._drained = None
 
     def end(self, reason: DisconnectReason) -> bool:
         """Set the reason, unless an earlier event has ended the channel; return whether it was set."""
@@ -387,7 +398,7 @@ class Channel(ABC):
         self.reason = reason
         self._leave_rooms()
         _wake(self._message_waiter)
-        _wake(self._drained)
+        self._resume_reading()
         if self.owner is not None:
             self.owner.channel_ended()
         if self._departure is not None:

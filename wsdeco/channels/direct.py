@@ -6,7 +6,6 @@ No event dictionaries, no second queue, no task that reads: the protocol calls t
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, Protocol, cast
@@ -133,25 +132,6 @@ class DirectChannel(Channel):
 
     # What the protocol calls.
 
-    def messages_received(self, messages: list[Data]) -> None:
-        """Take messages, in order."""
-        if self.message_observer is not None:
-            self.message_observer.messages_received(self, messages)
-        if self.reason is not None:
-            self.undelivered += len(messages)
-            return
-        if self._inbox is None and len(messages) == 1:
-            # The common case.
-            self._inbox = messages
-            self._inbox_size = sys.getsizeof(messages[0])
-            waiter = self._message_waiter
-            if waiter is not None and not waiter.done():
-                waiter.set_result(None)
-        else:
-            self._put(messages, sum(map(sys.getsizeof, messages)))
-        if self._inbox_size > self.config.max_inbox:
-            self._connection.pause_reading()
-
     def input_ended(self, reason: Close | Unknown) -> None:
         """Take notice that nothing more comes."""
         self.end(reason)
@@ -179,37 +159,16 @@ class DirectChannel(Channel):
             self._reader = self.loop.create_future()
             await self._reader
 
-    def take(self) -> Data | None:
-        """As for every channel; the peer is read again, or answered, when its messages have been taken."""
-        inbox = self._inbox
-        if inbox is None:
-            if self.reason is not None:
-                self._connection.finish()
-            return None
-        # Without what the base does for messages that are too big: the protocol has refused these.
-        data: Data = inbox.pop()
-        if inbox:
-            self._inbox_size -= sys.getsizeof(data)
-        else:
-            self._inbox = None
-            self._inbox_size = 0
-        if self._connection.reading_paused:
-            self._resume_reading()
-        return data
-
-    async def ended(self) -> DisconnectReason:
-        """As for every channel; then the peer is answered."""
-        reason = await super().ended()
-        self._connection.finish()
-        return reason
-
-    def wake_reader(self) -> None:
-        """Have the peer read again, if there is room for its messages."""
-        self._resume_reading()
+    def _pause_reading(self) -> None:
+        self._connection.pause_reading()
 
     def _resume_reading(self) -> None:
-        if self._connection.reading_paused and self._inbox_size <= self.config.max_inbox // 2:
+        super()._resume_reading()
+        if self._connection.reading_paused:
             self._connection.resume_reading()
+
+    def _finish(self) -> None:
+        self._connection.finish()
 
     @property
     def last_frame_at(self) -> float:
