@@ -427,10 +427,8 @@ class AsgiChannel(Channel):
         (code, text), self._close_frame = self._close_frame, None
         if self.accepted:
             await self._write_close_frame(code, text)
-        elif isinstance(self.reason, Error):
-            await self.refuse(500, "Internal Server Error")
         else:
-            await self.refuse(503, "Service Unavailable", {"Retry-After": "1"})
+            await self.refuse(*self.refusal())
 
     async def _write_close_frame(self, code: int, text: str) -> None:
         # granian holds a close back as long as a receive() is under way, which is until the peer speaks.

@@ -490,6 +490,12 @@ class Channel(ABC):
         self.close_slow_consumer()
         self.abort()
 
+    def refusal(self) -> tuple[int, str, dict[str, str]]:
+        """Return status, body and headers of the response where the channel has ended before its upgrade."""
+        if isinstance(self.reason, Error):
+            return 500, "Internal Server Error", {}
+        return 503, "Service Unavailable", {"Retry-After": "1"}
+
     def closed_error(self) -> ConnectionClosed:
         """Return the exception for a use of the channel after its end."""
         return ConnectionClosed(self.reason if self.reason is not None else Unknown())

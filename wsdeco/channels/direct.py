@@ -19,7 +19,7 @@ from wsdeco.channels.extension import conversation_of
 from wsdeco.channels.packed_request import PackedRequest
 from wsdeco.clock import Clock, Deadline
 from wsdeco.config import Compression, ConnectionConfig
-from wsdeco.reasons import Close, DisconnectReason, Error, Unknown
+from wsdeco.reasons import Close, DisconnectReason, Unknown
 from wsdeco.wire.handshake import Request
 from wsdeco.wire.outgoing import Encoded
 
@@ -220,6 +220,9 @@ class DirectChannel(Channel):
 
     async def refuse(self, status: int, body: str, headers: Mapping[str, str] | None = None) -> None:
         """Send an HTTP response."""
+        self._refuse(status, body, headers)
+
+    def _refuse(self, status: int, body: str, headers: Mapping[str, str] | None) -> None:
         self._early = None
         if self._connection.handshake_pending:
             self._connection.refuse(status, checked_headers(headers or {}), body.encode())
@@ -319,11 +322,8 @@ class DirectChannel(Channel):
         self.end(reason)
         if self.accepted:
             self._connection.close(code, text)
-        elif self._connection.handshake_pending:
-            if isinstance(reason, Error):
-                self._connection.refuse(500, (), b"Internal Server Error")
-            else:
-                self._connection.refuse(503, ((b"retry-after", b"1"),), b"Service Unavailable")
+        else:
+            self._refuse(*self.refusal())
 
     async def flushed(self) -> None:
         """Return at once: the protocol writes by the end of the loop's turn, and bounds what comes after."""
