@@ -14,9 +14,10 @@ from websockets.protocol import Protocol, Side
 from websockets.typing import ExtensionName
 
 from tests.support.client_frames import client_frame
+from wsdeco.messages import Data
 from wsdeco.reasons import Close
 from wsdeco.wire.deflate import Deflate
-from wsdeco.wire.incoming import Framing, Message
+from wsdeco.wire.incoming import Framing
 
 NEVER = -1
 """The largest message that is taken inline."""
@@ -54,7 +55,7 @@ class ReferenceFraming(Framing):
         self.library.extensions = [] if self.inflating is None else [self.inflating]
         self._inline_limit = NEVER
 
-    def _take_frame(self, first: int, payload: bytes, messages: list[Message]) -> int:
+    def _take_frame(self, first: int, payload: bytes, messages: list[Data]) -> int:
         if self.inflating is not None:
             self.inflating.room = self._max_message_size - self._reassembled
         self.library.receive_data(client_frame(first & 0x0F, payload, fin=first >= 0x80, reserved=first & 0x70))

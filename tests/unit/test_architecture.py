@@ -18,7 +18,7 @@ PACKAGE: Final = CHECKOUT / "wsdeco"
 
 MAX_LINES_OF_CODE: Final = 410
 
-WORDS: Final = frozenset({"config", "reasons", "clock", "origins", "rates", "tokens", "tracebacks"})
+WORDS: Final = frozenset({"config", "reasons", "clock", "origins", "messages", "rates", "tokens", "tracebacks"})
 """Modules that all may import, and that import only each other."""
 
 ALLOWED: Final[dict[str, set[str]]] = {
@@ -45,6 +45,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "config": {"origins", "reasons"},
     "reasons": set(),
     "clock": set(),
+    "messages": set(),
     "origins": set(),
     "rates": set(),
     "tokens": set(),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from wsdeco.backplanes.envelope import ENVELOPE_BYTES, Payload, subject_of
+from wsdeco.backplanes.envelope import ENVELOPE_BYTES, subject_of
 from wsdeco.backplanes.interface import BackplaneCounters, BackplaneState
 from wsdeco.backplanes.link import Broker
 from wsdeco.backplanes.session import Session, Supervision
+from wsdeco.messages import Data
 
 __all__ = ["BrokerBackplane"]
 
@@ -36,7 +37,7 @@ class BrokerBackplane:
         """Whether there is a connection to the broker."""
         return "closed" if self._session is None else self._session.state
 
-    def start(self, deliver: Callable[[str, Payload], None], /) -> None:
+    def start(self, deliver: Callable[[str, Data], None], /) -> None:
         """Connect in the running event loop, and stay connected."""
         if self._session is not None:
             self._session.abandon()
@@ -58,7 +59,7 @@ class BrokerBackplane:
         if self._session is not None:
             self._session.unsubscribe(subject)
 
-    def publish_nowait(self, key: str, data: Payload, /) -> bool:
+    def publish_nowait(self, key: str, data: Data, /) -> bool:
         """Broadcast to the other processes; return whether that is on its way.
 
         Raises:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import struct
 import sys
 from hashlib import sha256
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 from urllib.parse import quote
 
-__all__ = ["ENVELOPE_BYTES", "PUBLISHER_BYTES", "Envelope", "Payload", "open_envelope", "seal", "subject_of"]
+from wsdeco.messages import Data
 
-Payload: TypeAlias = str | bytes
-"""A message: text or binary."""
+__all__ = ["ENVELOPE_BYTES", "PUBLISHER_BYTES", "Envelope", "open_envelope", "seal", "subject_of"]
 
 PUBLISHER_BYTES: Final = 8
 """Length of what tells publishers apart."""
@@ -39,7 +38,7 @@ class Envelope(NamedTuple):
 
     publisher: bytes
     number: int
-    data: Payload
+    data: Data
 
 
 def seal(publisher: bytes, number: int, payload: bytes, *, is_text: bool) -> bytes:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from wsdeco.backplanes.interface import CONTROL, ROUTE, BackplaneCounters, BackplaneState
+from wsdeco.messages import Data
 
 __all__ = ["MissingBackplane", "number_of_workers"]
 
@@ -36,7 +37,7 @@ class MissingBackplane:
         """There is no connection."""
         return "closed"
 
-    def start(self, deliver: Callable[[str, str | bytes], None], /) -> None:
+    def start(self, deliver: Callable[[str, Data], None], /) -> None:
         """Do nothing."""
 
     def subscribe(self, key: str, /) -> None:
@@ -47,7 +48,7 @@ class MissingBackplane:
     def unsubscribe(self, key: str, /) -> None:
         """Do nothing."""
 
-    def publish_nowait(self, key: str, data: str | bytes, /) -> bool:
+    def publish_nowait(self, key: str, data: Data, /) -> bool:
         """Warn, and count the broadcast as lost for other processes."""
         self._warn()
         self.counters.lost += 1

@@ -21,11 +21,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
 
-from wsdeco.backplanes.envelope import PUBLISHER_BYTES, Payload, open_envelope, seal
+from wsdeco.backplanes.envelope import PUBLISHER_BYTES, open_envelope, seal
 from wsdeco.backplanes.interface import BackplaneCounters, BackplaneState
 from wsdeco.backplanes.link import Broker, BrokerRefusal, Link, Message
 from wsdeco.backplanes.numbers import Gaps, Numbers
 from wsdeco.clock import Clock, Timer
+from wsdeco.messages import Data
 from wsdeco.reasons import printable
 
 __all__ = ["Session", "Standing", "Supervision"]
@@ -111,7 +112,7 @@ class Standing(Protocol):
 class Session:
     """What a backplane does in one event loop, from `start` to `close`."""
 
-    def __init__(self, backplane: Standing, deliver: Callable[[str, Payload], None]) -> None:
+    def __init__(self, backplane: Standing, deliver: Callable[[str, Data], None]) -> None:
         self.state: BackplaneState = "connecting"
         self._backplane = backplane
         self._counters = backplane.counters

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol, TypeAlias, cast
 
+from wsdeco.messages import Data
 from wsdeco.reasons import printable
 from wsdeco.tokens import is_token
 
@@ -26,9 +27,6 @@ __all__ = [
     "unsendable",
     "wire_size",
 ]
-
-Data: TypeAlias = str | bytes
-"""A message: `str` travels as a text frame, `bytes` as a binary one."""
 
 
 class _Dataclass(Protocol):

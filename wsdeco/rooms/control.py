@@ -17,6 +17,7 @@ from typing import Any, Final, Self
 from wsdeco.backplanes.interface import CONTROL
 from wsdeco.channels.sink import Sink
 from wsdeco.clock import Clock
+from wsdeco.messages import Data
 from wsdeco.reasons import BackplaneError, check_close_code, cut_close_reason
 from wsdeco.rooms.loops import run_in
 from wsdeco.rooms.registry import Registry
@@ -223,7 +224,7 @@ class Control:
         backplane = self._registry.backplane
         return backplane is None or backplane.publish_nowait(CONTROL, json.dumps({**what, "by": self._name}))
 
-    def receive(self, data: str | bytes) -> None:
+    def receive(self, data: Data) -> None:
         """Do what another process wants, or take its answer."""
         try:
             said: Any = json.loads(data) if len(data) <= _MAX_SIZE else None

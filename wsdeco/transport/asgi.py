@@ -32,10 +32,10 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.utils import ClientDisconnected, is_ssl
 
 from wsdeco.config import Compression
+from wsdeco.messages import Data
 from wsdeco.reasons import Close, CloseCode, Unknown, printable
 from wsdeco.tracebacks import PRINTABLE_TRACEBACKS
 from wsdeco.wire.handshake import Headers, Request, check_refusal
-from wsdeco.wire.incoming import Message
 from wsdeco.wire.scope import build_scope
 
 __all__ = ["Connection", "Conversation", "Event", "PeerName", "Scope", "TaskFreeStart", "scope_of", "task_free_start"]
@@ -96,10 +96,10 @@ class Connection(Protocol):
     def refuse(self, status: int, headers: Headers = (), body: bytes = b"") -> None:
         """Refuse the handshake with an HTTP response."""
 
-    def send_message(self, message: Message) -> None:
+    def send_message(self, message: Data) -> None:
         """Write a message by the end of the turn of the loop."""
 
-    async def send_in_turn(self, message: Message | None) -> bool:
+    async def send_in_turn(self, message: Data | None) -> bool:
         """Wait until the peer reads and it is one's turn, then write; return whether that could be."""
         ...
 
@@ -193,7 +193,7 @@ class Conversation:
         self._connection = connection
         self._state = _State.CONNECTING
         self._denial: _Denial | None = None
-        self._inbox: deque[Message] | None = None
+        self._inbox: deque[Data] | None = None
         self._inbox_size = 0
         self._receivers: list[asyncio.Future[None]] | None = None
         self._end: Close | Unknown | None = None
@@ -258,7 +258,7 @@ class Conversation:
 
     # What the connection calls.
 
-    def messages_received(self, messages: list[Message]) -> None:
+    def messages_received(self, messages: list[Data]) -> None:
         """Put messages into the inbox; past its bound the peer is not read."""
         inbox = self._inbox
         if inbox is None:

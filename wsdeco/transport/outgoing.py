@@ -12,8 +12,9 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from typing import Final, cast
 
+from wsdeco.messages import Data
 from wsdeco.transport.shared import Turn
-from wsdeco.wire.incoming import Framing, Message
+from wsdeco.wire.incoming import Framing
 from wsdeco.wire.outgoing import Encoded
 
 __all__ = ["Outgoing"]
@@ -64,7 +65,7 @@ class Outgoing(asyncio.Protocol, ABC):
         self._outbox: list[bytes | memoryview] | None = None
         self._outbox_size = 0
         self._flush_pending = False
-        self._senders: OrderedDict[asyncio.Future[bool], Message | None] | None = None
+        self._senders: OrderedDict[asyncio.Future[bool], Data | None] | None = None
         self.closed = False
         self.write_paused = False
         self.senders_wait = False
@@ -85,7 +86,7 @@ class Outgoing(asyncio.Protocol, ABC):
         self.flush()
         self._let_send()
 
-    def send_message(self, message: Message) -> None:
+    def send_message(self, message: Data) -> None:
         """Write a message, for this connection only, by the end of the loop's turn."""
         framing = self._framing
         if framing is not None:
@@ -94,7 +95,7 @@ class Outgoing(asyncio.Protocol, ABC):
             else:
                 self._send_large(framing, message)
 
-    def write_message(self, message: Message) -> bool:
+    def write_message(self, message: Data) -> bool:
         """Write a message at once, behind what waits, where the peer reads; return whether it was written or waits."""
         framing = self._framing
         if framing is None or self._outbox is not None or self.write_paused or len(message) >= _LARGE:
@@ -107,7 +108,7 @@ class Outgoing(asyncio.Protocol, ABC):
             self._lose()
         return not self.closed
 
-    def _send_large(self, framing: Framing, message: Message) -> None:
+    def _send_large(self, framing: Framing, message: Data) -> None:
         self.flush()
         pieces = framing.encode_large(message)
         if self.write_paused:
@@ -197,7 +198,7 @@ class Outgoing(asyncio.Protocol, ABC):
     def _lose(self) -> None:
         """End a connection whose transport has failed, and says so in the next turn of the loop."""
 
-    async def send_in_turn(self, message: Message | None) -> bool:
+    async def send_in_turn(self, message: Data | None) -> bool:
         """Write a message behind those of others who wait, once the peer reads and the loop has had its turn.
 
         Until then it is kept as it is, and no frame made of it.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
+from wsdeco.messages import Data
 from wsdeco.reasons import Close, Unknown
-from wsdeco.wire.incoming import Message
 
 __all__ = ["NOBODY", "Consumer"]
 
@@ -13,7 +13,7 @@ __all__ = ["NOBODY", "Consumer"]
 class Consumer(Protocol):
     """Takes the messages of one connection, and the news of its end."""
 
-    def messages_received(self, messages: list[Message]) -> None:
+    def messages_received(self, messages: list[Data]) -> None:
         """Take messages, in order. Call `pause_reading` on the connection when there are too many."""
 
     def input_ended(self, reason: Close | Unknown) -> None:
@@ -30,7 +30,7 @@ class Consumer(Protocol):
 
 
 class _Nobody:
-    def messages_received(self, messages: list[Message]) -> None:
+    def messages_received(self, messages: list[Data]) -> None:
         """No messages come before a handshake."""
 
     def input_ended(self, reason: Close | Unknown) -> None:

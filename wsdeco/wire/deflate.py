@@ -22,6 +22,7 @@ from websockets.frames import Opcode
 from websockets.headers import build_extension, parse_extension
 
 from wsdeco.config import Compression
+from wsdeco.messages import Data
 from wsdeco.wire.outgoing import Encoded, frame_header
 
 __all__ = ["Deflate", "negotiate"]
@@ -131,7 +132,7 @@ class Deflate:
             self._inflater = None
         return output[0] if len(output) == 1 else b"".join(output)
 
-    def encode_message(self, message: str | bytes) -> bytes:
+    def encode_message(self, message: Data) -> bytes:
         """Return the whole frame of a message, compressed unless it is too short (RFC 7692, section 6).
 
         Raises:

@@ -12,6 +12,8 @@ import sys
 from codecs import utf_8_decode
 from typing import Final
 
+from wsdeco.messages import Data
+
 try:
     from websockets.speedups import apply_mask
 except ImportError:
@@ -70,7 +72,7 @@ class Fragments:
             unchecked = self._tail + payload
             self._tail = unchecked[utf_8_decode(unchecked, "strict", ends)[1] :]
 
-    def message(self) -> str | bytes:
+    def message(self) -> Data:
         """Return the message, all of whose fragments have been added."""
         payload = b"".join(self._pieces)
         return payload.decode() if self._is_text else payload
@@ -133,7 +135,7 @@ class LargeFrame:
         first = pieces[0]
         return first if len(pieces) == 1 and isinstance(first, bytes) else b"".join(pieces)
 
-    def message(self) -> str | bytes:
+    def message(self) -> Data:
         """Return the payload of a frame that is a whole message; once, as nothing of it is kept.
 
         Raises:

@@ -29,21 +29,19 @@ A pong is due for every ping, but a peer that does not read its pongs must not f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final, TypeAlias, cast
+from typing import Final, cast
 
 from websockets import frames
 from websockets.exceptions import PayloadTooBig, ProtocolError
 from websockets.frames import Opcode
 
+from wsdeco.messages import Data
 from wsdeco.reasons import Close, CloseCode
 from wsdeco.wire.deflate import Deflate
 from wsdeco.wire.gathering import Fragments, LargeFrame, apply_mask
 from wsdeco.wire.outgoing import Encoded, encode_close, encode_message, encode_ping, encode_pong, frame_pieces
 
-__all__ = ["Framing", "Message", "encode_close", "encode_message", "encode_ping"]
-
-Message: TypeAlias = str | bytes
-"""A whole message: `str` for text, `bytes` for binary."""
+__all__ = ["Framing", "encode_close", "encode_message", "encode_ping"]
 
 _FIN: Final = 0x80
 _RSV1: Final = 0x40
@@ -136,7 +134,7 @@ class Framing:
     def __init__(self, max_message_size: int, *, deflate: Deflate | None = None) -> None:
         self._max_message_size = max_message_size
         self._deflate = deflate
-        self.encode: Callable[[Message], bytes] = encode_message if deflate is None else deflate.encode_message
+        self.encode: Callable[[Data], bytes] = encode_message if deflate is None else deflate.encode_message
         self._inline_limit = max_message_size
         self._held: bytearray | LargeFrame | None = None
         self._wanted = 0
@@ -152,7 +150,7 @@ class Framing:
         self.ping_payload: bytes | None = None
         self.hold_pongs = False
 
-    def receive(self, data: bytes) -> list[Message]:  # noqa: C901, PLR0912, PLR0915 - the fast path: a call costs
+    def receive(self, data: bytes) -> list[Data]:  # noqa: C901, PLR0912, PLR0915 - the fast path: a call costs
         """Take bytes from the peer and return the messages they complete.
 
         Look at `ended`, `unread` and `noticed` afterwards.
@@ -176,7 +174,7 @@ class Framing:
                 except UnicodeDecodeError:
                     # Found again, and answered, below.
                     pass
-        messages: list[Message] = []
+        messages: list[Data] = []
         if self.ended is not None:
             return messages
         chunk: bytes | bytearray = data
@@ -325,7 +323,7 @@ class Framing:
     def _too_big(self) -> _Fault:
         return _Fault(CloseCode.TOO_BIG, f"message is longer than {self._max_message_size} bytes")
 
-    def _take_frame(self, first: int, payload: bytes, messages: list[Message]) -> int:
+    def _take_frame(self, first: int, payload: bytes, messages: list[Data]) -> int:
         """Take a whole frame, and return what that cost, in small frames."""
         fragments = self._fragments
         if first == _CONTINUATION and fragments is not None and not self._message_is_compressed:
@@ -346,7 +344,7 @@ class Framing:
         self._take_data(first & _OPCODE, payload, messages, ends=ends, rsv1=rsv1)
         return cost
 
-    def _take_large(self, frame: LargeFrame, messages: list[Message]) -> int:
+    def _take_large(self, frame: LargeFrame, messages: list[Data]) -> int:
         if frame.first & _RSV1 == 0 and frame.first >= _FIN and self._fragments is None:
             messages.append(frame.message())
             return 1
@@ -361,7 +359,7 @@ class Framing:
         except ProtocolError as error:
             raise _Fault(CloseCode.PROTOCOL_ERROR, str(error)) from None
 
-    def _take_data(self, opcode: int, payload: bytes, messages: list[Message], *, ends: bool, rsv1: bool) -> None:
+    def _take_data(self, opcode: int, payload: bytes, messages: list[Data], *, ends: bool, rsv1: bool) -> None:
         fragments = self._fragments
         if fragments is None:
             if ends:
@@ -425,7 +423,7 @@ class Framing:
         self.hold_pongs = False
         return pong
 
-    def encode_large(self, message: Message) -> Iterator[bytes | memoryview]:
+    def encode_large(self, message: Data) -> Iterator[bytes | memoryview]:
         """Return the pieces of the frame of a large message, compressed if that was agreed on."""
         return frame_pieces(message) if self._deflate is None else iter((self._deflate.encode_message(message),))
 

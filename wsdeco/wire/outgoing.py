@@ -8,6 +8,7 @@ from typing import Final
 
 from websockets.frames import Opcode
 
+from wsdeco.messages import Data
 from wsdeco.reasons import CloseCode, check_close_code, cut_close_reason
 
 __all__ = ["Encoded", "encode_close", "encode_message", "encode_ping", "encode_pong", "frame_header", "frame_pieces"]
@@ -46,7 +47,7 @@ class Encoded:
 
     __slots__ = ("compressed", "data", "frame", "size")
 
-    def __init__(self, data: str | bytes) -> None:
+    def __init__(self, data: Data) -> None:
         self.data = data
         payload = data.encode() if isinstance(data, str) else data
         self.size = len(payload)
@@ -67,7 +68,7 @@ def frame_header(first: int, length: int) -> bytes:
     return struct.pack("!BBQ", first, _VERY_LONG, length)
 
 
-def encode_message(message: str | bytes) -> bytes:
+def encode_message(message: Data) -> bytes:
     """Return the frame of a message, `str` as text and `bytes` as binary, to be sent on any number of connections.
 
     Raises:
@@ -81,7 +82,7 @@ def encode_message(message: str | bytes) -> bytes:
     return (_SHORT_BINARY_HEADERS[length] if length < _LONG else frame_header(_BINARY, length)) + message
 
 
-def frame_pieces(message: str | bytes) -> Iterator[bytes | memoryview]:
+def frame_pieces(message: Data) -> Iterator[bytes | memoryview]:
     """Yield the frame of a large message piece by piece, without a copy of everything.
 
     Each piece of ASCII is encoded when it is asked for: what has been written by then makes room for the next one.

@@ -27,9 +27,10 @@ import wsdeco.wire.incoming
 from tests.support import client_frames as wire
 from tests.support.client_frames import BINARY, CLOSE, CONT, PING, PONG, TEXT, client_frame
 from tests.support.reference_framing import ReferenceFraming
+from wsdeco.messages import Data
 from wsdeco.reasons import Close
 from wsdeco.wire.deflate import Deflate, negotiate
-from wsdeco.wire.incoming import Framing, Message, encode_close, encode_message, encode_ping
+from wsdeco.wire.incoming import Framing, encode_close, encode_message, encode_ping
 
 LIMIT = 300
 LANES = pytest.mark.parametrize("kind", [Framing, ReferenceFraming])
@@ -39,14 +40,14 @@ LANES = pytest.mark.parametrize("kind", [Framing, ReferenceFraming])
 class Outcome:
     """What a stream of bytes led to."""
 
-    messages: list[Message]
+    messages: list[Data]
     ended: Close | None
     sent: bytes
 
 
 def receive(framing: Framing, pieces: Iterable[bytes]) -> Outcome:
     """Feed `pieces`, and answer the end of the input as an owner does."""
-    messages: list[Message] = []
+    messages: list[Data] = []
     sent = b""
     for piece in pieces:
         messages += framing.receive(piece)
@@ -570,7 +571,7 @@ class TestBounds:
         payload = random.Random(5).randbytes(size)  # noqa: S311 - the same in every run
         frame = client_frame(BINARY, wire.deflated(payload), reserved=0x40)
         framing = Framing(size, deflate=Deflate())
-        received: list[Message] = []
+        received: list[Data] = []
         tracemalloc.start()
         try:
             for start in range(0, len(frame), 65536):
@@ -645,7 +646,7 @@ def reference(stream: bytes, limit: int = LIMIT) -> Outcome:
     """Return what the library alone makes of `stream`, with its fragments joined and its texts decoded."""
     library = ServerProtocol(state=State.OPEN, max_size=limit)
     library.receive_data(stream)
-    messages: list[Message] = []
+    messages: list[Data] = []
     parts: list[bytes] = []
     is_text = False
     for frame in library.events_received():

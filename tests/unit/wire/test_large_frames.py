@@ -11,9 +11,10 @@ import pytest
 from tests.support import client_frames as wire
 from tests.support.client_frames import BINARY, CONT, PING, TEXT, client_frame
 from tests.support.reference_framing import ReferenceFraming
+from wsdeco.messages import Data
 from wsdeco.reasons import Close
 from wsdeco.wire.deflate import Deflate
-from wsdeco.wire.incoming import Framing, Message, encode_message
+from wsdeco.wire.incoming import Framing, encode_message
 from wsdeco.wire.outgoing import frame_pieces
 
 SIZE = 300_000
@@ -38,9 +39,9 @@ def in_reads(stream: bytes, size: Callable[[], int]) -> Iterator[bytes]:
         start = stop
 
 
-def outcome(framing: Framing, reads: Iterator[bytes]) -> tuple[list[Message], Close | None]:
+def outcome(framing: Framing, reads: Iterator[bytes]) -> tuple[list[Data], Close | None]:
     """Return the messages, and how the peer ended the input."""
-    messages: list[Message] = []
+    messages: list[Data] = []
     for data in reads:
         messages += framing.receive(data)
         while framing.unread:
@@ -140,7 +141,7 @@ def test_what_waits_takes_the_memory_of_its_payload(size: int, kind: str) -> Non
 def test_a_large_message_is_not_copied_while_it_grows() -> None:
     frame = client_frame(BINARY, bytes(LIMIT))
     framing = Framing(LIMIT)
-    received: list[Message] = []
+    received: list[Data] = []
     tracemalloc.start()
     try:
         for data in in_reads(frame, lambda: 65_536):
@@ -156,7 +157,7 @@ def test_a_large_message_is_not_copied_while_it_grows() -> None:
 def test_a_text_is_decoded_while_it_arrives() -> None:
     frame = wire.text("ж" * (LIMIT // 2))
     framing = Framing(LIMIT)
-    received: list[Message] = []
+    received: list[Data] = []
     tracemalloc.start()
     try:
         for data in in_reads(frame, lambda: 65_536):
