@@ -15,7 +15,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Data, HeaderItems, checked_headers, exceeds, payload_estimate, wire_size
-from wsdeco.channels.extension import conversation_of, end_of, set_wire_options
+from wsdeco.channels.extension import conversation_of, end_of, wire_options
 from wsdeco.clock import Clock, Deadline
 from wsdeco.config import ConnectionConfig
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, Error, Unknown
@@ -142,7 +142,8 @@ class AsgiChannel(Channel):
         self._lost_timer: Deadline | None = None
         self._conversation = conversation_of(scope)
         if self._conversation is not None:
-            set_wire_options(self._conversation, config)
+            # The wire keeps the options of the route, whoever stands between the two.
+            self._conversation.set_options(close_timeout=config.close_timeout, **wire_options(config))
 
     async def connect(self) -> bool:
         """Take `websocket.connect` from the server, unless the upgrade was accepted before."""

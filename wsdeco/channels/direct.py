@@ -6,97 +6,29 @@ No event dictionaries, no second queue, no task that reads: the protocol calls t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Final, Protocol, cast
+from typing import Final, cast
 
 from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
 from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Data, HeaderItems, checked_headers, exceeds, payload_estimate, unsendable, wire_size
-from wsdeco.channels.extension import conversation_of
+from wsdeco.channels.extension import conversation_of, wire_options
 from wsdeco.channels.packed_request import PackedRequest
 from wsdeco.clock import Clock, Deadline
-from wsdeco.config import Compression, ConnectionConfig
+from wsdeco.config import ConnectionConfig
 from wsdeco.reasons import Close, DisconnectReason, Unknown
+from wsdeco.wire.contract import Connection
 from wsdeco.wire.handshake import Request
 from wsdeco.wire.outgoing import Encoded
 
-__all__ = ["DirectChannel", "DirectConnection", "direct_connection", "is_direct"]
+__all__ = ["Connection", "DirectChannel", "direct_connection", "is_direct"]
 
 _OVERHEAD: Final = 64
 """What an empty message before the upgrade counts for, in bytes, behind as many as may be expected."""
 _FREE_OBJECTS: Final = 1024
-
-
-class DirectConnection(Protocol):
-    """What the channel asks of the protocol: see `wsdeco.transport.protocol.WebSocketProtocol`."""
-
-    app_state: dict[str, Any]
-    closed: bool
-    close_timeout: float
-    consumer: Any
-    end: Close | Unknown | None
-    last_activity: float
-    reading_paused: bool
-    request: Request | None
-    senders_wait: bool
-    write_paused: bool
-
-    @property
-    def handshake_pending(self) -> bool:
-        """Whether the handshake waits to be accepted or refused."""
-        ...
-
-    @property
-    def unsent(self) -> int:
-        """Bytes that the peer has yet to make room for."""
-        ...
-
-    def accept(
-        self,
-        subprotocol: str | None = None,
-        headers: Sequence[tuple[bytes, bytes]] = (),
-        *,
-        max_message_size: int | None = None,
-        compression: bool | Compression | None = None,
-        keepalive: tuple[float | None, float | None] | None = None,
-    ) -> None:
-        """Accept the handshake."""
-
-    def refuse(self, status: int, headers: Sequence[tuple[bytes, bytes]] = (), body: bytes = b"") -> None:
-        """Refuse the handshake."""
-
-    def send_message(self, message: Data) -> None:
-        """Write a message by the end of the loop's turn."""
-
-    def write_message(self, message: Data) -> bool:
-        """Write a message at once, behind what waits; return whether that can be."""
-        ...
-
-    def send_encoded(self, message: Encoded, most_unsent: int) -> bool:
-        """Write a message that goes to many connections by the end of the loop's turn, within a bound."""
-        ...
-
-    async def send_in_turn(self, message: Data | None) -> bool:
-        """Wait until the peer reads and it is one's turn, then write; return whether that could be."""
-        ...
-
-    def pause_reading(self) -> None:
-        """Give the channel no more messages."""
-
-    def resume_reading(self) -> None:
-        """Give the channel messages again."""
-
-    def close(self, code: int = ..., reason: str = ...) -> None:
-        """Start the closing handshake."""
-
-    def finish(self) -> None:
-        """Answer the end of the input."""
-
-    def abort(self) -> None:
-        """Drop the transport."""
 
 
 def is_direct(scope: Scope) -> bool:
@@ -104,13 +36,12 @@ def is_direct(scope: Scope) -> bool:
     return conversation_of(scope) is not None
 
 
-def direct_connection(scope: Scope, receive: Receive, send: Send) -> DirectConnection | None:
+def direct_connection(scope: Scope, receive: Receive, send: Send) -> Connection | None:
     """Return the protocol's connection, if the server is ours and nothing on the way wants to see the messages."""
     conversation = conversation_of(scope)
     if conversation is None:
         return None
-    connection: DirectConnection | None = conversation.yield_connection(receive, send)
-    return connection
+    return conversation.yield_connection(receive, send)
 
 
 class DirectChannel(Channel):
@@ -119,7 +50,7 @@ class DirectChannel(Channel):
     __slots__ = ("_connection", "_early", "_early_size", "_lost", "_parsed", "_reader")
 
     def __init__(
-        self, scope: Scope, connection: DirectConnection, config: ConnectionConfig, clock: Clock | None = None
+        self, scope: Scope, connection: Connection, config: ConnectionConfig, clock: Clock | None = None
     ) -> None:
         super().__init__(HTTPConnection(scope), config, clock)
         self._connection = connection
@@ -205,14 +136,7 @@ class DirectChannel(Channel):
         if self.closed:
             raise self.closed_error()
         chosen = self.choose_subprotocol(subprotocol)
-        config = self.config
-        self._connection.accept(
-            chosen,
-            checked_headers(headers),
-            max_message_size=config.max_message_size,
-            compression=config.compression,
-            keepalive=(config.ping_interval, config.ping_timeout),
-        )
+        self._connection.accept(chosen, checked_headers(headers), **wire_options(self.config))
         self.mark_accepted(chosen)
         early, self._early = self._early, None
         for data in early or ():

@@ -2,63 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message, Scope
 
-from wsdeco.config import Compression, ConnectionConfig
+from wsdeco.config import ConnectionConfig
 from wsdeco.reasons import Close, CloseCode, Unknown
+from wsdeco.wire.contract import Offer, Options
 
-__all__ = ["EXTENSION", "WireConversation", "conversation_of", "end_of", "set_wire_options"]
+__all__ = ["EXTENSION", "conversation_of", "end_of", "wire_options"]
 
 EXTENSION: Final = "wsdeco"
 """The key of `scope["extensions"]` under which the protocol offers its conversation."""
 
 
-class WireConversation(Protocol):
-    """What is asked of the conversation: see `wsdeco.transport.asgi.Conversation`."""
-
-    @property
-    def end(self) -> Close | Unknown | None:
-        """Why nothing more comes; `None` while something may come."""
-        ...
-
-    @property
-    def last_activity(self) -> float:
-        """When the last frame arrived that is not the answer to a ping of ours."""
-        ...
-
-    def set_options(
-        self,
-        *,
-        max_message_size: int,
-        compression: bool | Compression,
-        keepalive: tuple[float | None, float | None],
-        close_timeout: float,
-    ) -> None:
-        """Set what the connection is accepted with."""
-
-    def yield_connection(self, receive: Receive, send: Send) -> Any:
-        """Return the connection, if nothing stands between."""
-
-
-def conversation_of(scope: Scope) -> WireConversation | None:
+def conversation_of(scope: Scope) -> Offer | None:
     """Return the conversation, if the server speaks wsdeco's own protocol."""
     extensions: dict[str, Any] | None = scope.get("extensions")
     return None if extensions is None else extensions.get(EXTENSION)
 
 
-def set_wire_options(conversation: WireConversation, config: ConnectionConfig) -> None:
-    """Let the wire keep the options of a route, whoever stands between it and the route."""
-    conversation.set_options(
-        max_message_size=config.max_message_size,
-        compression=config.compression,
-        keepalive=(config.ping_interval, config.ping_timeout),
-        close_timeout=config.close_timeout,
-    )
+def wire_options(config: ConnectionConfig) -> Options:
+    """Return what the limits of a route mean on the wire."""
+    return {
+        "max_message_size": config.max_message_size,
+        "compression": config.compression,
+        "keepalive": (config.ping_interval, config.ping_timeout),
+    }
 
 
-def end_of(conversation: WireConversation | None, message: Message) -> Close | Unknown | None:
+def end_of(conversation: Offer | None, message: Message) -> Close | Unknown | None:
     """Return why the connection has ended, with who began it, which `websocket.disconnect` does not say.
 
     `None` where that is not known, or `message` says something else, as one of a middleware may.

@@ -19,7 +19,7 @@ from starlette.types import ExceptionHandler, Receive, Scope, Send
 
 from wsdeco.backplanes.choice import backplane_of_environment, checked_backplane, checked_errors
 from wsdeco.backplanes.interface import Backplane, PublishErrors
-from wsdeco.channels.direct import DirectConnection, is_direct
+from wsdeco.channels.direct import Connection, is_direct
 from wsdeco.clock import Clock
 from wsdeco.connection.hosts import Hosts, checked_hosts
 from wsdeco.definition.paths import check_path
@@ -175,7 +175,7 @@ class Application:
                 "a client left in the middle of its request: %s", printable(f"{scope['method']} {scope['path']}")
             )
 
-    def start_connection(self, scope: Scope, connection: DirectConnection) -> bool:
+    def start_connection(self, scope: Scope, connection: Connection) -> bool:
         """Begin with a connection of wsdeco's own protocol; return whether that could be done without being called.
 
         The protocol asks before it calls the app, where nothing that wants to see the messages is around it.

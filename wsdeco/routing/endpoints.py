@@ -9,7 +9,7 @@ from functools import partial
 from starlette.types import Receive, Scope, Send
 
 from wsdeco.channels.base import Channel
-from wsdeco.channels.direct import DirectConnection, direct_connection
+from wsdeco.channels.direct import Connection, direct_connection
 from wsdeco.channels.observer import Observer, Observers
 from wsdeco.channels.rated import channel_types
 from wsdeco.clock import Clock
@@ -84,7 +84,7 @@ class HandlerEndpoint:
         channel = open_channel(scope, receive, send, self.config, self._context, self.room)
         await serve(channel, self._factory, self.admission, self._context.connections)
 
-    def start_connection(self, scope: Scope, connection: DirectConnection) -> bool:
+    def start_connection(self, scope: Scope, connection: Connection) -> bool:
         """Begin with one WebSocket connection, unless it has to be turned away; return whether it has begun."""
         context = self._context
         if context.connections.closing:

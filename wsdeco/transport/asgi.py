@@ -23,22 +23,23 @@ from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Final, Protocol, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
 from starlette.types import Receive, Send
 from starlette.websockets import WebSocketDisconnect
+from typing_extensions import Unpack
 from uvicorn.config import Config
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.utils import ClientDisconnected, is_ssl
 
-from wsdeco.config import Compression
 from wsdeco.messages import Data
 from wsdeco.reasons import Close, CloseCode, Unknown, printable
 from wsdeco.tracebacks import PRINTABLE_TRACEBACKS
-from wsdeco.wire.handshake import Headers, Request, check_refusal
+from wsdeco.wire.contract import Connection, Options
+from wsdeco.wire.handshake import Request, check_refusal
 from wsdeco.wire.scope import build_scope
 
-__all__ = ["Connection", "Conversation", "Event", "PeerName", "Scope", "TaskFreeStart", "scope_of", "task_free_start"]
+__all__ = ["Conversation", "Event", "PeerName", "Scope", "TaskFreeStart", "scope_of", "task_free_start"]
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Event: TypeAlias = MutableMapping[str, Any]
@@ -60,63 +61,6 @@ _MESSAGES_AT_ONCE: Final = 32
 
 _logger = logging.getLogger("uvicorn.error")
 _logger.addFilter(PRINTABLE_TRACEBACKS)
-
-
-class Connection(Protocol):
-    """What a conversation, or a direct channel in its place, asks of the connection."""
-
-    config: Config
-    close_timeout: float
-    closed: bool
-    last_activity: float
-    end: Close | Unknown | None
-    transport: asyncio.Transport
-    senders_wait: bool
-    reading_paused: bool
-
-    @property
-    def handshake_pending(self) -> bool:
-        """Whether the handshake waits to be accepted or refused."""
-        ...
-
-    def accept(
-        self,
-        subprotocol: str | None = None,
-        headers: Headers = (),
-        *,
-        max_message_size: int | None = None,
-        compression: bool | Compression | None = None,
-        keepalive: tuple[float | None, float | None] | None = None,
-    ) -> None:
-        """Accept the handshake."""
-
-    def set_keepalive(self, interval: float | None, timeout: float | None) -> None:
-        """Ping from now on."""
-
-    def refuse(self, status: int, headers: Headers = (), body: bytes = b"") -> None:
-        """Refuse the handshake with an HTTP response."""
-
-    def send_message(self, message: Data) -> None:
-        """Write a message by the end of the turn of the loop."""
-
-    async def send_in_turn(self, message: Data | None) -> bool:
-        """Wait until the peer reads and it is one's turn, then write; return whether that could be."""
-        ...
-
-    def pause_reading(self) -> None:
-        """Give the consumer no more messages."""
-
-    def resume_reading(self) -> None:
-        """Give the consumer messages again."""
-
-    def close(self, code: int = ..., reason: str = ...) -> None:
-        """Start the closing handshake."""
-
-    def finish(self) -> None:
-        """Answer the end of the input."""
-
-    def abort(self) -> None:
-        """Drop the transport."""
 
 
 def scope_of(
@@ -197,7 +141,7 @@ class Conversation:
         self._inbox_size = 0
         self._receivers: list[asyncio.Future[None]] | None = None
         self._end: Close | Unknown | None = None
-        self._options: dict[str, Any] | None = None
+        self._options: Options | None = None
         self._told_connect = False
         self._told_disconnect = False
 
@@ -215,18 +159,19 @@ class Conversation:
     def close_timeout(self, seconds: float) -> None:
         self._connection.close_timeout = seconds
 
-    def start(self, scope: Scope, tasks: set[asyncio.Task[None]]) -> None:
-        """Run the application in a task of its own, which is in `tasks` while it runs."""
-        context = contextvars.Context() if self._connection.config.reset_contextvars else None
-        task = asyncio.get_running_loop().create_task(self._run(scope), context=context)
+    def start(self, scope: Scope, tasks: set[asyncio.Task[None]], config: Config) -> None:
+        """Run the application of `config` in a task of its own, which is in `tasks` while it runs."""
+        context = contextvars.Context() if config.reset_contextvars else None
+        app: App = cast(Any, config).loaded_app
+        task = asyncio.get_running_loop().create_task(self._run(app, scope), context=context)
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    async def _run(self, scope: Scope) -> None:
+    async def _run(self, app: App, scope: Scope) -> None:
         connection = self._connection
         failed = True
         try:
-            result = await self._app(scope, self.receive, self.send)
+            result = await app(scope, self.receive, self.send)
             failed = False
             if connection.handshake_pending and self._state is not _State.YIELDED:
                 _logger.error("ASGI callable returned without completing handshake.")
@@ -245,10 +190,6 @@ class Conversation:
                 connection.refuse(500, (), b"Internal Server Error")
             else:
                 connection.close(CloseCode.INTERNAL_ERROR if failed else CloseCode.NORMAL)
-
-    @property
-    def _app(self) -> App:
-        return cast(App, cast(Any, self._connection.config).loaded_app)
 
     def _is_only_the_end(self, exc: BaseException) -> bool:
         """Tell whether `exc` says nothing but that the connection has ended, which is nobody's fault here."""
@@ -303,26 +244,17 @@ class Conversation:
         """When the last frame arrived that is not the answer to a ping of ours."""
         return self._connection.last_activity
 
-    def set_options(
-        self,
-        *,
-        max_message_size: int,
-        compression: bool | Compression,
-        keepalive: tuple[float | None, float | None],
-        close_timeout: float,
-    ) -> None:
-        """Set what the connection is accepted with, as its `accept` takes it, in place of uvicorn's options.
+    def set_options(self, *, close_timeout: float, **options: Unpack[Options]) -> None:
+        """Set what the connection is accepted with, in place of uvicorn's options.
 
         Args:
-            max_message_size: Largest incoming message in bytes.
-            compression: Agree on permessage-deflate, if offered.
-            keepalive: Seconds between two pings, and seconds for an answer. They take effect in any state.
-            close_timeout: Seconds for each step of the closing handshake, in any state as well.
+            close_timeout: Seconds for each step of the closing handshake, in any state.
+            options: As `accept` of the connection takes them. A `keepalive` takes effect in any state as well.
         """
         self._connection.close_timeout = close_timeout
-        self._options = {"max_message_size": max_message_size, "compression": compression, "keepalive": keepalive}
-        if self._state is _OPEN:
-            self._connection.set_keepalive(*keepalive)
+        self._options = options
+        if self._state is _OPEN and "keepalive" in options:
+            self._connection.set_keepalive(*options["keepalive"])
 
     def _wake_receivers(self) -> None:
         receivers, self._receivers = self._receivers, None
@@ -433,7 +365,8 @@ class Conversation:
                 subprotocol = subprotocol or bytes(value).decode("latin-1")
             else:
                 headers.append((name, value))
-        self._connection.accept(subprotocol, headers, **(self._options or {}))
+        options: Options = self._options or {}
+        self._connection.accept(subprotocol, headers, **options)
         self._state = _State.OPEN
 
     def _start_denial(self, message: Event) -> None:

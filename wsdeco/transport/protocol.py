@@ -252,7 +252,7 @@ class WebSocketProtocol(Outgoing):
         conversation = Conversation(self)
         scope["extensions"]["wsdeco"] = conversation
         self.consumer = conversation
-        conversation.start(scope, state.tasks)
+        conversation.start(scope, state.tasks, self.config)
 
     def accept(
         self,

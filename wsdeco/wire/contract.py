@@ -1,13 +1,36 @@
-"""Who takes what a connection of the protocol receives."""
+"""What the transport of a connection and whoever takes its messages ask of each other."""
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+import asyncio
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypedDict
 
+from typing_extensions import Unpack
+
+from wsdeco.config import Compression
 from wsdeco.messages import Data
 from wsdeco.reasons import Close, Unknown
+from wsdeco.wire.handshake import Headers, Request
+from wsdeco.wire.outgoing import Encoded
 
-__all__ = ["NOBODY", "Consumer"]
+if TYPE_CHECKING:
+    from starlette.types import Receive, Send
+
+__all__ = ["NOBODY", "Connection", "Consumer", "Offer", "Options"]
+
+
+class Options(TypedDict, total=False):
+    """What a connection is accepted with, in place of the options of the server.
+
+    Attributes:
+        max_message_size: Largest incoming message in bytes.
+        compression: Agree on permessage-deflate, if offered.
+        keepalive: Seconds between two pings, and seconds for an answer.
+    """
+
+    max_message_size: int
+    compression: bool | Compression
+    keepalive: tuple[float | None, float | None]
 
 
 class Consumer(Protocol):
@@ -45,3 +68,89 @@ class _Nobody:
 
 NOBODY: Final[Consumer] = _Nobody()
 """The consumer of a connection whose handshake has not been read, or whose transport is gone."""
+
+
+class Connection(Protocol):
+    """What a consumer asks of its connection: see `wsdeco.transport.protocol.WebSocketProtocol`."""
+
+    app_state: dict[str, Any]
+    closed: bool
+    close_timeout: float
+    consumer: Any
+    end: Close | Unknown | None
+    last_activity: float
+    reading_paused: bool
+    request: Request | None
+    senders_wait: bool
+    transport: asyncio.Transport
+    write_paused: bool
+
+    @property
+    def handshake_pending(self) -> bool:
+        """Whether the handshake waits to be accepted or refused."""
+        ...
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the peer has yet to make room for."""
+        ...
+
+    def accept(self, subprotocol: str | None = None, headers: Headers = (), **options: Unpack[Options]) -> None:
+        """Accept the handshake."""
+
+    def refuse(self, status: int, headers: Headers = (), body: bytes = b"") -> None:
+        """Refuse the handshake with an HTTP response."""
+
+    def set_keepalive(self, interval: float | None, timeout: float | None) -> None:
+        """Ping from now on."""
+
+    def send_message(self, message: Data) -> None:
+        """Write a message by the end of the loop's turn."""
+
+    def write_message(self, message: Data) -> bool:
+        """Write a message at once, behind what waits; return whether that can be."""
+        ...
+
+    def send_encoded(self, message: Encoded, most_unsent: int) -> bool:
+        """Write a message that goes to many connections by the end of the loop's turn, within a bound."""
+        ...
+
+    async def send_in_turn(self, message: Data | None) -> bool:
+        """Wait until the peer reads and it is one's turn, then write; return whether that could be."""
+        ...
+
+    def pause_reading(self) -> None:
+        """Give the consumer no more messages."""
+
+    def resume_reading(self) -> None:
+        """Give the consumer messages again."""
+
+    def close(self, code: int = ..., reason: str = ...) -> None:
+        """Start the closing handshake."""
+
+    def finish(self) -> None:
+        """Answer the end of the input."""
+
+    def abort(self) -> None:
+        """Drop the transport."""
+
+
+class Offer(Protocol):
+    """What the scope holds of a connection that is served by wsdeco's own protocol."""
+
+    @property
+    def end(self) -> Close | Unknown | None:
+        """Why nothing more comes; `None` while something may come."""
+        ...
+
+    @property
+    def last_activity(self) -> float:
+        """When the last frame arrived that is not the answer to a ping of ours."""
+        ...
+
+    def set_options(self, *, close_timeout: float, **options: Unpack[Options]) -> None:
+        """Set what the connection is accepted with."""
+
+    def yield_connection(self, receive: Receive, send: Send) -> Connection | None:
+        """Return the connection, if nothing stands between."""
+        ...

@@ -152,6 +152,7 @@ class Stuck:
         self.closed = False
         self.close_timeout = 0.0
         self.consumer: Any = None
+        self.transport: Any = None
         self.end: Close | Unknown | None = None
         self.last_activity = 0.0
         self.reading_paused = False
@@ -171,6 +172,9 @@ class Stuck:
         self.handshake_pending = False
         self.closed = True
         self.wire.append(("refuse", status))
+
+    def set_keepalive(self, interval: float | None, timeout: float | None) -> None:
+        self.wire.append(("keepalive", interval))
 
     def send_message(self, message: str | bytes) -> None:
         self.wire.append(message)
