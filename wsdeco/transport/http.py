@@ -37,7 +37,7 @@ from uvicorn.server import ServerState
 
 from wsdeco.clock import Clock
 from wsdeco.transport.deadlines import Deadlines, HttpDeadlines, deadlines_of
-from wsdeco.transport.forks import say_end
+from wsdeco.transport.endings import half_close, say_end
 from wsdeco.transport.protocol import WebSocketProtocol
 from wsdeco.wire.handshake import MAX_HEAD_LINES, MAX_HEAD_SIZE, read_handshake, refusal_response
 
@@ -263,15 +263,7 @@ class _BoundedProtocol(asyncio.Protocol, ABC):
 
     def _refuse(self, status: HTTPStatus, message: str) -> None:
         self._write_refusal(status, message)
-        if not self.transport.can_write_eof():
-            self.transport.close()
-            return
-        try:
-            # Closing a socket with unread bytes would reset the connection, and destroy what the peer has yet to read.
-            self.transport.write_eof()
-        except OSError:
-            # The peer has reset the connection, and the loop has yet to notice.
-            self.transport.abort()
+        half_close(self.transport)
 
     def _unsupported_upgrade_warning(self) -> None:
         # Java's HTTP client and `curl --http2` ask for it with each request: it is no fault.

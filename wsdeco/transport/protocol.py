@@ -38,7 +38,7 @@ from wsdeco.clock import Clock, Deadline
 from wsdeco.config import Compression
 from wsdeco.reasons import Close, CloseCode, Unknown, check_close_code, printable
 from wsdeco.transport.asgi import Conversation, PeerName, scope_of, task_free_start
-from wsdeco.transport.forks import say_end
+from wsdeco.transport.endings import half_close, say_end
 from wsdeco.transport.keepalive import Keepalive
 from wsdeco.transport.outgoing import Outgoing
 from wsdeco.transport.shared import turn_of
@@ -517,15 +517,7 @@ class WebSocketProtocol(Outgoing):
         self._let_send()
 
     def _half_close(self) -> None:
-        if not self.transport.can_write_eof():
-            self.transport.close()
-            return
-        try:
-            self.transport.write_eof()
-        except OSError:
-            # The peer has reset the connection, and the loop has yet to notice.
-            self.transport.abort()
-        else:
+        if half_close(self.transport):
             self.reading_paused = False
             self._set_reading()
 
