@@ -1,16 +1,15 @@
-"""Deadlines of HTTP connections: one timer serves all connections that have the same delay."""
+"""Deadlines of HTTP connections: one timer serves all connections of a server that have the same delay."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Protocol
-from weakref import WeakKeyDictionary
+from typing import Final, Protocol, TypeVar
 
-from uvicorn.server import ServerState
+from wsdeco.clock import Clock, Deadline
 
-from wsdeco.clock import Clock, Timer
+__all__ = ["BODY_TIMEOUT", "HEAD_TIMEOUT", "Deadlines", "HttpDeadlines", "take_due"]
 
-__all__ = ["BODY_TIMEOUT", "HEAD_TIMEOUT", "Deadlines", "HttpDeadlines", "deadlines_of"]
+T = TypeVar("T")
 
 HEAD_TIMEOUT: Final = 10.0
 """Seconds for the head of a request."""
@@ -22,10 +21,6 @@ _AGE_STEP: Final = 0.5
 """Seconds in steps of which the age of a connection counts that has spent time on TLS."""
 _TICK: Final = 0.02
 """Least seconds between two runs of a timer: what is due by then is done in one go."""
-_MAX_LATENESS: Final = 0.5
-"""Seconds by which a timer may be late before the loop counts as having stood still."""
-_DOUBT: Final = 0.1
-"""Seconds to read what has arrived while the loop stood still."""
 
 
 class Bounded(Protocol):
@@ -50,8 +45,7 @@ class Deadlines:
         self._clock = clock
         self._expire = expire
         self._due: dict[Bounded, float] = {}
-        self._timer: Timer | None = None
-        self._timer_due = 0.0
+        self._timer: Deadline | None = None
 
     def add(self, connection: Bounded) -> bool:
         """Let `connection` expire one delay from now, unless it waits for that already; return whether it did not."""
@@ -67,27 +61,26 @@ class Deadlines:
         return self._due.pop(connection, None) is not None
 
     def _set_timer(self, when: float) -> None:
-        self._timer_due = max(when, self._clock.time() + _TICK)
-        self._timer = self._clock.call_at(self._timer_due, self._run)
+        self._timer = Deadline(self._clock, max(when - self._clock.time(), _TICK), self._run)
 
     def _run(self) -> None:
-        now = self._clock.time()
-        if now - self._timer_due > _MAX_LATENESS:
-            # A loop that has been busy runs its timers before it reads what has arrived meanwhile.
-            self._set_timer(now + _DOUBT)
-            return
-        due: list[Bounded] = []
-        for connection, when in self._due.items():
-            if when > now:
-                break
-            due.append(connection)
-        for connection in due:
-            del self._due[connection]
-        for connection in due:
+        for connection in take_due(self._due, self._clock.time()):
             self._expire(connection)
         self._timer = None
         if self._due:
             self._set_timer(next(iter(self._due.values())))
+
+
+def take_due(queue: dict[T, float], now: float) -> list[T]:
+    """Take what is due by `now` out of a queue in order of time."""
+    due: list[T] = []
+    for each, when in queue.items():
+        if when > now:
+            break
+        due.append(each)
+    for each in due:
+        del queue[each]
+    return due
 
 
 class HttpDeadlines:
@@ -127,14 +120,3 @@ def _expire(connection: Bounded) -> None:
 
 def _expire_body(connection: Bounded) -> None:
     connection.expire_body()
-
-
-_of_servers: Final[WeakKeyDictionary[ServerState, HttpDeadlines]] = WeakKeyDictionary()
-
-
-def deadlines_of(server_state: ServerState, clock: Clock) -> HttpDeadlines:
-    """Return what the connections of `server_state` share; `clock` is that of the first."""
-    found = _of_servers.get(server_state)
-    if found is None:
-        found = _of_servers[server_state] = HttpDeadlines(clock)
-    return found

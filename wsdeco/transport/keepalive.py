@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from wsdeco.clock import Clock, Timer
+from wsdeco.transport.deadlines import take_due
 
 __all__ = ["Keepalive", "Pinged"]
 
@@ -98,13 +99,13 @@ class Keepalive:
         now = self._clock.time()
         if now - self._timer_due > self._max_lateness:
             self._start_deadlines_again(now)
-        for connection in _take_due(self._doubted, now):
+        for connection in take_due(self._doubted, now):
             if not connection.heard and connection.is_reading:
                 connection.lose_keepalive()
-        for connection in _take_due(self._awaited, now):
+        for connection in take_due(self._awaited, now):
             if not connection.heard:
                 self._doubted[connection] = now + _DOUBT
-        for connection in _take_due(self._resting, now):
+        for connection in take_due(self._resting, now):
             self._resting[connection] = now + self._interval
             self._await_answer(connection, now)
             connection.send_keepalive_ping()
@@ -124,14 +125,3 @@ class Keepalive:
             self._awaited |= self._doubted
             self._doubted.clear()
             self._awaited = dict.fromkeys(self._awaited, now + self._timeout)
-
-
-def _take_due(queue: dict[Pinged, float], now: float) -> list[Pinged]:
-    due: list[Pinged] = []
-    for connection, when in queue.items():
-        if when > now:
-            break
-        due.append(connection)
-    for connection in due:
-        del queue[connection]
-    return due

@@ -1,4 +1,4 @@
-"""What the connections of one server share: turns of the loop, the flush at the end of each, and the keepalives."""
+"""What the connections of one server share: turns of the loop, the flush at the end of each, and timers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from uvicorn.server import ServerState
 
 from wsdeco.clock import Clock
+from wsdeco.transport.deadlines import HttpDeadlines
 from wsdeco.transport.departures import Departures
 from wsdeco.transport.keepalive import Keepalive
 
@@ -60,6 +61,7 @@ class Turn:
         self._endings = 0
         self._ending: deque[Callable[[], None]] = deque()
         self._keepalives: dict[tuple[float, float | None], Keepalive] = {}
+        self._http_deadlines: HttpDeadlines | None = None
         self.departures = Departures(loop)
 
     def flush_later(self, connection: Flushed) -> None:
@@ -119,6 +121,12 @@ class Turn:
         if keepalive is None:
             keepalive = self._keepalives[interval, timeout] = Keepalive(clock, interval, timeout)
         return keepalive
+
+    def http_deadlines(self, clock: Clock | None) -> HttpDeadlines:
+        """Return the deadlines of HTTP connections, on `clock` if they are the first, by default on the loop's."""
+        if self._http_deadlines is None:
+            self._http_deadlines = HttpDeadlines(self.loop if clock is None else clock)
+        return self._http_deadlines
 
 
 _turns: Final[WeakKeyDictionary[ServerState, Turn]] = WeakKeyDictionary()
