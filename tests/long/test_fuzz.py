@@ -29,7 +29,7 @@ from wsdeco import App, ConnectionConfig
 from wsdeco.channels.direct import DirectChannel
 from wsdeco.clock import Clock
 from wsdeco.reasons import CloseCode
-from wsdeco.transport.asgi import Conversation
+from wsdeco.transport.asgi import AsgiCycle
 from wsdeco.transport.protocol import WebSocketProtocol
 from wsdeco.wire.incoming import Framing
 
@@ -51,7 +51,7 @@ BLOCKS_PER_STREAM: Final = 0.2
 
 COMPRESSED: Final = 0x40
 OFFER: Final = "sec-websocket-extensions: permessage-deflate; client_max_window_bits"
-KEPT_TYPES: Final = (WebSocketProtocol, Conversation, DirectChannel, Framing, FakeTransport)
+KEPT_TYPES: Final = (WebSocketProtocol, AsgiCycle, DirectChannel, Framing, FakeTransport)
 
 
 class Echo:

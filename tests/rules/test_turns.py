@@ -259,10 +259,10 @@ async def test_a_read_of_tiny_messages_does_not_fill_memory_beyond_the_inbox() -
     session = Session(app)
     await session.feed(REQUEST.replace(b"/chat?x=1", b"/ws"), text("x") * 50_000)
     assert session.transport.paused
-    consumer: Any = session.protocol.consumer
+    receiver: Any = session.protocol.receiver
     session.transport.lose()
     await settle(60)
-    assert 0 < consumer.undelivered <= 1200
+    assert 0 < receiver.undelivered <= 1200
     assert await journal.take(3) == ["connect", "hangs", Unknown()]
     await session.end()
 

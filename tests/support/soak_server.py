@@ -108,7 +108,7 @@ async def broadcast(number: int, size: int, interval: float) -> None:
         await asyncio.sleep(interval)
 
 
-COUNTED = ("Subject", "WebSocketProtocol", "Conversation", "DirectChannel", "Connection", "Framing", "Sink")
+COUNTED = ("Subject", "WebSocketProtocol", "AsgiCycle", "DirectChannel", "Connection", "Framing", "Sink")
 
 
 def census() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Data, HeaderItems, checked_headers, exceeds, payload_estimate, wire_size
-from wsdeco.channels.extension import conversation_of, end_of, wire_options
+from wsdeco.channels.extension import end_of, extension_of, wire_options
 from wsdeco.clock import Clock, Deadline
 from wsdeco.config import ConnectionConfig
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, Error, Unknown
@@ -91,8 +91,8 @@ class AsgiChannel(Channel):
         "_broken",
         "_burst",
         "_close_frame",
-        "_conversation",
         "_drained",
+        "_extension",
         "_flusher",
         "_given_up",
         "_lost_timer",
@@ -140,10 +140,10 @@ class AsgiChannel(Channel):
         self._pause: _ReadingPause | None = None
         self._abort_transport = _abort_of(receive)
         self._lost_timer: Deadline | None = None
-        self._conversation = conversation_of(scope)
-        if self._conversation is not None:
+        self._extension = extension_of(scope)
+        if self._extension is not None:
             # The wire keeps the options of the route, whoever stands between the two.
-            self._conversation.set_options(close_timeout=config.close_timeout, **wire_options(config))
+            self._extension.set_options(close_timeout=config.close_timeout, **wire_options(config))
 
     async def connect(self) -> bool:
         """Take `websocket.connect` from the server, unless the upgrade was accepted before."""
@@ -170,7 +170,7 @@ class AsgiChannel(Channel):
                 await asyncio.sleep(0)
 
     async def _take_end(self, message: Message) -> None:
-        end = end_of(self._conversation, message)
+        end = end_of(self._extension, message)
         if isinstance(end, Close) and end.by == "server" and end.code == CloseCode.TOO_BIG:
             # The wire waits with its close frame until what came before has been answered.
             self._put_too_big()
@@ -338,7 +338,7 @@ class AsgiChannel(Channel):
     @property
     def last_frame_at(self) -> float:
         """The time of the last frame, as far as the server shows frames: wsdeco's own shows all of them."""
-        return super().last_frame_at if self._conversation is None else self._conversation.last_activity
+        return super().last_frame_at if self._extension is None else self._extension.last_activity
 
     @property
     def closed(self) -> bool:

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Data, HeaderItems, checked_headers, exceeds, payload_estimate, unsendable, wire_size
-from wsdeco.channels.extension import conversation_of, wire_options
+from wsdeco.channels.extension import extension_of, wire_options
 from wsdeco.channels.packed_request import PackedRequest
 from wsdeco.clock import Clock, Deadline
 from wsdeco.config import ConnectionConfig
@@ -33,19 +33,19 @@ _FREE_OBJECTS: Final = 1024
 
 def is_direct(scope: Scope) -> bool:
     """Return whether the server speaks wsdeco's own protocol."""
-    return conversation_of(scope) is not None
+    return extension_of(scope) is not None
 
 
 def direct_connection(scope: Scope, receive: Receive, send: Send) -> Connection | None:
     """Return the protocol's connection, if the server is ours and nothing on the way wants to see the messages."""
-    conversation = conversation_of(scope)
-    if conversation is None:
+    extension = extension_of(scope)
+    if extension is None:
         return None
-    return conversation.yield_connection(receive, send)
+    return extension.yield_connection(receive, send)
 
 
 class DirectChannel(Channel):
-    """A channel that is the protocol's consumer."""
+    """A channel that is the protocol's receiver."""
 
     __slots__ = ("_connection", "_early", "_early_size", "_lost", "_parsed", "_reader")
 
@@ -78,15 +78,15 @@ class DirectChannel(Channel):
     # What the lifecycle calls.
 
     async def connect(self) -> bool:
-        """Take the place of the ASGI conversation."""
+        """Take the place of the ASGI cycle."""
         if self._connection.end is not None:
             return False
-        self._connection.consumer = self
+        self._connection.receiver = self
         return True
 
     async def read(self) -> None:
         """Wait until the transport is gone: the protocol reads."""
-        if self._connection.consumer is self:
+        if self._connection.receiver is self:
             self._reader = self.loop.create_future()
             await self._reader
 

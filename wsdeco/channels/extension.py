@@ -8,16 +8,16 @@ from starlette.types import Message, Scope
 
 from wsdeco.config import ConnectionConfig
 from wsdeco.reasons import Close, CloseCode, Unknown
-from wsdeco.wire.contract import Offer, Options
+from wsdeco.wire.contract import Extension, Options
 
-__all__ = ["EXTENSION", "conversation_of", "end_of", "wire_options"]
+__all__ = ["EXTENSION", "end_of", "extension_of", "wire_options"]
 
 EXTENSION: Final = "wsdeco"
-"""The key of `scope["extensions"]` under which the protocol offers its conversation."""
+"""The key of `scope["extensions"]` under which the protocol offers it."""
 
 
-def conversation_of(scope: Scope) -> Offer | None:
-    """Return the conversation, if the server speaks wsdeco's own protocol."""
+def extension_of(scope: Scope) -> Extension | None:
+    """Return the extension, if the server speaks wsdeco's own protocol."""
     extensions: dict[str, Any] | None = scope.get("extensions")
     return None if extensions is None else extensions.get(EXTENSION)
 
@@ -31,11 +31,11 @@ def wire_options(config: ConnectionConfig) -> Options:
     }
 
 
-def end_of(conversation: Offer | None, message: Message) -> Close | Unknown | None:
+def end_of(extension: Extension | None, message: Message) -> Close | Unknown | None:
     """Return why the connection has ended, with who began it, which `websocket.disconnect` does not say.
 
     `None` where that is not known, or `message` says something else, as one of a middleware may.
     """
-    end = None if conversation is None else conversation.end
+    end = None if extension is None else extension.end
     code = end.code if isinstance(end, Close) else CloseCode.ABNORMAL
     return end if message.get("code") == code else None

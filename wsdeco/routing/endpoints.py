@@ -97,7 +97,7 @@ class HandlerEndpoint:
             channel = self._channel_type(scope, connection, self.config, context.clock)
             channel.watch(context.observer)
             channel.route_room = self.room
-            connection.consumer = channel
+            connection.receiver = channel
             begun = Lifecycle(channel, self._factory, self.__name__)
             is_slot = ticket is self.admission.slots
             begun.start(self._over if is_slot else partial(self._connection_over, ticket))

@@ -1,4 +1,4 @@
-"""The ASGI side of a connection: one conversation of `receive` and `send` with any application (ASGI 2.4).
+"""The ASGI side of a connection: one cycle of `receive` and `send` with any application (ASGI 2.4).
 
 Where uvicorn's own classes leave a choice, the peer and the application get the clearer answer:
 
@@ -39,7 +39,7 @@ from wsdeco.wire.contract import Connection, Options
 from wsdeco.wire.handshake import Request, check_refusal
 from wsdeco.wire.scope import build_scope
 
-__all__ = ["Conversation", "Event", "PeerName", "Scope", "TaskFreeStart", "scope_of", "task_free_start"]
+__all__ = ["AsgiCycle", "Event", "PeerName", "Scope", "TaskFreeStart", "scope_of", "task_free_start"]
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Event: TypeAlias = MutableMapping[str, Any]
@@ -113,7 +113,7 @@ class _Denial:
     body: bytearray = field(default_factory=bytearray)
 
 
-class Conversation:
+class AsgiCycle:
     """One application's `receive` and `send`.
 
     Args:
@@ -223,10 +223,10 @@ class Conversation:
         """Do nothing: `input_ended` has told all that ASGI has an event for."""
 
     def yield_connection(self, receive: Receive, send: Send) -> Connection | None:
-        """Return the connection, for a consumer that takes the place of this conversation.
+        """Return the connection, for a receiver that takes the place of this cycle.
 
         `receive` and `send` are what the endpoint was called with. Where a middleware has wrapped one of them in order
-        to see the messages, the conversation goes on, and the answer is `None`.
+        to see the messages, the cycle goes on, and the answer is `None`.
         """
         if receive != self.receive or _unwrapped(send) != self.send:
             return None

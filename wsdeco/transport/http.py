@@ -39,7 +39,7 @@ from wsdeco.clock import Clock
 from wsdeco.transport.deadlines import Deadlines, HttpDeadlines
 from wsdeco.transport.endings import half_close, say_end
 from wsdeco.transport.protocol import WebSocketProtocol
-from wsdeco.transport.shared import turn_of
+from wsdeco.transport.shared import shared_of
 from wsdeco.wire.handshake import MAX_HEAD_LINES, MAX_HEAD_SIZE, read_handshake, refusal_response
 
 __all__ = ["BoundedH11Protocol", "HttpProtocol"]
@@ -119,7 +119,7 @@ class _BoundedProtocol(asyncio.Protocol, ABC):
         self.connections: set[Any] = server_state.connections
         self.loop = asyncio.get_running_loop() if _loop is None else _loop
         # With TLS it is long before the transport is handed over, since the TLS handshake comes first.
-        self._deadlines = turn_of(server_state, self.loop).http_deadlines(self.clock)
+        self._deadlines = shared_of(server_state, self.loop).http_deadlines(self.clock)
         self._accepted_at = self._deadlines.clock.time()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from typing import Final, cast
 
 from wsdeco.messages import Data
-from wsdeco.transport.shared import Turn
+from wsdeco.transport.shared import Shared
 from wsdeco.wire.incoming import Framing
 from wsdeco.wire.outgoing import Encoded
 
@@ -35,7 +35,7 @@ class Outgoing(asyncio.Protocol, ABC):
     """What a connection sends.
 
     Args:
-        turn: What the connections of the server share.
+        shared: What the connections of the server share.
 
     Attributes:
         transport: The transport.
@@ -50,7 +50,7 @@ class Outgoing(asyncio.Protocol, ABC):
         "_outbox",
         "_outbox_size",
         "_senders",
-        "_turn",
+        "_shared",
         "closed",
         "senders_wait",
         "transport",
@@ -59,8 +59,8 @@ class Outgoing(asyncio.Protocol, ABC):
 
     transport: asyncio.Transport
 
-    def __init__(self, turn: Turn) -> None:
-        self._turn = turn
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
         self._framing: Framing | None = None
         self._outbox: list[bytes | memoryview] | None = None
         self._outbox_size = 0
@@ -128,7 +128,7 @@ class Outgoing(asyncio.Protocol, ABC):
     def _use_up_turn(self) -> None:
         if not self.senders_wait:
             self.senders_wait = True
-            self._turn.wait(self)
+            self._shared.wait(self)
 
     def send_encoded(self, message: Encoded, most_unsent: int) -> bool:
         """Write a message that goes to many connections by the end of the loop's turn, within a bound.
@@ -162,7 +162,7 @@ class Outgoing(asyncio.Protocol, ABC):
             self._use_up_turn()
         elif not self._flush_pending:
             self._flush_pending = True
-            self._turn.flush_later(self)
+            self._shared.flush_later(self)
 
     def flush(self, *, even_if_paused: bool = False) -> None:
         """Write the outbox, unless the peer does not read."""
@@ -211,7 +211,7 @@ class Outgoing(asyncio.Protocol, ABC):
         """
         if self.closed:
             return False
-        waiter: asyncio.Future[bool] = self._turn.loop.create_future()
+        waiter: asyncio.Future[bool] = self._shared.loop.create_future()
         senders = self._senders
         if senders is None:
             senders = self._senders = OrderedDict()

@@ -3,20 +3,20 @@
 uvicorn's HTTP class owns the socket until the upgrade; then it makes a `WebSocketProtocol` and replays the request's
 head to it. From there on this class moves bytes, and nothing else: it parses the handshake, runs the framing,
 coalesces writes, keeps flow control in both directions, pings, and closes. What the bytes mean to the application
-is the business of a `Consumer`: the ASGI conversation (`wsdeco.transport.asgi`), or a direct channel that takes its
+is the business of a `Receiver`: the ASGI cycle (`wsdeco.transport.asgi`), or a direct channel that takes its
 place (`wsdeco.channels.direct`).
 
 How a connection ends
 ---------------------
 The *input* ends first, once, with a reason in `end`: the peer's close frame, the peer's fault, the end of the stream,
-our own `close`, or the loss of the transport. The consumer is told at once, behind the messages before it, and says
+our own `close`, or the loss of the transport. The receiver is told at once, behind the messages before it, and says
 `finish` when it has dealt with these; so three good messages in front of a bad frame are all answered before
-the close frame goes out. A consumer that takes too long is not waited for. Then the *output* ends: the close frame
+the close frame goes out. A receiver that takes too long is not waited for. Then the *output* ends: the close frame
 is the last to be sent, and what is still unread is read, and dropped, until the peer closes or a deadline runs out,
 since closing a socket with unread bytes would reset the connection and destroy what the peer has not read yet. A
 deadline stands behind every step, and its last resort is `abort`.
 
-Reading pauses only for a reason: the consumer's inbox is full, or the framing has more to do than fits one turn of
+Reading pauses only for a reason: the receiver's inbox is full, or the framing has more to do than fits one turn of
 the loop. Writing goes through an outbox that is flushed once per turn of the loop, by one callback for all
 connections that were written to.
 """
@@ -37,13 +37,13 @@ from uvicorn.server import ServerState
 from wsdeco.clock import Clock, Deadline
 from wsdeco.config import Compression
 from wsdeco.reasons import Close, CloseCode, Unknown, check_close_code, printable
-from wsdeco.transport.asgi import Conversation, PeerName, scope_of, task_free_start
+from wsdeco.transport.asgi import AsgiCycle, PeerName, scope_of, task_free_start
 from wsdeco.transport.endings import half_close, say_end
 from wsdeco.transport.keepalive import Keepalive
 from wsdeco.transport.outgoing import Outgoing
-from wsdeco.transport.shared import turn_of
+from wsdeco.transport.shared import shared_of
 from wsdeco.wire import handshake
-from wsdeco.wire.contract import NOBODY, Consumer
+from wsdeco.wire.contract import NOBODY, Receiver
 from wsdeco.wire.deflate import negotiate
 from wsdeco.wire.incoming import Framing, encode_ping
 
@@ -75,11 +75,11 @@ class WebSocketProtocol(Outgoing):
     Attributes:
         app_state: The lifespan's state.
         config: uvicorn's configuration.
-        consumer: Who takes what arrives; to be replaced before the handshake is accepted.
+        receiver: Who takes what arrives; to be replaced before the handshake is accepted.
         request: The handshake, while it waits to be accepted or refused.
         scope: The ASGI scope, until the handshake is accepted or refused.
         end: Why nothing more comes from the peer; `None` while something may come.
-        reading_paused: The consumer has asked not to be given more.
+        reading_paused: The receiver has asked not to be given more.
         last_activity: When the last frame arrived that is not the answer to a ping of ours, by the clock.
         heard: A byte arrived since the last keepalive ping.
         close_timeout: Seconds for each step of the closing handshake.
@@ -95,11 +95,11 @@ class WebSocketProtocol(Outgoing):
         "app_state",
         "close_timeout",
         "config",
-        "consumer",
         "end",
         "heard",
         "last_activity",
         "reading_paused",
+        "receiver",
         "request",
         "scope",
     )
@@ -118,15 +118,15 @@ class WebSocketProtocol(Outgoing):
         self.config = config
         self._server_state = server_state
         self.app_state = app_state
-        turn = turn_of(server_state, _loop)
-        super().__init__(turn)
-        self._clock: Clock = turn.loop if clock is None else clock
+        shared = shared_of(server_state, _loop)
+        super().__init__(shared)
+        self._clock: Clock = shared.loop if clock is None else clock
         self._buffer: bytearray | None = bytearray()
         self.request: handshake.Request | None = None
         self._transport_paused = False
         self._deadline: Deadline | None = None
         self._keepalive: Keepalive | None = None
-        self.consumer: Consumer = NOBODY
+        self.receiver: Receiver = NOBODY
         self.scope: dict[str, Any] | None = None
         self.end: Close | Unknown | None = None
         self.reading_paused = False
@@ -151,7 +151,7 @@ class WebSocketProtocol(Outgoing):
         messages = framing.receive(data)
         if messages and self.end is None:
             self.last_activity = self._clock.time()
-            self.consumer.messages_received(messages)
+            self.receiver.messages_received(messages)
         if framing.noticed:
             self._notice(framing)
 
@@ -159,7 +159,7 @@ class WebSocketProtocol(Outgoing):
         """Take the end of the peer's stream, and keep the other direction open for answers, where TLS lets us."""
         if self._framing is None or self._framing.ended is not None or self.end is not None:
             return False
-        self._turn.end(self._input_over)
+        self._shared.end(self._input_over)
         return not is_ssl(self.transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -168,27 +168,27 @@ class WebSocketProtocol(Outgoing):
         # uvicorn's `limit_max_requests` counts it as a request.
         self._server_state.total_requests += 1
         self._server_state.connections.discard(cast(Any, self))
-        self._turn.departures.discard(self)
+        self._shared.departures.discard(self)
         self._stop_timers()
         self.closed = True
         self._buffer = None
         self._outbox = None
         self._outbox_size = 0
         self._let_send()
-        self._turn.end(self._tell_loss)
+        self._shared.end(self._tell_loss)
 
     def _tell_loss(self) -> None:
         framing = self._framing
         self._tell_end(Unknown() if framing is None or framing.ended is None else framing.ended)
-        consumer, self.consumer = self.consumer, NOBODY
-        consumer.connection_lost()
+        receiver, self.receiver = self.receiver, NOBODY
+        receiver.connection_lost()
 
     def shutdown(self) -> None:
         """End the connection because the server stops: 1012, or HTTP 503 before the upgrade.
 
         From now on a peer that neither reads nor closes is waited for a short time.
         """
-        self._turn.end(self._shut_down)
+        self._shared.end(self._shut_down)
 
     def _shut_down(self) -> None:
         if self.closed:
@@ -244,15 +244,15 @@ class WebSocketProtocol(Outgoing):
             self._write_refusal(HTTPStatus.SERVICE_UNAVAILABLE, (), b"The server is full.")
             return
         scope = self.scope = scope_of(request, self.transport, peer_name, self.config, self.app_state)
-        start = self._turn.task_free_start
+        start = self._shared.task_free_start
         if start is None:
-            start = self._turn.task_free_start = task_free_start(self.config)
+            start = self._shared.task_free_start = task_free_start(self.config)
         if start(scope, self):
             return
-        conversation = Conversation(self)
-        scope["extensions"]["wsdeco"] = conversation
-        self.consumer = conversation
-        conversation.start(scope, state.tasks, self.config)
+        cycle = AsgiCycle(self)
+        scope["extensions"]["wsdeco"] = cycle
+        self.receiver = cycle
+        cycle.start(scope, state.tasks, self.config)
 
     def accept(
         self,
@@ -343,14 +343,14 @@ class WebSocketProtocol(Outgoing):
     def _notice(self, framing: Framing) -> None:
         if framing.unread:
             self._set_reading()
-            self._turn.wait(self)
+            self._shared.wait(self)
         pongs, active = framing.notice()
         if active:
             self.last_activity = self._clock.time()
         if pongs and not self.closed:
             self.send(pongs)
         if framing.ended is not None:
-            self._turn.end(self._input_over)
+            self._shared.end(self._input_over)
 
     def _input_over(self) -> None:
         ended = cast(Framing, self._framing).ended
@@ -372,7 +372,7 @@ class WebSocketProtocol(Outgoing):
     def _tell_end(self, reason: Close | Unknown) -> None:
         if self.end is None:
             self.end = reason
-            self.consumer.input_ended(reason)
+            self.receiver.input_ended(reason)
 
     @property
     def is_reading(self) -> bool:
@@ -380,21 +380,21 @@ class WebSocketProtocol(Outgoing):
         return not self._transport_paused
 
     def pause_reading(self) -> None:
-        """Give the consumer no more, until `resume_reading`."""
+        """Give the receiver no more, until `resume_reading`."""
         self.reading_paused = True
         self._set_reading()
-        self._turn.departures.watch(self)
+        self._shared.departures.watch(self)
 
     def peer_left(self) -> None:
         """Take notice that the peer has ended its side, behind what waits to be read."""
         if self.reading_paused and self.end is None:
-            self.consumer.peer_left()
+            self.receiver.peer_left()
 
     def resume_reading(self) -> None:
-        """Give the consumer more again."""
+        """Give the receiver more again."""
         self.reading_paused = False
         if self._framing is not None and self._framing.unread:
-            self._turn.wait(self)
+            self._shared.wait(self)
         else:
             self._set_reading()
 
@@ -435,7 +435,7 @@ class WebSocketProtocol(Outgoing):
             self._keepalive.discard(self)
             self._keepalive = None
         if interval and not self.closed and self.end is None:
-            self._keepalive = self._turn.keepalive(self._clock, interval, timeout)
+            self._keepalive = self._shared.keepalive(self._clock, interval, timeout)
             self._keepalive.add(self)
 
     def ping(self, payload: bytes) -> None:

@@ -15,7 +15,7 @@ from wsdeco.transport.deadlines import HttpDeadlines
 from wsdeco.transport.departures import Departures
 from wsdeco.transport.keepalive import Keepalive
 
-__all__ = ["Turn", "turn_of"]
+__all__ = ["Shared", "shared_of"]
 
 _MOST_AT_ONCE: Final = 2000
 """Connections that are flushed in one turn of the loop, which other connections wait for. About 10 ms."""
@@ -43,8 +43,8 @@ class Waiting(Protocol):
         """Do what has waited for a turn of the loop."""
 
 
-class Turn:
-    """One per server.
+class Shared:
+    """What they share; one per server.
 
     Attributes:
         loop: The event loop of the server.
@@ -84,15 +84,15 @@ class Turn:
         self._waiting.append(connection)
         if not self._is_giving:
             self._is_giving = True
-            self.loop.call_soon(self._give_turns)
+            self.loop.call_soon(self._give_shared)
 
-    def _give_turns(self) -> None:
+    def _give_shared(self) -> None:
         waiting = self._waiting
         for _ in range(min(len(waiting), _TURNS_AT_ONCE)):
             waiting.popleft().go_on()
         self._is_giving = bool(waiting)
         if waiting:
-            self.loop.call_soon(self._give_turns)
+            self.loop.call_soon(self._give_shared)
 
     def end(self, tell: Callable[[], None]) -> None:
         """Call `tell`, which ends a connection: at once, or in a later turn of the loop, behind those that came before.
@@ -129,12 +129,12 @@ class Turn:
         return self._http_deadlines
 
 
-_turns: Final[WeakKeyDictionary[ServerState, Turn]] = WeakKeyDictionary()
+_shared: Final[WeakKeyDictionary[ServerState, Shared]] = WeakKeyDictionary()
 
 
-def turn_of(server_state: ServerState, loop: asyncio.AbstractEventLoop | None) -> Turn:
+def shared_of(server_state: ServerState, loop: asyncio.AbstractEventLoop | None) -> Shared:
     """Return what the connections of `server_state` share; `loop` is the running one, if not given."""
-    turn = _turns.get(server_state)
-    if turn is None:
-        turn = _turns[server_state] = Turn(asyncio.get_running_loop() if loop is None else loop)
-    return turn
+    shared = _shared.get(server_state)
+    if shared is None:
+        shared = _shared[server_state] = Shared(asyncio.get_running_loop() if loop is None else loop)
+    return shared

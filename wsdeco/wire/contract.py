@@ -16,7 +16,7 @@ from wsdeco.wire.outgoing import Encoded
 if TYPE_CHECKING:
     from starlette.types import Receive, Send
 
-__all__ = ["NOBODY", "Connection", "Consumer", "Offer", "Options"]
+__all__ = ["NOBODY", "Connection", "Extension", "Options", "Receiver"]
 
 
 class Options(TypedDict, total=False):
@@ -33,7 +33,7 @@ class Options(TypedDict, total=False):
     keepalive: tuple[float | None, float | None]
 
 
-class Consumer(Protocol):
+class Receiver(Protocol):
     """Takes the messages of one connection, and the news of its end."""
 
     def messages_received(self, messages: list[Data]) -> None:
@@ -66,17 +66,17 @@ class _Nobody:
         """Nobody wants to know."""
 
 
-NOBODY: Final[Consumer] = _Nobody()
-"""The consumer of a connection whose handshake has not been read, or whose transport is gone."""
+NOBODY: Final[Receiver] = _Nobody()
+"""The receiver of a connection whose handshake has not been read, or whose transport is gone."""
 
 
 class Connection(Protocol):
-    """What a consumer asks of its connection: see `wsdeco.transport.protocol.WebSocketProtocol`."""
+    """What a receiver asks of its connection: see `wsdeco.transport.protocol.WebSocketProtocol`."""
 
     app_state: dict[str, Any]
     closed: bool
     close_timeout: float
-    consumer: Any
+    receiver: Any
     end: Close | Unknown | None
     last_activity: float
     reading_paused: bool
@@ -120,10 +120,10 @@ class Connection(Protocol):
         ...
 
     def pause_reading(self) -> None:
-        """Give the consumer no more messages."""
+        """Give the receiver no more messages."""
 
     def resume_reading(self) -> None:
-        """Give the consumer messages again."""
+        """Give the receiver messages again."""
 
     def close(self, code: int = ..., reason: str = ...) -> None:
         """Start the closing handshake."""
@@ -135,7 +135,7 @@ class Connection(Protocol):
         """Drop the transport."""
 
 
-class Offer(Protocol):
+class Extension(Protocol):
     """What the scope holds of a connection that is served by wsdeco's own protocol."""
 
     @property

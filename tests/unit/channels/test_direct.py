@@ -151,7 +151,7 @@ class Stuck:
         self.app_state: dict[str, Any] = {}
         self.closed = False
         self.close_timeout = 0.0
-        self.consumer: Any = None
+        self.receiver: Any = None
         self.transport: Any = None
         self.end: Close | Unknown | None = None
         self.last_activity = 0.0
@@ -295,7 +295,7 @@ class EndsAtOnce(Stuck):
 
     def accept(self, subprotocol: str | None = None, headers: Any = (), **options: Any) -> None:
         super().accept(subprotocol, headers, **options)
-        self.consumer.input_ended(Close(1000))
+        self.receiver.input_ended(Close(1000))
 
 
 @pytest.mark.parametrize(("connection", "members"), [(Stuck(), 1), (EndsAtOnce(), 0)])
@@ -391,7 +391,7 @@ async def test_ten_connections_hold_no_task_of_the_server() -> None:
         for _ in range(10):
             assert await journal.next() == "connect"
         await asyncio.sleep(0)
-        assert not [task for task in asyncio.all_tasks() if "Conversation" in repr(task)]
+        assert not [task for task in asyncio.all_tasks() if "AsgiCycle" in repr(task)]
         done.set()
 
 
@@ -582,5 +582,5 @@ async def test_an_endpoint_that_calls_handle_upgrade_has_it_behind_all_of_starle
 
     session = Session(app)
     await session.open()
-    assert type(session.protocol.consumer) is DirectChannel
+    assert type(session.protocol.receiver) is DirectChannel
     await session.end()
