@@ -266,7 +266,7 @@ class App(Application):
     ) -> BackgroundServer | None:
         """Serve the app on `host` and `port` until Ctrl-C or SIGTERM, with every `on_disconnect` run at the end.
 
-        Where an event loop runs already (a notebook), the server gets a thread and an event loop of its own, and
+        If an event loop runs already (a notebook), the server gets a thread and an event loop of its own, and
         the call returns as soon as it serves; running it again stops that server and starts anew.
 
         At the top level of a module that is imported, the call does nothing unless `background` is given: a script
@@ -345,7 +345,7 @@ class App(Application):
 
 
 def _launch() -> ModuleType:
-    from wsdeco import launch  # noqa: PLC0415 - uvicorn is loaded only where it serves
+    from wsdeco import launch  # noqa: PLC0415 - uvicorn is loaded only if it serves
 
     return launch
 

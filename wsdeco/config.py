@@ -46,14 +46,14 @@ Invalid: TypeAlias = Literal["reply", "close"]
 
 @runtime_checkable
 class Codec(Protocol):
-    """The wire form of messages with types, where JSON and MessagePack are not it."""
+    """The wire form of messages with types, if JSON and MessagePack are not it."""
 
     def encode(self, message: Any, /) -> str | bytes:
         """Return the frame of a message made of dicts, lists, str, numbers, bool and None."""
         ...
 
     def decode(self, frame: str | bytes, /) -> Any:
-        """Return the message of a frame, made of the same; `ValueError` where it is none."""
+        """Return the message of a frame, made of the same; `ValueError` if it is none."""
         ...
 
 
@@ -164,7 +164,7 @@ class ConnectionConfig:
             to 51 KiB of memory per connection. `Compression(level=1, threshold=256)` chooses how hard zlib tries, and
             which messages are too short for it; `True` is its default. Other servers compress as they are set up.
         codec: How messages with types travel (`wsdeco[typed]`): `"json"` in text frames, `"msgpack"` in binary frames,
-            or an object with `encode` and `decode`. `None` is JSON where the annotations of `on_message` ask for types.
+            or an object with `encode` and `decode`. `None` is JSON if the annotations of `on_message` ask for types.
         invalid: What follows a message that is not of the annotated type: `"reply"` tells the peer, `"close"` closes
             with 1007.
         max_invalid: Invalid messages in a row that are answered; one more closes with 1008.

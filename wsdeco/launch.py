@@ -1,4 +1,4 @@
-"""`App.run` and `wsdeco run`: in a thread where an event loop runs already, or else in one process or several."""
+"""`App.run` and `wsdeco run`: in a thread if an event loop runs already, or else in one process or several."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Final, Literal, TypeAlias
 __all__ = ["Origin", "is_loopback", "origin_allowed", "parse_origin"]
 
 Origin: TypeAlias = tuple[str, str, int]
-"""Scheme, host and port; port 0 where the scheme has no default port and none is given."""
+"""Scheme, host and port; port 0 if the scheme has no default port and none is given."""
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _PAGE_SCHEMES: Final = {"ws": "http", "wss": "https"}
@@ -59,7 +59,7 @@ def origin_allowed(
             is allowed; more than one is refused.
         host: The Host header.
         scheme: The scheme of the ASGI scope: `ws` or `wss`, or `http` or `https`.
-        allowed: `None` for the same origin only, and for loopback origins where the Host is a loopback name too;
+        allowed: `None` for the same origin only, and for loopback origins if the Host is a loopback name too;
             `"*"` for every origin, `null` and malformed ones included; a tuple for the listed origins and no other.
 
     Returns:

@@ -36,7 +36,7 @@ def checked_backplane(backplane: object) -> Backplane | None:
 
 
 def backplane_of_environment() -> Backplane | None:
-    """Return the backplane that the environment names; where it names none, one only if it is missed.
+    """Return the backplane that the environment names; if it names none, one only if it is missed.
 
     That is in one of several worker processes of somebody else's server.
 
@@ -58,7 +58,7 @@ def backplane_of_environment() -> Backplane | None:
 
 
 def _open_backplane(url: str) -> Backplane:
-    from wsdeco.backplanes import urls  # noqa: PLC0415 - loaded only where there are other processes
+    from wsdeco.backplanes import urls  # noqa: PLC0415 - loaded only if there are other processes
 
     return urls.open_backplane(url)
 

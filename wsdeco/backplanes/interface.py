@@ -36,7 +36,7 @@ class BackplaneCounters:
         missed: Published by other processes to rooms with members here, and never arrived: gaps in the numbers, each of
             which counts for a million at most.
         malformed: Came from somebody who does not speak wsdeco, and were dropped.
-        connections: Times that a connection to the broker was made; 0 where there is none to make.
+        connections: Times that a connection to the broker was made; 0 if there is none to make.
     """
 
     published: int = 0
@@ -81,7 +81,7 @@ class Backplane(Protocol):
     def publish_nowait(self, key: str, data: str | bytes, /) -> bool:
         """Broadcast to the other processes; return whether that is on its way.
 
-        Called in other threads as well where nothing has been started, or nothing runs any more.
+        Called in other threads as well if nothing has been started, or nothing runs any more.
 
         Raises:
             ValueError: `data` is more than the broker takes.
@@ -92,4 +92,4 @@ class Backplane(Protocol):
         """Wait while too much is on its way."""
 
     async def close(self) -> None:
-        """End what `start` has begun, in any event loop; does nothing where nothing has been started."""
+        """End what `start` has begun, in any event loop; does nothing if nothing has been started."""

@@ -42,7 +42,7 @@ class Link(Protocol):
         """Write messages to the broker; `done`, always the same, is called as soon as it has confirmed each."""
 
     def confirm(self) -> None:
-        """Ask the broker to confirm what was published, where it does so only when asked."""
+        """Ask the broker to confirm what was published, if it does so only when asked."""
 
     async def ping(self) -> None:
         """Return when the broker has answered."""

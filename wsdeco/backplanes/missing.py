@@ -1,4 +1,4 @@
-"""What stands where a backplane is missed: in one of several worker processes, with no broker between them."""
+"""What stands in for a backplane that is missed: in one of several worker processes, with no broker between them."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class _NatsLink:
         self._lost = asyncio.Event()
 
     async def open(self, servers: list[str], credentials: dict[str, str]) -> None:
-        # nats-py goes on without TLS where the server, or somebody on the way, does not ask for it. It looks at the
+        # nats-py goes on without TLS if the server, or somebody on the way, does not ask for it. It looks at the
         # credentials when it has decided.
         checked = {name: partial(self._checked, value) for name, value in credentials.items()}
         try:
@@ -208,7 +208,7 @@ class _NatsLink:
         if "permissions violation for publish" in str(exc).lower():
             self._refused += 1
         elif not isinstance(exc, SlowConsumerError):
-            # Also where nats-py would go on, with a room that may not be subscribed and gets nothing. What is dropped
+            # Also if nats-py would go on, with a room that may not be subscribed and gets nothing. What is dropped
             # because this process is slow is counted as missed.
             self._error = exc
             self._lost.set()

@@ -61,7 +61,7 @@ class Supervision:
 
     Attributes:
         connect_timeout: For a connection to be made.
-        ping_interval: Between two looks whether the broker is there; less where it, or something on the way, has ended
+        ping_interval: Between two looks whether the broker is there; less if it, or something on the way, has ended
             a connection that was quiet for less.
         answer_timeout: For the broker to confirm something of what it was given, or to answer a ping.
         confirm_delay: After a message, for others to follow it before the broker is asked to confirm all of them.
@@ -180,7 +180,7 @@ class Session:
         return True
 
     def subscribe(self, subject: str) -> None:
-        """Take notice that a subject is wanted."""
+        """Note that a subject is wanted."""
         self._gaps.forget(subject)
         if not self.runs_here():
             self._changed.add(subject)
@@ -189,7 +189,7 @@ class Session:
             self._work.set()
 
     def unsubscribe(self, subject: str) -> None:
-        """Take notice that a subject is wanted no longer."""
+        """Note that a subject is no longer wanted."""
         self._gaps.forget(subject)
         if not self.runs_here():
             self._changed.add(subject)

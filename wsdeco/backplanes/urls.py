@@ -85,7 +85,7 @@ def _without_secrets(url: SplitResult) -> str:
 
 def _nats(name: str, urls: list[SplitResult]) -> Broker:
     try:
-        from wsdeco.backplanes.nats import NatsBroker  # noqa: PLC0415 - nats-py is loaded only where it is used
+        from wsdeco.backplanes.nats import NatsBroker  # noqa: PLC0415 - nats-py is loaded only if it is used
     except ModuleNotFoundError as exc:
         raise _missing("nats", "nats-py") from exc
     return NatsBroker(name, urls)
@@ -93,7 +93,7 @@ def _nats(name: str, urls: list[SplitResult]) -> Broker:
 
 def _redis(name: str, urls: list[SplitResult]) -> Broker:
     try:
-        from wsdeco.backplanes.redis import RedisBroker  # noqa: PLC0415 - redis-py is loaded only where it is used
+        from wsdeco.backplanes.redis import RedisBroker  # noqa: PLC0415 - redis-py is loaded only if it is used
     except ModuleNotFoundError as exc:
         raise _missing("redis", "redis-py") from exc
     return RedisBroker(name, urls[0].geturl())

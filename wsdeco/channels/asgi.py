@@ -60,7 +60,7 @@ def disconnect_reason(message: Message) -> DisconnectReason:
     Servers report a lost transport as 1006, or (uvicorn) as 1005 without the key `reason`; their own shutdown as
     1012 without that key.
     """
-    # Where wsproto is underneath, the code is of an enumeration of its own.
+    # With wsproto underneath, the code is a member of an enumeration of its own.
     code = int(message.get("code", CloseCode.NO_STATUS))
     text: str | None = message.get("reason")
     if code == CloseCode.ABNORMAL or (code == CloseCode.NO_STATUS and text is None):
@@ -217,7 +217,7 @@ class AsgiChannel(Channel):
                 self._receiving = False
 
     async def accept(self, subprotocol: str | None = None, headers: HeaderItems = ()) -> None:
-        """Accept the upgrade; does nothing where that has been done."""
+        """Accept the upgrade; does nothing if that has been done."""
         if not self.accepted:
             await self._write(self._accept_message(subprotocol, headers))
 
@@ -249,7 +249,7 @@ class AsgiChannel(Channel):
         """Write at once, or behind what waits already."""
         if self.closed:
             raise self.closed_error()
-        # Servers fail in ways of their own where UTF-8 cannot carry a text.
+        # Servers fail in ways of their own if UTF-8 cannot carry a text.
         wire_size(data)
         if self._writing or self._outbox:
             await self._write_in_turn(data)
@@ -317,7 +317,7 @@ class AsgiChannel(Channel):
             await asyncio.wait((self._flusher,))
 
     def abort(self) -> None:
-        """Drop the transport where the server lets it be reached (uvicorn), and give up what waits."""
+        """Drop the transport if the server lets it be reached (uvicorn), and give up what waits."""
         self._break()
         if self._flusher is not None:
             self._flusher.cancel()

@@ -56,23 +56,23 @@ class Owner(Protocol):
     """Who is told what happens to a channel.
 
     Attributes:
-        conversation: What encodes messages with types; `None` where there are none.
+        conversation: What encodes messages with types; `None` if there are none.
     """
 
     conversation: Conversation | None
 
     def channel_accepted(self) -> None:
-        """Take notice that the upgrade is accepted; called once at most."""
+        """The upgrade is accepted; called once at most."""
 
     def channel_ended(self) -> None:
-        """Take notice that `reason` is set; called once."""
+        """The channel has ended, and `reason` is set; called once."""
 
     def create_task(self, work: Coroutine[Any, Any, T], name: str | None) -> asyncio.Task[T]:
         """Run `work` in a task that ends with the connection."""
         ...
 
     def transport_lost(self) -> None:
-        """Take notice that the transport is gone, where a channel can tell; called once."""
+        """The transport is gone; called once, by channels that can tell."""
 
 
 class Membership(Protocol):
@@ -434,10 +434,10 @@ class Channel(ABC):
             self.rooms = tuple(other for other in rooms if other is not room)
 
     def peer_left(self, reason: Close | Unknown | None = None) -> None:
-        """Take notice that the peer has ended its side, behind messages for which there is no room in the inbox.
+        """The peer has ended its side, behind messages for which there is no room in the inbox.
 
-        They are read and handled as far as `disconnect_grace` allows. Then the channel ends for `reason`; by default
-        it is unknown, as what stands behind the messages has not been read.
+        Hooks have `disconnect_grace` to handle these messages. Then the channel ends for `reason`; by default it is
+        unknown, since the close frame behind the messages has not been read.
         """
         if self.reason is None and self._departure is None and self.config.disconnect_grace is not None:
             give_up = partial(self._give_up, reason or Unknown())
@@ -491,7 +491,7 @@ class Channel(ABC):
         self.abort()
 
     def refusal(self) -> tuple[int, str, dict[str, str]]:
-        """Return status, body and headers of the response where the channel has ended before its upgrade."""
+        """Return status, body and headers of the response if the channel has ended before its upgrade."""
         if isinstance(self.reason, Error):
             return 500, "Internal Server Error", {}
         return 503, "Service Unavailable", {"Retry-After": "1"}

@@ -51,7 +51,7 @@ Outgoing: TypeAlias = (
 """What can be sent: text, bytes, and messages with types, if the handler has such."""
 
 HeaderItems: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
-"""Header fields of a response, as a mapping or, where a name repeats, as pairs."""
+"""Header fields of a response, as a mapping or, if a name repeats, as pairs."""
 
 _HANDSHAKE_HEADERS: Final = frozenset({"connection", "upgrade", "content-length", "transfer-encoding"})
 _SAMPLE: Final = 1024
@@ -62,7 +62,7 @@ class Address(NamedTuple):
     """The peer's address; `str()` gives `host:port`.
 
     Attributes:
-        host: The IP address, or an empty string where there is none (a Unix socket).
+        host: The IP address, or an empty string if there is none (a Unix socket).
         port: The TCP port, or 0.
     """
 
@@ -103,7 +103,7 @@ def wire_size(data: Data) -> int:
 
 
 def exceeds(data: Data, limit: int) -> bool:
-    """Return whether the payload takes more than `limit` bytes; text is only encoded for that where it is close."""
+    """Return whether the payload takes more than `limit` bytes; text is only encoded for that if it is close."""
     return len(data) * (4 if isinstance(data, str) else 1) > limit and wire_size(data) > limit
 
 
@@ -133,7 +133,7 @@ def checked_kind(data: object, encoder: Encoder | None = None, advice: str = "wr
     Args:
         data: The message.
         encoder: Asked for what is neither text nor bytes.
-        advice: What to write where there is no encoder.
+        advice: What to write if there is no encoder.
 
     Raises:
         TypeError: `data` is neither text nor bytes, and there is no encoder for it.

@@ -64,11 +64,11 @@ class DirectChannel(Channel):
     # What the protocol calls.
 
     def input_ended(self, reason: Close | Unknown) -> None:
-        """Take notice that nothing more comes."""
+        """Nothing more comes."""
         self.end(reason)
 
     def connection_lost(self) -> None:
-        """Take notice that the transport is gone."""
+        """The transport is gone."""
         self._lost = True
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
@@ -110,7 +110,7 @@ class DirectChannel(Channel):
     def closed(self) -> bool:
         """Whether nothing can be sent any more.
 
-        Where the peer has ended its side, what it sent before is still answered: the protocol waits with its part of
+        If the peer has ended its side, what it sent before is still answered: the protocol waits with its part of
         the closing handshake.
         """
         return self._connection.closed or (self.reason is not None and not self.accepted)
@@ -130,7 +130,7 @@ class DirectChannel(Channel):
             packed.drop_dead_reference()
 
     async def accept(self, subprotocol: str | None = None, headers: HeaderItems = ()) -> None:
-        """Accept the upgrade; does nothing where that has been done."""
+        """Accept the upgrade; does nothing if that has been done."""
         if self.accepted:
             return
         if self.closed:
@@ -173,7 +173,7 @@ class DirectChannel(Channel):
             await self._send_in_turn(None)
 
     def try_send(self, data: Data) -> bool:
-        """Send, where the peer reads: at once if no other message waits for a reply, which could share the write."""
+        """Send, if the peer reads: at once if no other message waits for a reply, which could share the write."""
         connection = self._connection
         if connection.senders_wait or connection.closed or not self.accepted:
             return False
@@ -222,7 +222,7 @@ class DirectChannel(Channel):
         return True
 
     def send_encoded(self, message: Encoded) -> bool:
-        """As for every channel; the frame is shared."""
+        """Do what `send_nowait` does, with a frame that many connections share."""
         connection = self._connection
         if connection.closed or not self.accepted:
             return self.send_nowait(message.data)
@@ -234,7 +234,7 @@ class DirectChannel(Channel):
         return False
 
     def mark_accepted(self, subprotocol: str | None) -> None:
-        """As for every channel."""
+        """Note that the upgrade is being accepted; what waited for it goes out."""
         self._early_size = 0
         super().mark_accepted(subprotocol)
 

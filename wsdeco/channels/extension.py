@@ -34,7 +34,7 @@ def wire_options(config: ConnectionConfig) -> Options:
 def end_of(extension: Extension | None, message: Message) -> Close | Unknown | None:
     """Return why the connection has ended, with who began it, which `websocket.disconnect` does not say.
 
-    `None` where that is not known, or `message` says something else, as one of a middleware may.
+    `None` if that is not known, or `message` says something else, as one of a middleware may.
     """
     end = None if extension is None else extension.end
     code = end.code if isinstance(end, Close) else CloseCode.ABNORMAL

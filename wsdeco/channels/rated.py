@@ -1,6 +1,6 @@
 """Channels whose peer may send at a rate: `message_rate` and `byte_rate`.
 
-Where a message over the rate is dropped or ends the connection, it is judged as it arrives. Where the peer is slowed
+A message over the rate that is dropped, or ends the connection, is judged as it arrives. If the peer is slowed
 down, it is judged as it is taken: messages wait in the inbox, and once that is full the peer is not read.
 
 Each rate is a token bucket, kept as the one time at which it is full again (the generic cell rate algorithm of ITU-T
@@ -72,7 +72,7 @@ class _Rated(Channel):
         return None
 
     def take(self) -> Data | None:
-        """As for every channel, in the rate of the peer."""
+        """Return the next message in order, no sooner than the rate of the peer allows."""
         inbox = self._inbox
         # When it has ended, an inbox full at most is left.
         if inbox is None or inbox[-1] is None or self.reason is not None or self.config.over_rate != "slow":
@@ -113,11 +113,11 @@ class _Rated(Channel):
 
     @property
     def last_frame_at(self) -> float:
-        """As for every channel; a peer that is slowed down is not idle."""
+        """The time of the last frame; a peer that is slowed down is not idle."""
         return super().last_frame_at if self._spent.timer is None else self.clock.time()
 
     def release(self) -> None:
-        """As for every channel."""
+        """Let go of the timer as well."""
         super().release()  # type: ignore[safe-super]
         if self._spent.timer is not None:
             self._spent.timer.cancel()

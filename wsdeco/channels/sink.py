@@ -59,7 +59,7 @@ class Sink:
 
     @property
     def subprotocol(self) -> str | None:
-        """The subprotocol agreed on; `None` before the upgrade or where there is none."""
+        """The subprotocol agreed on; `None` before the upgrade, and if there is none."""
         return self._channel.subprotocol
 
     @property
@@ -165,7 +165,7 @@ class Sink:
     def send_nowait(self, data: Outgoing) -> bool:
         """Put one message into the outbox without waiting for the peer, as a broadcast must.
 
-        Messages wait there until the upgrade is accepted and the peer reads. Where `max_outbox` would be
+        Messages wait there until the upgrade is accepted and the peer reads. If `max_outbox` would be
         exceeded, `slow_consumer` decides: the peer is closed with 1013, or the message dropped and counted.
 
         Any thread may call it. From outside of the event loop of the connection the message is handed over, and goes in

@@ -18,7 +18,7 @@ __all__ = ["command"]
 def command(target: str, server: str | None) -> None:
     """Print the AsyncAPI 3.1 document of the App of a file or a module, in JSON.
 
-    TARGET is app.py or package.module, with :name behind it where that has several apps.
+    TARGET is app.py or package.module, with :name behind it if that has several apps.
     """
     from wsdeco.describe.document import asyncapi  # noqa: PLC0415 - it may have been left out
 

@@ -45,6 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         arguments: The words behind the name of the program; by default those it was started with.
 
     Raises:
-        SystemExit: Always: with 0 at the end of the server, 1 where it cannot start, 2 for what is written wrongly.
+        SystemExit: Always: with 0 at the end of the server, 1 if it cannot start, 2 for what is written wrongly.
     """
     _program.main(arguments, "wsdeco")

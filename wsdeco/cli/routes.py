@@ -14,7 +14,7 @@ __all__ = ["command"]
 def command(target: str) -> None:
     """Print what the App of a file or a module serves, with the limits that differ from the defaults.
 
-    TARGET is app.py or package.module, with :name behind it where that has several apps.
+    TARGET is app.py or package.module, with :name behind it if that has several apps.
     """
     app, _ = find_app(target)
     # Loads uvicorn, which a command line that is refused does not need.

@@ -123,7 +123,7 @@ class _Command(click.Command):
 @click.option("--log-config", metavar="FILE", help="Configuration of logging, .ini, .json or .yaml.")
 @click.option("--log-format", type=click.Choice(("text", "json")), help="One line of text or one JSON object each.")
 @click.option("--access-log/--no-access-log", default=None, help="Whether to log connections and requests.")
-@click.option("--loop", type=click.Choice(("auto", "asyncio")), help="uvloop where it is installed, or asyncio.")
+@click.option("--loop", type=click.Choice(("auto", "asyncio")), help="uvloop if it is installed, or asyncio.")
 @click.option(
     "--drain-timeout", type=float, metavar="SECONDS", help="At the end, time over which clients are told to leave."
 )
@@ -134,7 +134,7 @@ class _Command(click.Command):
 def command(target: str, host: str, port: int, workers: int, **options: Any) -> None:
     """Serve the App of a file or a module until Ctrl-C or SIGTERM.
 
-    TARGET is app.py or package.module, with :name behind it where that has several apps.
+    TARGET is app.py or package.module, with :name behind it if that has several apps.
     """
     app, reference = find_app(target)
     # Loads uvicorn, which a command line that is refused does not need.

@@ -34,7 +34,7 @@ class Slots:
     """Counts the connections of a route against `max_connections` and `max_connections_total`; its own ticket.
 
     Attributes:
-        share: Where those of all worker processes are counted; `None` where this process is the only one.
+        share: Where those of all worker processes are counted; `None` if this process is the only one.
         limit: Connections at a time in this process; `None` for no limit.
         total: Connections at a time in all worker processes; `None` for no limit.
         name: What the route is called in all of them.
@@ -145,7 +145,7 @@ class Admission:
         name: What the route is called in the log.
         slots: The slots of the route.
         config: Its limits.
-        hosts: The gate of loopback listeners, which stands where the origin is trusted because the Host says the same.
+        hosts: The gate of loopback listeners, which is needed if the origin is trusted because the Host says the same.
 
     Attributes:
         name: What the route is called in the log.

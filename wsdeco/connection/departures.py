@@ -1,4 +1,4 @@
-"""`ConnectionClosed` that leaves a hook: whose connection has ended, and what is said where it is that of another."""
+"""`ConnectionClosed` that leaves a hook: whose connection has ended, and what is said if it is that of another."""
 
 from __future__ import annotations
 

@@ -115,14 +115,14 @@ class Lifecycle:
 
     def _start_hooks(self) -> asyncio.Task[None]:
         loop = self._channel.loop
-        # One context for both, where each would copy one of its own. A task factory need not know of contexts.
+        # One context for both: otherwise each copies one of its own. A task factory need not know of contexts.
         options: dict[str, Any] = {"context": copy_context()} if loop.get_task_factory() is None else {}
         task = loop.create_task(self._run_hooks(), name=self._name, **options)
         task.add_done_callback(self._hooks_done, **options)
         return task
 
     def transport_lost(self) -> None:
-        """Take notice that the channel's transport is gone."""
+        """The transport of the channel is gone."""
         self._end_if_over()
 
     def _end_if_over(self) -> None:
@@ -325,7 +325,7 @@ class Lifecycle:
             self._cancel_deadlines("hook")
             channel.forget_exception()
         if not channel.accepted:
-            # Where the handshake was refused no closing handshake follows, so no event need come.
+            # If the handshake was refused, no closing handshake follows, so no event need come.
             await channel.flushed()
             self._stop_reading()
 
@@ -342,7 +342,7 @@ class Lifecycle:
             if not self._is_end_of_another(exc, self._where):
                 raise
         if not channel.closed:
-            # Part of the hook, so that a deadline reaches it where the peer does not read.
+            # Part of the hook, so that a deadline reaches it if the peer does not read.
             await channel.accept()
         self._tell_hook_ended(None)
         self._hook_over()
@@ -463,7 +463,7 @@ class Lifecycle:
             task.uncancel()
 
     async def _refuse(self, exc: HTTPException | WebSocketException) -> None:
-        # Also where __init__ refuses: a deadline reaches only what counts as a hook.
+        # Also if __init__ refuses: a deadline reaches only what counts as a hook.
         self._hook = "on_connect"
         try:
             if isinstance(exc, WebSocketException):

@@ -1,6 +1,6 @@
 """A handshake in the name of a page, which can read the answer: browsers keep that of their own to themselves.
 
-The handler runs as for any other client; where it lets the client in, the client leaves at once.
+The handler runs as for any other client; if it lets the client in, the client leaves at once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Question:
 
 
 async def read_question(request: Request) -> Question | None:
-    """Return what the body of a request asks for; `None` where it does not."""
+    """Return what the body of a request asks for; `None` if it does not."""
     body = b""
     try:
         async for chunk in request.stream():
@@ -62,7 +62,7 @@ async def read_question(request: Request) -> Question | None:
 
 
 async def answer_of(question: Question, request: Scope) -> dict[str, Any]:
-    """Return the `status` of the handshake, 101 where it is accepted and 0 without an answer, and the `text` with it.
+    """Return the `status` of the handshake, 101 if it is accepted and 0 without an answer, and the `text` with it.
 
     Args:
         question: The handshake.

@@ -112,8 +112,8 @@ class WebSocketHandler(metaclass=HandlerMeta):
         `yield` sends each value as one.
 
         Args:
-            message: A text message as `str`; where a subclass annotates its parameter `bytes` or `str | bytes`,
-                a binary message as `bytes`; where it names other types, a message of these (`wsdeco[typed]`).
+            message: A text message as `str`; if a subclass annotates its parameter `bytes` or `str | bytes`,
+                a binary message as `bytes`; if it names other types, a message of these (`wsdeco[typed]`).
         """
         return _nothing()
 
@@ -185,6 +185,6 @@ def share_hooks(generated: type, hooks: Hooks) -> None:
 
 
 def bound_hook(handler: object, name: str) -> Any:
-    """Return a hook of an instance, or the default one where its class defines none."""
+    """Return a hook of an instance, or the default one if its class defines none."""
     hook = getattr(handler, name, None)
     return hook if hook is not None else MethodType(DEFAULT_HOOKS[name], handler)

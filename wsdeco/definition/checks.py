@@ -238,7 +238,7 @@ def _misfit(signature: inspect.Signature, arguments: tuple[str, ...]) -> str:
     positional = [f"`{each.name}`" for each in required if each.kind is not each.VAR_POSITIONAL]
     names = ", ".join(positional[len(arguments) :])
     return (
-        f"{called} and nothing fills {names}; give it a default or, where a decorator fills it, "
+        f"{called} and nothing fills {names}; give it a default or, if a decorator fills it, "
         "name the parameters of the decorator's own wrapper"
     )
 

@@ -121,7 +121,7 @@ def class_factory(cls: type, path_params: Mapping[str, type | None]) -> Factory:
 
     Args:
         cls: The handler class.
-        path_params: The path parameters, each with the class of its values or `None` where that is not known.
+        path_params: The path parameters, each with the class of its values or `None` if that is not known.
 
     Raises:
         HandlerError: `cls` cannot handle connections, or nothing can make its instances; the error lists every fault.

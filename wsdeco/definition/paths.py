@@ -45,7 +45,7 @@ def check_path(path: object) -> str:
 
 
 def parameter_kinds(path: str) -> dict[str, type | None]:
-    """Return the parameters of `path`, each with the class of its values; `None` where its convertor tells none."""
+    """Return the parameters of `path`, each with the class of its values; `None` if its convertor tells none."""
     parameters = compile_path(path)[2] if "{" in path else {}
     return {name: _kind_of(convertor) for name, convertor in parameters.items()}
 

@@ -31,7 +31,7 @@ class Plan:
         takes_binary: `on_message` gets binary frames.
         streams: `on_message` is an asynchronous generator, each of whose values is a reply.
         keeps: Which of `addr` and `sink` are set on an instance before its own `on_connect`.
-        dialogue: What decodes and encodes messages with types; `None` where there are none.
+        dialogue: What decodes and encodes messages with types; `None` if there are none.
     """
 
     takes_text: bool

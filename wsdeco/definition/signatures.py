@@ -99,7 +99,7 @@ def namespace_of(function: object) -> Mapping[str, object]:
 
 
 def where(function: object) -> str:
-    """Return `file:line` of the innermost function in `function`, or an empty string where there is no source."""
+    """Return `file:line` of the innermost function in `function`, or an empty string if there is no source."""
     found = ""
     for layer in _layers(function):
         code = getattr(layer, "__code__", None)
@@ -109,7 +109,7 @@ def where(function: object) -> str:
 
 
 def signature_of(function: object, *, bound: bool = False) -> inspect.Signature | None:
-    """Return how `function` is called, or `None` where it does not say.
+    """Return how `function` is called, or `None` if it does not say.
 
     Args:
         function: Any callable.
@@ -266,7 +266,7 @@ def is_subclass(kind: type, of: type | tuple[type, ...]) -> bool:
 def accepts(annotation: object, arriving: type) -> bool:
     """Return whether a parameter with the resolved `annotation` may be given an instance of `arriving`."""
     options = alternatives(annotation)
-    # PEP 484: where a float is asked for, an int will do.
+    # PEP 484: if a float is asked for, an int will do.
     return any(is_subclass(arriving, option) for option in options) or (arriving is int and float in options)
 
 

@@ -19,7 +19,7 @@ Getter: TypeAlias = Callable[[HTTPConnection], object]
 
 @dataclass(frozen=True, slots=True)
 class Supply:
-    """What a parameter can be given: its class, `None` where that is not known, and its source."""
+    """What a parameter can be given: its class, `None` if that is not known, and its source."""
 
     kind: type | None
     get: Getter
@@ -38,7 +38,7 @@ def request_supply(kind: type[HTTPConnection]) -> Supply:
 
 
 def path_supplies(kinds: Mapping[str, type | None]) -> dict[str, Supply]:
-    """Return what gives the path parameters, each with the class of its values or `None` where that is not known."""
+    """Return what gives the path parameters, each with the class of its values or `None` if that is not known."""
     return {name: Supply(kind, _path_parameter(name)) for name, kind in kinds.items()}
 
 
@@ -54,6 +54,6 @@ def injected_by(parameter: inspect.Parameter, annotation: object) -> str | None:
         annotation: Its annotation, resolved, which may be `Annotated[..., Depends(...)]`.
     """
     marks: tuple[object, ...] = (parameter.default, *getattr(annotation, "__metadata__", ()))
-    # Named and not imported: where there is such a mark, FastAPI is there as well.
+    # Named and not imported: if there is such a mark, FastAPI is there as well.
     kinds: list[type] = [type(mark) for mark in marks]
     return next((kind.__name__ for kind in kinds if kind.__module__ == "fastapi.params"), None)

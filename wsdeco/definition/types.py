@@ -30,15 +30,15 @@ class Dialogue(Protocol):
         ...
 
     def form_of(self, kind: type) -> object:
-        """Return what decides how messages of a class are written: where it is equal, so is their frame."""
+        """Return what decides how messages of a class are written: if it is equal, so is their frame."""
         ...
 
 
 def make_dialogue(message: object, reply: object, codec: str | Codec | None) -> Dialogue | None:
-    """Return what decodes and encodes the messages of a handler class; `None` where it has no types.
+    """Return what decodes and encodes the messages of a handler class; `None` if it has no types.
 
     Args:
-        message: The annotation of what `on_message` takes, `UNKNOWN` where that is text or bytes.
+        message: The annotation of what `on_message` takes, `UNKNOWN` if that is text or bytes.
         reply: The annotation of what it gives, likewise.
         codec: The wire form that is asked for, if one is.
 
@@ -67,6 +67,6 @@ def _or_none(annotation: object) -> object:
 
 
 def _typed() -> Any:
-    from wsdeco.typed import dialogue  # noqa: PLC0415 - msgspec is loaded only where it is asked for
+    from wsdeco.typed import dialogue  # noqa: PLC0415 - msgspec is loaded only if it is asked for
 
     return dialogue

@@ -170,7 +170,7 @@ def _plain(value: object) -> object:
 
 
 def _own_docstring(target: object) -> str | None:
-    # A base class is documented for itself, and a dataclass writes its signature where it has no docstring.
+    # A base class is documented for itself, and a dataclass writes its signature if it has no docstring.
     text = vars(target).get("__doc__") if isinstance(target, type) else target.__doc__
     written = text is not None and not text.startswith(f"{getattr(target, '__name__', '')}(")
     return text if written else None

@@ -51,8 +51,8 @@ class RoomCount(int):
     """How many members a room has, in all processes.
 
     Attributes:
-        age: 0 where every process that is known has just answered. Otherwise, the seconds since the oldest answer that
-            the number is made of, and infinite where a process has never told the number of its members.
+        age: 0 if every process that is known has just answered. Otherwise, the seconds since the oldest answer that
+            the number is made of, and infinite if a process has never told the number of its members.
     """
 
     age: float

@@ -23,7 +23,7 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 async def run_in(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T], otherwise: T) -> T:
-    """Run `work` in another event loop; return what it does, or `otherwise` where that loop ends meanwhile."""
+    """Run `work` in another event loop; return what it does, or `otherwise` if that loop ends meanwhile."""
     try:
         handed_over = asyncio.run_coroutine_threadsafe(work, loop)
     except RuntimeError:

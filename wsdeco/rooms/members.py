@@ -37,7 +37,7 @@ class Members:
 
     Attributes:
         key: What the room is called among those of all names and routes.
-        channels: The members in the order in which they joined, each with its sink where it joined by that.
+        channels: The members in the order in which they joined, each with its sink if it joined by that.
     """
 
     __slots__ = ("_rooms", "channels", "key")
@@ -66,7 +66,7 @@ class Members:
             self._rooms.open(self)
 
     def discard(self, channel: Channel) -> None:
-        """Let go of a member; does nothing where it is none."""
+        """Let go of a member; does nothing if it is none."""
         if channel in self.channels:
             del self.channels[channel]
             if not self.channels:

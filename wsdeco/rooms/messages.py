@@ -18,7 +18,7 @@ class Dialogue(Protocol):
         ...
 
     def form_of(self, kind: type) -> object:
-        """Return what decides how messages of a class are written: where it is equal, so is their frame."""
+        """Return what decides how messages of a class are written: if it is equal, so is their frame."""
         ...
 
 
@@ -29,7 +29,7 @@ class Messages:
         self._dialogues: dict[str, Dialogue] = {}
 
     def learn(self, path: str, dialogue: Dialogue | None) -> None:
-        """Note how the handler on `path` writes its messages; `None` where it has no types."""
+        """Note how the handler on `path` writes its messages; `None` if it has no types."""
         if dialogue is None:
             self._dialogues.pop(route_key(path), None)
         else:

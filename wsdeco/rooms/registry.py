@@ -28,8 +28,8 @@ class Registry:
     """The rooms of one app.
 
     Args:
-        backplane: Carries broadcasts to other processes; `None` where there are none.
-        find_backplane: Asked for a backplane, where there is none, as soon as an event loop becomes the home.
+        backplane: Carries broadcasts to other processes; `None` if there are none.
+        find_backplane: Asked for a backplane, if there is none, as soon as an event loop becomes the home.
 
     Attributes:
         backplane: What carries broadcasts to other processes.
@@ -81,7 +81,7 @@ class Registry:
         """Take what another process tells."""
 
     def find_backplane(self) -> None:
-        """Ask for a backplane, where there is none."""
+        """Ask for a backplane, if there is none."""
         if self.backplane is None:
             self.backplane = self._find_backplane()
 
@@ -102,7 +102,7 @@ class Registry:
             await self.backplane.close()
 
     def home(self, running: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop | None:
-        """Return the event loop that members live in, which is the running one where it is free to take."""
+        """Return the event loop that members live in, which is the running one if it is free to take."""
         home = self._loop
         if home is None or home is running or home.is_closed() or not (self._open or home.is_running()):
             # Free to take, unless another thread is faster.
@@ -110,7 +110,7 @@ class Registry:
         return home
 
     def publish_alone(self, key: str, data: Data) -> bool:
-        """Publish where no event loop runs, in one that lives until the broker has the message.
+        """Publish if no event loop runs, in one that lives until the broker has the message.
 
         Whoever serves the app in another thread meanwhile waits with its start for the end of this.
 

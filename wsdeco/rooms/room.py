@@ -60,7 +60,7 @@ class Room:
         return self._name
 
     def join(self, sink: Sink) -> None:
-        """Make a connection a member; does nothing where it is one.
+        """Make a connection a member; does nothing if it is one.
 
         In `on_connect` a connection may join before its upgrade is accepted: what is broadcast meanwhile waits, and
         follows the upgrade.
@@ -77,7 +77,7 @@ class Room:
         self._rooms.join(self._key, _checked_sink(sink, "join"))
 
     def leave(self, sink: Sink) -> None:
-        """Make a connection a member no more; does nothing where it is none.
+        """Make a connection a member no more; does nothing if it is none.
 
         What was broadcast before still reaches it, what is broadcast afterwards does not.
 
@@ -93,7 +93,7 @@ class Room:
     async def broadcast(self, data: Outgoing, exclude: Sink | Iterable[Sink] = ()) -> int:
         """Send one message to every member, `str` as text and `bytes` as binary, and wait for none of them.
 
-        All members get the messages of a room in the order of the calls. Each has an outbox of its own: where a
+        All members get the messages of a room in the order of the calls. Each has an outbox of its own: if a
         message would exceed `max_outbox`, also by itself, `slow_consumer` decides whether that member is closed with
         1013 or the message dropped for it and counted; the others get it.
 
@@ -104,7 +104,7 @@ class Room:
             exclude: Who is not to get it: a sink, or several; often the sender.
 
         Returns:
-            How many members in this process have taken it; 0 also where their event loop ends meanwhile.
+            How many members in this process have taken it; 0 also if their event loop ends meanwhile.
 
         Raises:
             BackplaneError: It could not be published to other processes, and `publish_errors` is "raise"; members in
@@ -119,7 +119,7 @@ class Room:
         """Do what `broadcast` does, from synchronous code of any thread.
 
         In the members' own event loop it is done at once; elsewhere it is handed over, and done soon. What it raises
-        then is logged instead, under `wsdeco`. Where no event loop runs, in a script for instance, and there is a
+        then is logged instead, under `wsdeco`. If no event loop runs, in a script for instance, and there is a
         backplane, it connects, publishes, and waits until the broker has confirmed that, about 30 ms; for many messages
         await `broadcast` in an event loop of your own.
 
@@ -137,7 +137,7 @@ class Room:
     async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> int:
         """Close the connection of every member, in all processes that share the backplane, as `Sink.close` does one.
 
-        A room is a handle on people: where the connections of user 7 join the room `user:7`, closing that is to kick
+        A room is a handle on people: if the connections of user 7 join the room `user:7`, closing that is to kick
         the user. Who joins afterwards is not concerned. `on_disconnect` of each runs with
         `Close(code, reason, by="server")`. It waits for none of the peers.
 
@@ -146,7 +146,7 @@ class Room:
             reason: Text for the peers, cut to 123 bytes of UTF-8.
 
         Returns:
-            How many connections of this process it has ended; 0 also where their event loop ends meanwhile.
+            How many connections of this process it has ended; 0 also if their event loop ends meanwhile.
 
         Raises:
             BackplaneError: It could not be published to other processes, and `publish_errors` is "raise"; connections
@@ -166,7 +166,7 @@ class Room:
         that was killed is forgotten 10 s later. Without a backplane the number is that of this process, `len(room)`.
 
         Returns:
-            The number of members, an `int` with an `age` in seconds, which is 0 where all have just answered.
+            The number of members, an `int` with an `age` in seconds, which is 0 if all have just answered.
         """
         return await self._rooms.people.count(self._key)
 

@@ -18,9 +18,9 @@ class Rooms(Registry):
     """The rooms of one app.
 
     Args:
-        backplane: Carries broadcasts to other processes; `None` where there are none.
+        backplane: Carries broadcasts to other processes; `None` if there are none.
         publish_errors: Whether what could not be published raises, or is only counted.
-        find_backplane: Asked for a backplane, where there is none, as soon as an event loop becomes the home.
+        find_backplane: Asked for a backplane, if there is none, as soon as an event loop becomes the home.
         clock: What the answers of other processes are waited for by; by default the event loop.
 
     Attributes:

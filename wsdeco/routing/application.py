@@ -85,13 +85,13 @@ class Application:
             backplane: Carries broadcasts to the same rooms in other processes: the URL of a NATS or Redis server, such
                 as `nats://127.0.0.1:4222` or `redis://127.0.0.1:6379`, or an object with the methods of `Backplane`.
                 By default, the URL in the environment variable `WSDECO_BACKPLANE`, which is read as soon as an event
-                loop serves the app; where there is none, rooms live in this process alone.
+                loop serves the app; if there is none, rooms live in this process alone.
             publish_errors: Whether a broadcast that cannot be published to other processes raises `BackplaneError`
                 (`"raise"`), or is only counted (`"count"`). Members in this process get it in either case.
             max_body_size: Bytes that the body of an HTTP request may have, else the answer is 413; `None` for any
                 number. Starlette counts them from 1.6 on; with an older one there is no limit.
             docs: Path of the console, a page that connects to the handlers, with the AsyncAPI document of the app in
-                `asyncapi.json` beside it. `"auto"` is `/docs` where `run` listens on loopback, for browsers of the
+                `asyncapi.json` beside it. `"auto"` is `/docs` if `run` listens on loopback, for browsers of the
                 same machine; `None` turns it off. A route of the app's own on that path wins.
             metrics: Path of the numbers of the app as Prometheus text, such as `"/metrics"` (extra `metrics`).
             traces: Trace handshakes and calls of hooks through the API of OpenTelemetry (extra `otel`).
@@ -178,7 +178,7 @@ class Application:
     def start_connection(self, scope: Scope, connection: Connection) -> bool:
         """Begin with a connection of wsdeco's own protocol; return whether that could be done without being called.
 
-        The protocol asks before it calls the app, where nothing that wants to see the messages is around it.
+        The protocol asks before it calls the app, if nothing that wants to see the messages is around it.
         """
         if not self._limits_announced:
             return False
@@ -262,7 +262,7 @@ class Application:
         """Close every connection with 1012, refuse new ones, and return when the last `on_disconnect` has run.
 
         What `on_drain` has is called first, unless `drain` has called it.
-        Rooms are let go of as well. Servers do this at their end; call it where one does not. Bounded by the
+        Rooms are let go of as well. Servers do this at their end; call it if one does not. Bounded by the
         `close_timeout` of each route.
         """
         await self._end_connections()
@@ -312,7 +312,7 @@ registry_of: Final[Callable[[Application], Registry]] = attrgetter("_registry")
 """Returns what is registered, whose `message_size_cap` a server sets."""
 
 not_found_of: Final[Callable[[Application], NotFound]] = attrgetter("_not_found")
-"""Returns what answers where no route matches, which a server tells that it listens on loopback."""
+"""Returns what answers if no route matches, which a server tells that it listens on loopback."""
 
 rooms_of: Final[Callable[[Application], Rooms]] = attrgetter("_rooms")
 """Returns the rooms, whose backplane a server may choose."""

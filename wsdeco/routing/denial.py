@@ -1,4 +1,4 @@
-"""The answer to a handshake that is not accepted: an HTTP response where the server can send one."""
+"""The answer to a handshake that is not accepted: an HTTP response if the server can send one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["deny"]
 
 
 async def deny(response: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer a handshake with `response`, or close it where the server has no "WebSocket Denial Response" (ASGI)."""
+    """Answer a handshake with `response`, or close it if the server has no "WebSocket Denial Response" (ASGI)."""
     if (await receive())["type"] != "websocket.connect":
         return
     if "websocket.http.response" in (scope.get("extensions") or {}):

@@ -56,7 +56,7 @@ def endpoint_routes(
 ) -> list[BaseRoute]:
     """Return the Starlette routes that serve `endpoint` on `path`.
 
-    Plain HTTP requests and, where a parameter is called `upgrade` or annotated `WebSocketUpgrade`, handshakes
+    Plain HTTP requests and, if a parameter is called `upgrade` or annotated `WebSocketUpgrade`, handshakes
     reach the endpoint; each parameter is filled by name, as `__init__` of a handler is. Connections enter `room`.
 
     Raises:

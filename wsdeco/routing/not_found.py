@@ -1,4 +1,4 @@
-"""What answers where no route matches: 404, 426 on a path that only speaks WebSocket, the console where it is on."""
+"""What answers if no route matches: 404, 426 on a path that only speaks WebSocket, the console if it is on."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class NotFound:
 
     @property
     def console_path(self) -> str | None:
-        """Where the console answers, `None` where it is off or the app has a route of its own on that path."""
+        """Where the console answers, `None` if it is off or the app has a route of its own on that path."""
         path = self._docs
         if path == "auto":
             path = _PATH if self.on_loopback and self._has_console else None

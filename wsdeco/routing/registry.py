@@ -157,7 +157,7 @@ def _methods(route: BaseRoute) -> list[str]:
 def _is_same(old: object, new: object) -> bool:
     """Return whether `new` is `old`, made anew.
 
-    One file may be imported under several names: `__main__` where it is run, `__mp_main__` in a process of its own, and
+    One file may be imported under several names: `__main__` if it is run, `__mp_main__` in a process of its own, and
     its own name where a server or another module imports it.
     """
     if _full_name(old) == _full_name(new):

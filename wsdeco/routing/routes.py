@@ -1,4 +1,4 @@
-"""Starlette's routes, which do not match where a path parameter cannot be converted."""
+"""Starlette's routes, which do not match if a path parameter cannot be converted."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class _Unmatched(BaseRoute):
 
 
 class HttpRoute(_Unmatched, Route):
-    """A Starlette route that does not match where a path parameter cannot be converted."""
+    """A Starlette route that does not match if a path parameter cannot be converted."""
 
 
 class SocketRoute(_Unmatched, WebSocketRoute):
-    """A Starlette route for WebSocket connections that does not match where a path parameter cannot be converted."""
+    """A Starlette route for WebSocket connections that does not match if a path parameter cannot be converted."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Return whether the route serves a connection, and what it adds to its scope."""

@@ -1,4 +1,4 @@
-"""Memory for large messages, where the allocator is glibc's: kept while they come, given back when they are over.
+"""Memory for large messages, if the allocator is glibc's: kept while they come, given back when they are over.
 
 glibc returns the pages of what is freed at the top of its heap, and maps what is larger than 128 KiB each time. A
 message of 1 MiB is read, handed over, answered and freed within a millisecond; 400 of its pages came from the kernel

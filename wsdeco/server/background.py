@@ -109,7 +109,7 @@ class BackgroundServer:
         """Close every connection with 1012; return when every `on_disconnect` has run and the server has ended.
 
         Any thread may call it, several times as well. In a thread with a running event loop it blocks that loop;
-        where clients of the server live in that loop, use `await asyncio.to_thread(server.stop)`, as they could
+        if clients of the server live in that loop, use `await asyncio.to_thread(server.stop)`, as they could
         not answer the closing handshake until `close_timeout` is over.
 
         Args:

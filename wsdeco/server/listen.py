@@ -38,7 +38,7 @@ class Listeners:
     process: int = field(default_factory=os.getpid)
 
     def refuse(self) -> None:
-        """Take no more connections, also where a forked child holds the sockets; no worker can refuse for all."""
+        """Take no more connections, also if a forked child holds the sockets; no worker can refuse for all."""
         if self.process == os.getpid():
             for each in self.sockets:
                 with suppress(OSError):
@@ -124,7 +124,7 @@ def _explain(exc: OSError, host: str, port: int) -> str:
     if isinstance(exc, PermissionError):
         return (
             f"port {port} on {host} needs privileges that this user does not have, as ports below 1024 do: "
-            f"write ws.run(port={port + 8000 if port < 1024 else 8000}), with a proxy in front where it must be {port}"
+            f"write ws.run(port={port + 8000 if port < 1024 else 8000}), with a proxy in front if it must be {port}"
         )
     return f"cannot listen on port {port} of {host}: {os.strerror(exc.errno or 0)}"
 

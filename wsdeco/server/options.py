@@ -52,7 +52,7 @@ _OF_HANDLERS: Final[dict[str, str]] = {
     "ws_max_size": "set max_message_size=... on the handler",
     "ws_per_message_deflate": "set compression=True on the handler",
 }
-"""Options that reach functions and mounted apps alone, and what to write where there are handlers only."""
+"""Options that reach functions and mounted apps alone, and what to write if there are handlers only."""
 
 _NEEDS_CERTIFICATE: Final = [
     "ssl_keyfile",

@@ -37,7 +37,7 @@ _POLLING: Final = 0.5
 """Seconds that uvicorn's shutdown spends between its steps, whose ends it polls for."""
 
 _UNANSWERED: Final = 0.2
-"""Seconds for the closing handshakes where the caller blocks an event loop, which clients may be in."""
+"""Seconds for the closing handshakes if the caller blocks an event loop, which clients may be in."""
 
 TLS_TIMEOUT: Final = 10.0
 """Seconds for the TLS handshake: as many as for the head of a request, whose deadline it is a part of."""

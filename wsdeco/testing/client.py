@@ -35,7 +35,7 @@ class HandshakeRefused(Exception):
     """The app answered the handshake with an HTTP response.
 
     Attributes:
-        status: The HTTP status; 403 where the app closed without a response, as ASGI has it.
+        status: The HTTP status; 403 if the app closed without a response, as ASGI has it.
         headers: Its header fields, names in lower case.
         body: Its body.
     """
@@ -161,7 +161,7 @@ class Client:
             raise AssertionError(f"expected a close with {code} {reason or ''}, found {found[0]} {found[1]}")
 
     async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
-        """Close as a client does, and wait until the app is done; does nothing where the connection has ended."""
+        """Close as a client does, and wait until the app is done; does nothing if the connection has ended."""
         if not self._gone and self._closed is None:
             self._end({"type": "websocket.disconnect", "code": code, "reason": reason})
         await self.wait_done()

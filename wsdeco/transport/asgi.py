@@ -212,7 +212,7 @@ class AsgiCycle:
         self._wake_receivers()
 
     def input_ended(self, reason: Close | Unknown) -> None:
-        """Take notice that nothing more comes."""
+        """Nothing more comes."""
         self._end = reason
         self._wake_receivers()
 
@@ -225,7 +225,7 @@ class AsgiCycle:
     def yield_connection(self, receive: Receive, send: Send) -> Connection | None:
         """Return the connection, for a receiver that takes the place of this cycle.
 
-        `receive` and `send` are what the endpoint was called with. Where a middleware has wrapped one of them in order
+        `receive` and `send` are what the endpoint was called with. If a middleware has wrapped one of them in order
         to see the messages, the cycle goes on, and the answer is `None`.
         """
         if receive != self.receive or _unwrapped(send) != self.send:
@@ -388,7 +388,7 @@ TaskFreeStart: TypeAlias = Callable[[Scope, Connection], bool]
 def task_free_start(config: Config) -> TaskFreeStart:
     """Return what takes connections of the app of `config` without a task in which to call it.
 
-    That is the app's own method `start_connection`, where nothing stands around the app but uvicorn's middleware for
+    That is the app's own method `start_connection`, if nothing stands around the app but uvicorn's middleware for
     proxies. The app waits for nobody there, and an idle connection need not hold a task and all its callers.
     """
     app: object = cast(Any, config).loaded_app
@@ -415,7 +415,7 @@ def _forward(proxies: ProxyHeadersMiddleware, scope: Scope) -> bool:
     except StopIteration:
         return True
     except Exception as exc:
-        # It is raised again, and answered, where the app is called.
+        # It is raised again, and answered, when the app is called.
         _logger.debug("X-Forwarded-* headers cannot be read", exc_info=exc)
     return False
 

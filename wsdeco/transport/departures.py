@@ -25,7 +25,7 @@ class Watched(Protocol):
     transport: asyncio.Transport
 
     def peer_left(self) -> None:
-        """Take notice that the peer has ended its side, behind what waits to be read."""
+        """The peer has ended its side, behind what waits to be read."""
 
 
 class Departures:
@@ -70,7 +70,7 @@ class Departures:
         with suppress(OSError):
             self._epoll.unregister(descriptor)
         if not self._watched:
-            # It is needed again where somebody floods a hook again, which is seldom.
+            # It is needed again when somebody floods a hook again, which is seldom.
             self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
             self._epoll = None

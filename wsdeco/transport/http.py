@@ -1,4 +1,4 @@
-"""uvicorn's HTTP class with bounds: what owns a socket from accept to the upgrade, where `run` owns the server.
+"""uvicorn's HTTP class with bounds: what owns a socket from accept to the upgrade, if `run` owns the server.
 
 uvicorn's own has no timer before the first request, no cap on what a head may hold, and drops what arrives behind a
 request for an upgrade in the same segment. Here
@@ -362,7 +362,7 @@ class BoundedH11Protocol(_BoundedProtocol, H11Protocol):
 
 
 HttpProtocol: type[asyncio.Protocol] = BoundedH11Protocol
-"""uvicorn's class on httptools where that is installed, else the one on h11, with bounds."""
+"""uvicorn's class on httptools if that is installed, else the one on h11, with bounds."""
 
 if find_spec("httptools") is not None:
     import httptools
@@ -497,7 +497,7 @@ if find_spec("httptools") is not None:
                 self._end_after_response()
 
         def _unsupported_upgrade_warning(self) -> None:
-            # uvicorn calls it where it handles HttpParserUpgrade.
+            # uvicorn calls it when it handles HttpParserUpgrade.
             if not self._body_follows:
                 return
             self._body_follows = False
@@ -513,7 +513,7 @@ if find_spec("httptools") is not None:
                 self.send_400_response("Invalid HTTP request received.")
 
         def handle_websocket_upgrade(self) -> None:
-            """Hand the connection to the WebSocket protocol. uvicorn calls it where it handles HttpParserUpgrade."""
+            """Hand the connection to the WebSocket protocol. uvicorn calls it when it handles HttpParserUpgrade."""
             if self._answering:
                 # Both would write to the transport at once.
                 self._end_after_response()

@@ -24,7 +24,7 @@ _MAX_OUTBOX_BYTES: Final = 64 * 1024
 _FRAME_OVERHEAD: Final = 64
 """What an empty frame in the outbox counts for, in bytes: as much memory as the object takes."""
 _FREE_OVERHEAD: Final = 64 * 1024
-"""Of that, what does not count against a bound on bytes: all there can be where the peer reads."""
+"""Of that, what does not count against a bound on bytes: all there can be if the peer reads."""
 _LARGE: Final = 64 * 1024
 """Length of a message from which it is written in pieces: a copy costs more than a further write."""
 _HIGH_WATER: Final = 64 * 1024
@@ -96,7 +96,7 @@ class Outgoing(asyncio.Protocol, ABC):
                 self._send_large(framing, message)
 
     def write_message(self, message: Data) -> bool:
-        """Write a message at once, behind what waits, where the peer reads; return whether it was written or waits."""
+        """Write a message at once, behind what waits, if the peer reads; return whether it was written or waits."""
         framing = self._framing
         if framing is None or self._outbox is not None or self.write_paused or len(message) >= _LARGE:
             self.send_message(message)
@@ -140,7 +140,7 @@ class Outgoing(asyncio.Protocol, ABC):
         Returns:
             Whether the message is within the bound; if not, it is not written.
         """
-        # The transport's own buffer is looked at only where it could decide.
+        # The transport's own buffer is looked at only if it could decide.
         is_doubtful = self.write_paused or self._outbox_size + message.size + _HIGH_WATER > most_unsent
         if is_doubtful and self.unsent + message.size > most_unsent:
             return False
@@ -207,7 +207,7 @@ class Outgoing(asyncio.Protocol, ABC):
             message: The message; `None` to wait, and write nothing.
 
         Returns:
-            Whether it was written; `False` where nothing more can be sent (`closed`).
+            Whether it was written; `False` if nothing more can be sent (`closed`).
         """
         if self.closed:
             return False

@@ -156,7 +156,7 @@ class WebSocketProtocol(Outgoing):
             self._notice(framing)
 
     def eof_received(self) -> bool:
-        """Take the end of the peer's stream, and keep the other direction open for answers, where TLS lets us."""
+        """Take the end of the peer's stream, and keep the other direction open for answers, unless TLS forbids it."""
         if self._framing is None or self._framing.ended is not None or self.end is not None:
             return False
         self._shared.end(self._input_over)
@@ -386,7 +386,7 @@ class WebSocketProtocol(Outgoing):
         self._shared.departures.watch(self)
 
     def peer_left(self) -> None:
-        """Take notice that the peer has ended its side, behind what waits to be read."""
+        """The peer has ended its side, behind what waits to be read."""
         if self.reading_paused and self.end is None:
             self.receiver.peer_left()
 

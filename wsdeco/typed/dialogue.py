@@ -20,7 +20,7 @@ class Dialogue:
     """The messages of a handler class, both ways.
 
     Attributes:
-        reader: Reads what comes; `None` where `on_message` takes frames as they are.
+        reader: Reads what comes; `None` if `on_message` takes frames as they are.
         writer: Writes what goes.
     """
 
@@ -28,7 +28,7 @@ class Dialogue:
         """Build decoders and encoders.
 
         Args:
-            message: The annotation of what `on_message` takes, or `None` where that is text or bytes.
+            message: The annotation of what `on_message` takes, or `None` if that is text or bytes.
             reply: The annotation of what it gives, likewise.
             codec: The wire form.
         """
@@ -47,7 +47,7 @@ class Dialogue:
         return self.writer.write(message)
 
     def form_of(self, kind: type) -> object:
-        """Return what decides how messages of a class are written: where it is equal, so is their frame."""
+        """Return what decides how messages of a class are written: if it is equal, so is their frame."""
         return self.writer.form_of(kind)
 
     def encode_json(self, message: object) -> str:

@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 TAG: Final = "type"
-"""The member that names the class of a message, where the class itself declares none."""
+"""The member that names the class of a message, if the class itself declares none."""
 
 Value: TypeAlias = str | int
 
@@ -56,13 +56,13 @@ class Kind:
     """One of the classes that a message may have.
 
     Attributes:
-        form: The class, with its type arguments where it has some.
+        form: The class, with its type arguments if it has some.
         cls: The class alone; `object` for what has none.
         own_tag: What the class itself declares to be told from others by.
         literals: Its `Literal` fields, any of which may tell it from others.
         is_object: Its JSON is an object.
         is_array: Its JSON is an array.
-        fields: The names of the members of its JSON; `None` where they are not known.
+        fields: The names of the members of its JSON; `None` if they are not known.
         is_strict: It refuses members that it does not know.
     """
 
@@ -137,7 +137,7 @@ def kinds_of(annotation: object) -> list[Kind]:
     choices = [{tag.field: tag for tag in kind.literals} for kind in kinds if kind.is_object]
     if len(choices) < 2:
         return kinds
-    # A field that all of them have is a discriminator, also where it has several values in one class.
+    # A field that all of them have is a discriminator, also if it has several values in one class.
     common = [name for name in choices[0] if all(name in each for each in choices)]
     name = TAG if TAG in common else next(iter(common), None)
     if name is None:

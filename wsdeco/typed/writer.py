@@ -89,7 +89,7 @@ class Writer:
         return cast(Data, wire.encode(value))
 
     def form_of(self, kind: type) -> object:
-        """Return what decides how messages of a class are written: where it is equal, so is their frame."""
+        """Return what decides how messages of a class are written: if it is equal, so is their frame."""
         form = self._forms.get(kind) or self._learn(kind)
         return self._wire, form.tag
 

@@ -40,16 +40,16 @@ class Receiver(Protocol):
         """Take messages, in order. Call `pause_reading` on the connection when there are too many."""
 
     def input_ended(self, reason: Close | Unknown) -> None:
-        """Take notice that nothing more comes; called once, behind the last `messages_received`.
+        """Nothing more comes; called once, behind the last `messages_received`.
 
         Call `finish` on the connection when the messages before the end have been dealt with.
         """
 
     def peer_left(self) -> None:
-        """Take notice that the peer has ended its side, behind what is not read since there are too many messages."""
+        """The peer has ended its side, behind messages that are not read, since too many wait already."""
 
     def connection_lost(self) -> None:
-        """Take notice that the transport is gone; called once, behind `input_ended`."""
+        """The transport is gone; called once, behind `input_ended`."""
 
 
 class _Nobody:

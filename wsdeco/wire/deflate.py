@@ -156,7 +156,7 @@ class Deflate:
         """Return the whole frame of a message, for every connection with this window and these settings.
 
         It refers to no earlier message, and no later one of this connection refers beyond it (RFC 7692, section
-        7.2.1 leaves the sender free to start afresh). Where compression gains nothing the frame is the plain one.
+        7.2.1 leaves the sender free to start afresh). If compression gains nothing, the frame is the plain one.
         """
         form = self._server_window_bits, self._settings.level, self._settings.threshold
         frame = message.compressed.get(form)
@@ -192,7 +192,7 @@ def negotiate(offers: str, settings: Compression | None = None) -> tuple[str, De
         settings: How outgoing messages are compressed; by default as `Compression()` says.
 
     Returns:
-        The response header's value and the extension; `None` without such an offer, or where one cannot be parsed.
+        The response header's value and the extension; `None` without such an offer, or if one cannot be parsed.
     """
     factory = ServerPerMessageDeflateFactory(
         server_max_window_bits=_WINDOW_BITS, client_max_window_bits=_WINDOW_BITS, compress_settings={}

@@ -85,7 +85,7 @@ class LargeFrame:
         first: The first byte of its header.
         key: The masking key.
         length: Bytes of its payload.
-        is_text: It is a whole message of text. What arrives is decoded at once where that takes no more memory, so that
+        is_text: It is a whole message of text. What arrives is decoded at once if that takes no more memory, so that
             no turn of the loop has to decode everything.
 
     Attributes:

@@ -1,4 +1,4 @@
 """Several processes that serve one app on one port.
 
-Entered by `launch`, where `workers` are asked for.
+Entered by `launch`, if `workers` are asked for.
 """

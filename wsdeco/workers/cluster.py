@@ -12,9 +12,9 @@ __all__ = ["choose_backplane", "use_backplane"]
 
 
 def choose_backplane(app: Application) -> tuple[str | None, list[NatsServer]]:
-    """Return the URL that workers are to use, and the broker behind it where it has been started for them.
+    """Return the URL that workers are to use, and the broker behind it if it has been started for them.
 
-    There is no URL where the app or the environment names one already, and where no broker is installed. Whether an app
+    There is no URL if the app or the environment names one already, or if no broker is installed. Whether an app
     uses rooms shows itself only in a hook; that the extra is installed says it before.
 
     Raises:

@@ -57,7 +57,7 @@ _MAX_PAYLOAD: Final = 8 * 1024 * 1024
 
 
 def find_program() -> Path | None:
-    """Return where the extra `cluster` has installed the program; `None` where it, or the client, is missing."""
+    """Return where the extra `cluster` has installed the program; `None` if it, or the client, is missing."""
     if importlib.util.find_spec("nats") is None:
         return None
     try:
@@ -69,7 +69,7 @@ def find_program() -> Path | None:
 
 
 class NatsServer:
-    """A server that only those reach who know its token. `look` starts it again, on the same port, where it has died.
+    """A server that only those reach who know its token. `look` starts it again, on the same port, if it has died.
 
     Attributes:
         url: How clients reach it, with the token.
@@ -100,7 +100,7 @@ class NatsServer:
         self.url = f"nats://{self._token}@127.0.0.1:{self._port}"
 
     def look(self) -> None:
-        """Start it again where it has died."""
+        """Start it again if it has died."""
         status = self._process.poll()
         if status is None:
             return
@@ -144,7 +144,7 @@ class NatsServer:
             "max_payload": _MAX_PAYLOAD,
             "authorization": {"token": self._token},
         }
-        # For this user alone. The folder is gone where what is old and temporary is removed now and then.
+        # For this user alone. The folder is gone if what is old and temporary is removed now and then.
         self._folder.mkdir(0o700, exist_ok=True)
         config.touch(0o600)
         config.write_text(json.dumps(settings), "utf-8")

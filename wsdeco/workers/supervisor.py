@@ -51,7 +51,7 @@ class Supervised(Protocol):
     """What runs beside the workers, and is looked after with them."""
 
     def look(self) -> None:
-        """Start it again where it has died."""
+        """Start it again if it has died."""
 
 
 class Supervisor:
@@ -171,7 +171,7 @@ class Supervisor:
 
     def _start_missing(self) -> None:
         now = time.monotonic()
-        # The first one goes ahead: where it cannot start, one says so and not all.
+        # The first one goes ahead: if it cannot start, one says so and not all.
         slots = self._slots if self._serves_one else self._slots[:1]
         for slot in slots:
             if slot.worker is None and slot.next is None and slot.start_at <= now:
@@ -393,7 +393,7 @@ def _without_interrupts() -> Generator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    from multiprocessing import resource_tracker  # noqa: PLC0415 - there is none where signals cannot be blocked
+    from multiprocessing import resource_tracker  # noqa: PLC0415 - there is none if signals cannot be blocked
 
     # Its start would let the signals in again.
     resource_tracker.ensure_running()

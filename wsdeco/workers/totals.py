@@ -2,7 +2,7 @@
 
 Each worker has a cell of its own for each name that is counted, in memory that all of them share. Only one process at
 a time writes into a cell, its worker, or the parent once that has died, so giving back needs no lock. To take, a worker
-looks at the cells of all, under a lock that the system lets go of where its holder dies. Where nobody has taken any of
+looks at the cells of all, under a lock that the system lets go of if its holder dies. If nobody has taken any of
 a name, another one may have its cells: a name has one set of cells at most, among those that its hash allows.
 """
 
@@ -34,10 +34,10 @@ _KEY: Final = 16
 _KEY_CELLS: Final = _KEY // _CELL.size
 
 _NAMES: Final = 1024
-"""How many names can be counted at a time, where no route limits its clients."""
+"""How many names can be counted at a time, if no route limits its clients."""
 
 _CLIENTS: Final = 128 * 1024
-"""The same, where one does."""
+"""The same, if one does."""
 
 _WINDOW: Final = 128
 """Among how many sets of cells a name looks for its own."""
@@ -73,7 +73,7 @@ class Totals:
         try:
             # Without a name, so that nobody has to remove it.
             with tempfile.TemporaryFile(buffering=0) as file:
-                # No holes: a process ends where the disk is full when it writes into one.
+                # No holes: a process ends if the disk is full when it writes into one.
                 names = _CLIENTS if clients else _NAMES
                 file.write(bytes(_size(workers, names)))
                 return cls(workers, names, os.dup(file.fileno()))
@@ -159,7 +159,7 @@ class Share:
         return False
 
     def _find(self, name: str) -> int | None:
-        """Return the first cell of a name, or of one that nobody has any of; `None` where there is no room."""
+        """Return the first cell of a name, or of one that nobody has any of; `None` if there is no room."""
         key = blake2b(name.encode(errors="surrogatepass"), digest_size=_KEY).digest()
         names = len(self._cells) // self._size
         first = int.from_bytes(key[:4], "little") % max(1, names - _WINDOW)
@@ -178,7 +178,7 @@ class Share:
 
 
 class NoShare(Share):
-    """Stands where a worker cannot have one."""
+    """Stands in for one that a worker cannot have."""
 
     def __init__(self) -> None:
         """Need nothing."""
