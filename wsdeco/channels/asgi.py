@@ -28,16 +28,16 @@ _GONE: Final = (OSError, RuntimeError, WebSocketDisconnect)
 """What servers raise from `send` once the peer has gone: OSError by ASGI 2.4, the others in practice."""
 
 _MESSAGE_OVERHEAD: Final = 128
-"""What an empty message in the outbox counts for, in bytes, behind as many as may be expected."""
+"""Bytes that each message in the outbox counts for besides its own, once `_FREE_MESSAGES` are there."""
 _FREE_MESSAGES: Final = 512
 _BURST: Final = 64 * 1024
-"""Bytes written after which others have a turn of the loop, as the server may never have to wait."""
+"""Bytes after which a sender gives the loop to others: the `send` of a server whose peer reads fast never waits."""
 _WRITE_OVERHEAD: Final = 2048
-"""What the writing of an empty message counts for in that: servers take some ten microseconds for one."""
+"""Bytes that each message counts for in that besides its own: servers take about ten microseconds for one."""
 _EVENTS_AT_ONCE: Final = 32
-"""Events read after which others have a turn, for the same reason."""
+"""Events after which the reader gives the loop to others, for the same reason."""
 _TURNS_TO_CLOSE: Final = 3
-"""Turns of the event loop in which a transport that has been told to close is closed."""
+"""Turns of the event loop after which a transport that was told to close has closed."""
 
 _SERVER_CODES: Final = frozenset({CloseCode.PROTOCOL_ERROR, CloseCode.INVALID_UTF8, CloseCode.TOO_BIG})
 """Codes that a server uses on its own account; ASGI does not say which side sent them."""
@@ -142,7 +142,7 @@ class AsgiChannel(Channel):
         self._lost_timer: Deadline | None = None
         self._extension = extension_of(scope)
         if self._extension is not None:
-            # The wire keeps the options of the route, whoever stands between the two.
+            # So they hold whatever middleware stands between the wire and the route.
             self._extension.set_options(close_timeout=config.close_timeout, **wire_options(config))
 
     async def connect(self) -> bool:
@@ -172,7 +172,7 @@ class AsgiChannel(Channel):
     async def _take_end(self, message: Message) -> None:
         end = end_of(self._extension, message)
         if isinstance(end, Close) and end.by == "server" and end.code == CloseCode.TOO_BIG:
-            # The wire waits with its close frame until what came before has been answered.
+            # wsdeco's protocol waits with its close frame until the messages before have been answered.
             self._put_too_big()
             while self.reason is None:
                 await self._resumed()
@@ -249,7 +249,7 @@ class AsgiChannel(Channel):
         """Write at once, or behind what waits already."""
         if self.closed:
             raise self.closed_error()
-        # Servers fail in ways of their own if UTF-8 cannot carry a text.
+        # Each server fails in a way of its own if UTF-8 cannot carry a text.
         wire_size(data)
         if self._writing or self._outbox:
             await self._write_in_turn(data)
@@ -274,12 +274,12 @@ class AsgiChannel(Channel):
         try:
             await written
         except asyncio.CancelledError:
-            # Of those who give up, nothing is kept.
+            # A sender that was cancelled leaves nothing behind.
             with suppress(ValueError):
                 self._outbox.remove(queued)
             raise
         finally:
-            # The traceback of what it raises holds this frame.
+            # The traceback of an exception raised here holds this frame.
             del written, queued
 
     def send_nowait(self, data: Data) -> bool:
@@ -324,7 +324,7 @@ class AsgiChannel(Channel):
         if self._abort_transport is not None:
             self._abort_transport()
         elif self._writer is not None and self._writer is not self._flusher:
-            # The server goes on with this write as long as the peer lives; whoever waits for it does not.
+            # The server goes on with this write as long as the peer lives, but the sender stops waiting for it.
             self._given_up = True
             self._writer.cancel()
 
@@ -363,7 +363,7 @@ class AsgiChannel(Channel):
                 logger.exception("the server's send() failed for %s", self.addr)
             self._writer = None
             self._break()
-            # The event that says why may be waiting to be read.
+            # The event that says why the peer has gone may be waiting to be read.
             await asyncio.sleep(0)
             raise self.closed_error() from exc
         finally:
@@ -432,7 +432,7 @@ class AsgiChannel(Channel):
             await self.refuse(*self.refusal())
 
     async def _write_close_frame(self, code: int, text: str) -> None:
-        # granian holds a close back as long as a receive() is under way, which is until the peer speaks.
+        # granian holds a close back while a receive() is under way, and that ends only when the peer sends something.
         pause = self._pause = _ReadingPause(self.loop.create_future(), self.loop.create_future())
         if self._receiving:
             cast("asyncio.Task[Any]", self._reader).cancel()

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 _FEW_ROOMS: Final = 8
-"""Rooms of one connection up to which they are a tuple, which takes less memory; more of them are a dict."""
+"""Rooms of one connection that are kept as a tuple, which takes less memory than a dict."""
 
 
 class Conversation(Protocol):
@@ -286,7 +286,7 @@ class Channel(ABC):
         new = len(inbox) - skip
         # The newest message is the first of the list.
         kept = [data for data in reversed(inbox[:new]) if data is None or keep(data)]
-        # Unless one of them has closed the channel.
+        # `keep` may have closed the channel.
         if self._inbox is inbox and len(kept) < new:
             left = kept[::-1] + inbox[new:]
             self._inbox = left or None
@@ -360,7 +360,7 @@ class Channel(ABC):
             self.undelivered += len(messages)
             return
         if self._inbox is None and len(messages) == 1:
-            # The common case, without a further call.
+            # Nearly always. A call would cost more than the work.
             self._inbox = messages
             self._inbox_size = sys.getsizeof(messages[0])
             waiter = self._message_waiter
@@ -463,7 +463,7 @@ class Channel(ABC):
         """Note that the upgrade is being accepted."""
         self.subprotocol = subprotocol
         self.accepted = True
-        # A peer may have ended its side in the segment of its handshake already.
+        # A peer may end its side in the TCP segment that brings its handshake.
         if self.route_room is not None and self.reason is None:
             self.route_room.add(self)
         if self.observer is not None:

@@ -27,7 +27,7 @@ from wsdeco.wire.outgoing import Encoded
 __all__ = ["Connection", "DirectChannel", "direct_connection", "is_direct"]
 
 _OVERHEAD: Final = 64
-"""What an empty message before the upgrade counts for, in bytes, behind as many as may be expected."""
+"""Bytes that each message before the upgrade counts for besides its own, once `_FREE_OBJECTS` are there."""
 _FREE_OBJECTS: Final = 1024
 
 
@@ -173,7 +173,7 @@ class DirectChannel(Channel):
             await self._send_in_turn(None)
 
     def try_send(self, data: Data) -> bool:
-        """Send, if the peer reads: at once if no other message waits for a reply, which could share the write."""
+        """Send if the peer reads: at once, unless a message waits in the inbox whose reply can share the write."""
         connection = self._connection
         if connection.senders_wait or connection.closed or not self.accepted:
             return False

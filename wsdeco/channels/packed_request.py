@@ -56,13 +56,13 @@ class PackedRequest:
         self._head = parsed.head
         self._scheme: str = scope["scheme"]
         self._server: tuple[str, int | None] | None = scope["server"]
-        # The same as that of the channel, and not another one that says as much.
+        # The object that the channel holds too: an equal one would take memory of its own.
         self._client = client
         self._root_path: str = scope["root_path"]
         self._app: object = scope["app"]
         self._router: object = scope["router"]
         self._endpoint: object = scope["endpoint"]
-        # An empty dictionary for each connection would be a waste.
+        # An empty dictionary takes 64 bytes.
         self._path_params: dict[str, Any] | None = scope["path_params"] or None
         self._state = state
         self._seen: weakref.ref[HTTPConnection] | None = weakref.ref(request)

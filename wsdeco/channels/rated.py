@@ -74,7 +74,7 @@ class _Rated(Channel):
     def take(self) -> Data | None:
         """Return the next message in order, no sooner than the rate of the peer allows."""
         inbox = self._inbox
-        # When it has ended, an inbox full at most is left.
+        # After the end no more than a full inbox is left, which needs no rate.
         if inbox is None or inbox[-1] is None or self.reason is not None or self.config.over_rate != "slow":
             return super().take()
         if self._spent.timer is not None:

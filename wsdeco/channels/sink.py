@@ -243,7 +243,7 @@ class Sink:
         if channel.accepted:
             channel.close(code, reason, Close(code, reason, by="server"))
         else:
-            # The upgrade comes first, which an ASGI server is awaited for.
+            # The upgrade has to come first, and an ASGI server takes it in an `await`.
             _ = self.create_task(self.close(code, reason))
 
     def create_task(self, work: Coroutine[Any, Any, T], *, name: str | None = None) -> asyncio.Task[T]:
@@ -274,7 +274,7 @@ class Sink:
         try:
             owner = self._open_owner()
         except BaseException:
-            # Or Python would warn that it was never awaited.
+            # Otherwise Python warns that the coroutine was never awaited.
             work.close()
             raise
         return owner.create_task(work, name)
@@ -296,7 +296,7 @@ class Sink:
         try:
             self._channel.loop.call_soon_threadsafe(call, *arguments)
         except RuntimeError:
-            # Closed.
+            # The event loop is closed.
             return False
         return True
 
@@ -312,4 +312,4 @@ class Sink:
 
 
 channel_of: Final[Callable[[Sink], Channel]] = attrgetter("_channel")
-"""Returns what a sink sends through, which is no business of those who use the sink."""
+"""Returns the channel of a sink, which is no part of its public interface."""

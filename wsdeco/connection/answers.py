@@ -20,7 +20,7 @@ def refusal_of(exc: HTTPException | WebSocketException) -> tuple[int, str, Mappi
         ValueError: The detail refers to itself.
     """
     if isinstance(exc, WebSocketException):
-        # As Starlette does.
+        # Starlette answers 403 as well.
         return 403, exc.reason or "Forbidden", None
     detail: object = exc.detail
     if isinstance(detail, str):

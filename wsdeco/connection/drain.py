@@ -14,7 +14,7 @@ from wsdeco.connection.live import LiveConnections
 __all__ = ["drain", "sleep", "whole_seconds"]
 
 _RANDOM: Final = random.Random()  # noqa: S311 - an order, no secret
-"""Of its own: a program that seeds the one of the module does not have all its processes drain in one order."""
+"""Not the generator of the module: a program that seeds that one would have all its processes drain in one order."""
 
 
 async def drain(connections: LiveConnections, clock: Clock, seconds: float, text: str) -> None:
@@ -35,7 +35,7 @@ async def drain(connections: LiveConnections, clock: Clock, seconds: float, text
     begun = clock.time()
     for place, connection in enumerate(order):
         left = begun + (place + _RANDOM.random()) * share - clock.time()
-        # Nobody need wait for the turn of one that has left by itself.
+        # A connection that has left by itself needs no wait.
         if left > 0 and connection in connections:
             await sleep(clock, left)
         if connection in connections:

@@ -18,7 +18,7 @@ __all__ = ["Hosts", "checked_hosts"]
 _FORWARDING: Final = frozenset(
     {b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip"}
 )
-"""What reverse proxies add to a handshake, and the WebSocket of a page cannot."""
+"""Header fields that reverse proxies add to a handshake, and that the WebSocket of a page cannot."""
 
 _HOST: Final = re.compile(r"(?P<name>.*?)(?::(?P<port>[0-9]{1,5}))?", re.DOTALL)
 

@@ -58,7 +58,7 @@ logger = logging.getLogger("wsdeco")
 T = TypeVar("T")
 
 _MESSAGES_AT_ONCE: Final = 32
-"""Messages that wait already after which others have a turn of the loop, as the hook may never have to wait."""
+"""Messages after which the hooks give the loop to others: a hook need not wait for anything by itself."""
 _CANCEL_AGAIN: Final = 1.0
 """Seconds after which a hook that has swallowed its cancellation is cancelled again."""
 
@@ -206,7 +206,7 @@ class Lifecycle:
         if tasks is None:
             return
         self._limit_ending()
-        # Counts as a hook, so that a deadline reaches it.
+        # A deadline interrupts only what counts as a hook.
         self._hook = "create_task"
         try:
             await tasks.end()
@@ -286,12 +286,12 @@ class Lifecycle:
     # The hooks' task.
 
     async def _run_hooks(self) -> None:
-        # An idle connection waits in every coroutine from here to the event, and each message passes through them.
+        # An idle connection keeps the frame of each coroutine from here to the event, and a message resumes them all.
         channel = self._channel
-        # An eager task runs before whoever makes it has it.
+        # An eager task runs before `create_task` returns it.
         self._hooks_task = self._hooks_task or asyncio.current_task()
         if channel.accepted or not channel.closed:
-            # Otherwise the peer has gone before anything was built for it.
+            # Otherwise the peer has gone, and nothing is built for it.
             if channel.accepted:
                 self.channel_accepted()
             else:
@@ -325,7 +325,7 @@ class Lifecycle:
             self._cancel_deadlines("hook")
             channel.forget_exception()
         if not channel.accepted:
-            # If the handshake was refused, no closing handshake follows, so no event need come.
+            # A refused handshake has no closing handshake, so no further event need come.
             await channel.flushed()
             self._stop_reading()
 
@@ -342,7 +342,7 @@ class Lifecycle:
             if not self._is_end_of_another(exc, self._where):
                 raise
         if not channel.closed:
-            # Part of the hook, so that a deadline reaches it if the peer does not read.
+            # Part of the hook, so that a deadline interrupts it if the peer does not read.
             await channel.accept()
         self._tell_hook_ended(None)
         self._hook_over()
@@ -390,7 +390,7 @@ class Lifecycle:
                             reply = checked_kind(reply, advice=ADVICE)
                         if not channel.try_send(reply):
                             await channel.send(reply)
-                        # Or it would be kept as long as the connection is idle.
+                        # Otherwise this frame keeps the reply as long as the connection is idle.
                         reply = None
             except (ConnectionClosed, BaseExceptionGroup) as exc:
                 if not self._is_departure(exc) and not self._is_end_of_another(exc, self._where):
@@ -463,7 +463,7 @@ class Lifecycle:
             task.uncancel()
 
     async def _refuse(self, exc: HTTPException | WebSocketException) -> None:
-        # Also if __init__ refuses: a deadline reaches only what counts as a hook.
+        # Also if __init__ refuses: a deadline interrupts only what counts as a hook.
         self._hook = "on_connect"
         try:
             if isinstance(exc, WebSocketException):
@@ -505,7 +505,7 @@ class Lifecycle:
         self._channel.close(CloseCode.INTERNAL_ERROR, INTERNAL_ERROR, Error(message, exc))
 
     def _is_thrown_away(self) -> bool:
-        # With its event loop, from outside of its task: GeneratorExit arrives, and nothing may be awaited any more.
+        # The event loop was thrown away: GeneratorExit arrives outside of the task, and nothing may be awaited.
         return asyncio.current_task(self._channel.loop) is not self._hooks_task
 
     def _is_expected_cancellation(self) -> bool:
@@ -514,12 +514,12 @@ class Lifecycle:
     def _is_departure(self, exc: BaseException) -> bool:
         if not self._channel.closed and self._channel.reason is None:
             return False
-        # A handshake that is over cannot be refused any more, and need not be.
+        # A handshake whose peer has gone cannot be refused, and need not be.
         is_late_refusal = isinstance(exc, HTTPException) and self._hook == "on_connect" and not self._channel.accepted
         return is_late_refusal or is_only_closed(exc)
 
     def _is_end_of_another(self, exc: BaseException, where: str) -> bool:
-        # As long as this connection lives it is another one that has ended, and this one goes on.
+        # While this connection lives, `exc` tells of another one, and this one goes on.
         if self._channel.closed or self._channel.reason is not None or not is_only_closed(exc):
             return False
         advise(where, exc)

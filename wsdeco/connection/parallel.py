@@ -81,6 +81,6 @@ async def _cancel(running: set[asyncio.Task[None]]) -> None:
             continue
         for task in running:
             if not task.cancelled():
-                # Taken, or asyncio would log it: the connection has ended for another reason.
+                # Takes the exception, which asyncio would log otherwise: the connection has ended for another reason.
                 task.exception()
         running.clear()

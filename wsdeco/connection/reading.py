@@ -58,7 +58,7 @@ class ReadingLifecycle(Lifecycle):
         cancellation, self._cancellation = self._cancellation, None
         if cancellation is not None:
             try:
-                # The one that arrived: anyio knows its own cancellations by their text.
+                # The exception that arrived: anyio knows its own cancellations by their text.
                 raise cancellation
             finally:
                 # Its traceback holds this frame.

@@ -92,7 +92,7 @@ class Broadcasts:
         running = running_loop()
         home = self._registry.home(running)
         if home is None:
-            # In a script, or a worker of a task queue: nobody is here, but elsewhere.
+            # A script, or a worker of a task queue: the members are in other processes.
             self._check_published(key, 0, published=self._registry.publish_alone(key, data))
             return
         if home is running:
@@ -101,7 +101,7 @@ class Broadcasts:
         try:
             home.call_soon_threadsafe(self._publish_or_log, key, data, excluded)
         except RuntimeError:
-            # Closed since it was asked.
+            # The loop was closed since it was asked.
             self._hand_over(key, data, excluded)
 
     def _publish_or_log(self, key: str, data: Data, excluded: Collection[Channel]) -> None:

@@ -202,7 +202,7 @@ class Control:
 
     def begin(self) -> None:
         """Take part, in a new event loop."""
-        # Made here, as processes that were forked must not share it.
+        # Not made in `__init__`: processes that were forked must not share it.
         self._name = os.urandom(8).hex()
         self._processes.clear()
         self._known.clear()
@@ -253,7 +253,7 @@ class Control:
                 for waiting in tuple(self._asks.values()):
                     waiting.expect_no_more(process)
             case _:
-                # Of a version to come.
+                # A later version may say more.
                 return
 
     def _hear_of(self, process: str) -> None:
@@ -280,6 +280,6 @@ def _close_some(sinks: list[Sink], code: int, reason: str) -> Iterator[None]:
 
 
 def _go_on(closing: Iterator[None]) -> None:
-    # Without a task, which somebody would have to await.
+    # A callback, since nobody would await a task.
     if next(closing, _go_on) is not _go_on:
         asyncio.get_running_loop().call_soon(_go_on, closing)

@@ -27,12 +27,12 @@ async def run_in(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T], 
     try:
         handed_over = asyncio.run_coroutine_threadsafe(work, loop)
     except RuntimeError:
-        # Closed since it was asked.
+        # The loop was closed since it was asked.
         work.close()
         return otherwise
     result = asyncio.wrap_future(handed_over)
     try:
-        # A loop that is closed tells nobody.
+        # Nobody is told when a loop is closed, so it has to be asked.
         while not result.done() and not loop.is_closed():
             await asyncio.wait((result,), timeout=_LOOK_AGAIN)
     finally:

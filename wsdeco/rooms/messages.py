@@ -47,7 +47,7 @@ class Messages:
         if own is not None:
             return own.encode(message)
         kind = type(message)
-        # Of those who write it alike one is enough.
+        # One of those who write it alike is enough.
         forms = {dialogue.form_of(kind): dialogue for dialogue in self._dialogues.values()}
         if len(forms) == 1 and not key.startswith(route_key("")):
             return next(iter(forms.values())).encode(message)

@@ -86,7 +86,7 @@ class Registry:
             self.backplane = self._find_backplane()
 
     def _forget_members(self) -> list[str]:
-        # Of an event loop that was closed under them: they can end no more.
+        # Their event loop was closed under them, so they can never end.
         forgotten = list(self._open.values())
         self._open.clear()
         for members in forgotten:
@@ -105,7 +105,7 @@ class Registry:
         """Return the event loop that members live in, which is the running one if it is free to take."""
         home = self._loop
         if home is None or home is running or home.is_closed() or not (self._open or home.is_running()):
-            # Free to take, unless another thread is faster.
+            # No loop is taken yet; another thread may be faster.
             return running if running is None or self.settle(running) else self._loop
         return home
 
@@ -122,11 +122,11 @@ class Registry:
             self.find_backplane()
             if self.backplane is None:
                 return True
-            # What it was is over, and begins anew.
+            # The previous loop is over, and everything begins anew.
             self._loop = None
             return asyncio.run(_publish_alone(self.backplane, key, data))
 
-    # Who they are.
+    # Who members are.
 
     def of_route(self, path: str) -> Members:
         """Return the members that the connections of a route enter."""
@@ -185,7 +185,7 @@ class Registry:
         if self.backplane is not None:
             self.backplane.unsubscribe(members.key)
 
-    # What they get.
+    # What members get.
 
     def deliver(self, key: str, data: Data, excluded: Collection[Channel] = ()) -> int:
         """Put a message into the outbox of each member of a room; return how many have taken it."""

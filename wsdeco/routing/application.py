@@ -47,7 +47,7 @@ _MAX_BODY_SIZE: Final = 16 * 1024 * 1024
 """Bytes of the body of an HTTP request, unless the app says otherwise."""
 
 _LIMITS_BODIES: Final = "max_body_size" in inspect.signature(Starlette).parameters
-"""Whether this Starlette does, as from 1.6 on."""
+"""Whether this Starlette limits bodies, which it does from 1.6 on."""
 
 
 class Application:
@@ -170,7 +170,7 @@ class Application:
         try:
             await self.app(scope, receive, send)
         except ClientDisconnect:
-            # Servers would log it as an error of the app, with its traceback.
+            # Servers log what the app raises as an error, with its traceback.
             logger.info(
                 "a client left in the middle of its request: %s", printable(f"{scope['method']} {scope['path']}")
             )
@@ -185,7 +185,7 @@ class Application:
         try:
             endpoint = self._handler_endpoint(scope)
         except Exception as exc:
-            # From a route of somebody else. It comes again, and is answered, when the app is called.
+            # A route that is not ours has raised. The app is called next, raises it again, and the peer gets an answer.
             logger.debug("a route failed to match", exc_info=exc)
             return False
         return endpoint is not None and endpoint.start_connection(scope, connection)

@@ -76,7 +76,7 @@ class HandlerEndpoint:
         self._factory = factory
         self._context = context
         self._channel_type = channel_types(config)[0]
-        # Made once, and not for each connection.
+        # One object for all connections.
         self._over = partial(self._connection_over, slots)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,7 +91,7 @@ class HandlerEndpoint:
             return False
         ticket = self.admission.admit(scope)
         if isinstance(ticket, Refusal):
-            # It is answered when the app is called.
+            # The app is called next, and answers it.
             return False
         try:
             channel = self._channel_type(scope, connection, self.config, context.clock)
@@ -130,7 +130,7 @@ def open_channel(
 ) -> Channel:
     """Return the channel of a handshake that waits for an answer: direct, if nothing on the way sees the messages."""
     connection = direct_connection(scope, receive, send)
-    # That of a test, for this connection alone.
+    # A test may bring a clock for this connection alone.
     clock: Clock | None = scope.get("wsdeco.clock", context.clock)
     direct, asgi = channel_types(config)
     channel: Channel
@@ -145,7 +145,7 @@ def open_channel(
 
 async def serve(channel: Channel, factory: Factory, admission: Admission, connections: LiveConnections) -> None:
     """Serve a connection with what `factory` builds, if it is let in; return when everything about it has ended."""
-    # Without an await in front: the slot comes first.
+    # Nothing is awaited before this, so that the slot comes first.
     ticket = _closing(connections) if connections.closing else admission.admit(channel.request.scope)
     if isinstance(ticket, Refusal):
         await _turn_away(channel, ticket, admission.name)

@@ -25,7 +25,7 @@ from wsdeco.routing.router import IndexedRouter
 __all__ = ["NotFound", "document_path"]
 
 _PATH: Final = "/docs"
-"""Where the console is that nobody has given a path."""
+"""Path of the console if the app names none."""
 
 _CONSOLE: Final = "wsdeco.console"
 """The package that serves it, without which it is off."""
@@ -102,7 +102,7 @@ class NotFound:
 
     @cached_property
     def _has_console(self) -> bool:
-        # 50 us for each 404, if it were asked each time.
+        # Asked for each 404, it would cost 50 us.
         return find_spec(_CONSOLE) is not None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -124,7 +124,7 @@ class NotFound:
         await serve(self._registry, scope, receive, send, is_page=asked == console)
 
     async def _answer_as_websocket(self, request: Request, route: BaseRoute, send: Send) -> None:
-        # What it says of the moment is for pages: they cannot read why a handshake was refused.
+        # The state of this moment is for pages, which cannot read why a handshake was refused.
         endpoint = route.app if isinstance(route, WebSocketRoute) else None
         refusal = endpoint.refusal(request.scope) if isinstance(endpoint, HandlerEndpoint) else None
         if refusal is not None:
@@ -151,7 +151,7 @@ class NotFound:
 
 
 def _is_from_here(request: Request) -> bool:
-    # The name in the Host header as well: that of another site may have been made to resolve to this machine.
+    # The Host header counts as well: the name of another site may resolve to this machine.
     origin = parse_origin(f"http://{request.headers.get('host', '')}")
     return origin is not None and is_loopback(origin[1]) and not any(name in request.headers for name in _FORWARDING)
 

@@ -109,7 +109,7 @@ class _Index:
         """Return whether these are the routes, as they are now."""
         if isinstance(routes, _RouteList):
             return routes.edition is self._edition
-        # A list that somebody else has made does not tell when it is edited.
+        # A plain list, put in the place of ours, does not tell when it is edited.
         return len(routes) == len(self._routes) and all(map(is_, routes, self._routes))
 
     def candidates(self, path: str) -> Sequence[BaseRoute]:
@@ -127,7 +127,7 @@ class _Index:
                 positions = sorted([*positions, *below]) if positions else below
         found = [self._routes[position] for position in positions]
         if path in self._below:
-            # No path that a peer made up is kept.
+            # A path that matches no route is not kept: peers can make up any number.
             self._known[path] = found
         return found
 
@@ -151,7 +151,7 @@ def _literal_start(route: BaseRoute) -> str:
     path = f"{known.path}/{{" if isinstance(known, Mount) else known.path
     literal, _, parameters = path.partition("{")
     escaped = re.escape(literal)
-    # Somebody may have put a pattern of their own in the place of the one that Starlette makes of the path.
+    # A program may have replaced the pattern that Starlette made of the path.
     if pattern.flags != re.UNICODE:
         return ""
     if parameters or isinstance(known, Mount):

@@ -79,19 +79,19 @@ def scope_of(
 
 
 def _server_of(transport: asyncio.Transport) -> tuple[str, int | None] | None:
-    # uvicorn asks the socket, which uvloop has to make first.
+    # uvicorn asks the socket object, which uvloop would have to make for that.
     name: PeerName = transport.get_extra_info("sockname")
     return _server_named(name if isinstance(name, str) or name is None else (name[0], name[1]))
 
 
 @lru_cache(maxsize=64)
 def _server_named(name: PeerName) -> tuple[str, int | None] | None:
-    # One object for all connections to it, not one for each.
+    # All connections to one address share the tuple.
     return (name, None) if isinstance(name, str) else _address(name)
 
 
 def _address(name: tuple[Any, ...] | None) -> tuple[str, int] | None:
-    # That of IPv6 has two more parts.
+    # An address of IPv6 has two more parts.
     return None if name is None else (str(name[0]), int(name[1]))
 
 
@@ -299,7 +299,7 @@ class AsgiCycle:
         self._told_disconnect = True
         if self._options is None or not isinstance(end, Close) or (end.code, end.by) != (CloseCode.TOO_BIG, "server"):
             self._connection.finish()
-        # Else the channel closes, when what came before has been answered; the connection does not wait for ever.
+        # Otherwise the channel closes, once the messages before have been answered; a deadline bounds that.
         code, reason = (end.code, end.reason) if isinstance(end, Close) else (CloseCode.ABNORMAL, "")
         return {"type": "websocket.disconnect", "code": code, "reason": reason}
 
@@ -415,13 +415,13 @@ def _forward(proxies: ProxyHeadersMiddleware, scope: Scope) -> bool:
     except StopIteration:
         return True
     except Exception as exc:
-        # It is raised again, and answered, when the app is called.
+        # The app is called next, raises it again, and the peer gets an answer.
         _logger.debug("X-Forwarded-* headers cannot be read", exc_info=exc)
     return False
 
 
 def _as_bytes(payload: object) -> bytes:
-    # As other servers take it. What the app sends never stands in an error, and so in no log.
+    # Other servers take these as well. The error does not show the payload, so that no log gets it.
     if isinstance(payload, bytearray | memoryview):
         return bytes(cast(bytes, payload))
     kind = type(payload).__name__
@@ -433,7 +433,7 @@ async def _nothing(*_: object) -> None:
 
 
 def _unwrapped(send: Send) -> Send:
-    # Starlette wraps `send` around each route, to know whether a response has begun; it looks at nothing else.
+    # Starlette wraps `send` for each route to know whether a response has begun; it looks at no message.
     while getattr(send, "__module__", None) == _STARLETTE_WRAPPER:
         send = inspect.getclosurevars(send).nonlocals["send"]
     return send

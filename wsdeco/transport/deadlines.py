@@ -18,7 +18,7 @@ BODY_TIMEOUT: Final = 10.0
 _LINGER: Final = 2.0
 """Seconds for a refused peer to read the refusal and to close, and for a body once the server stops."""
 _AGE_STEP: Final = 0.5
-"""Seconds in steps of which the age of a connection counts that has spent time on TLS."""
+"""Seconds to which the age of a connection is rounded that has spent time on TLS."""
 _TICK: Final = 0.02
 """Least seconds between two runs of a timer: what is due by then is done in one go."""
 

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 __all__ = ["Departures"]
 
 _EVENTS: Final[int] = getattr(select, "EPOLLRDHUP", 0) | getattr(select, "EPOLLONESHOT", 0)
-"""Those of an error and of a whole hang-up come unasked."""
+"""EPOLLERR and EPOLLHUP are reported without being asked for."""
 
 
 class Watched(Protocol):
@@ -70,7 +70,7 @@ class Departures:
         with suppress(OSError):
             self._epoll.unregister(descriptor)
         if not self._watched:
-            # It is needed again when somebody floods a hook again, which is seldom.
+            # A peer seldom floods a hook, so the next one may make a new epoll.
             self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
             self._epoll = None

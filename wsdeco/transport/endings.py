@@ -42,7 +42,7 @@ def say_end(transport: asyncio.BaseTransport) -> None:
     if not _children:
         return
     opened = transport.get_extra_info("socket")
-    # What stands for the socket in uvloop has no `shutdown`.
+    # uvloop's stand-in for the socket has no `shutdown`.
     with suppress(OSError), socket.socket(fileno=os.dup(opened.fileno())) as duplicate:
         duplicate.shutdown(socket.SHUT_RDWR)
 

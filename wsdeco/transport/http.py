@@ -86,7 +86,7 @@ class _BoundedProtocol(asyncio.Protocol, ABC):
 
     clock: Clock | None = None
 
-    # Both of uvicorn's HTTP classes have these, and log, count and answer with them.
+    # Attributes of both of uvicorn's HTTP classes, which log, count and answer with them.
     transport: asyncio.Transport
     cycle: Any = None
     """The newest request with its response, or `None`; `shutdown` sets its `keep_alive` as we do."""
@@ -110,7 +110,7 @@ class _BoundedProtocol(asyncio.Protocol, ABC):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        # uvicorn's own follows when the first bytes are no handshake.
+        # `__init__` of uvicorn's class is called only if the first bytes are no handshake.
         if not config.loaded:
             config.load()
         self.config = config
@@ -118,14 +118,14 @@ class _BoundedProtocol(asyncio.Protocol, ABC):
         self.app_state = app_state
         self.connections: set[Any] = server_state.connections
         self.loop = asyncio.get_running_loop() if _loop is None else _loop
-        # With TLS it is long before the transport is handed over, since the TLS handshake comes first.
+        # With TLS the transport comes later, behind the TLS handshake, which the deadline includes.
         self._deadlines = shared_of(server_state, self.loop).http_deadlines(self.clock)
         self._accepted_at = self._deadlines.clock.time()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a transport, and start the deadline."""
         self.transport = cast(asyncio.Transport, transport)
-        # Nobody can tell it any more when the peer has reset the connection behind its handshake.
+        # The socket cannot tell it any more once the peer has reset the connection.
         self._peer_name = transport.get_extra_info("peername")
         self.connections.add(self)
         self._head = self._deadlines.first_heads(self._accepted_at)
@@ -200,10 +200,10 @@ class _BoundedProtocol(asyncio.Protocol, ABC):
     def expire(self) -> None:
         """End a connection whose deadline has run out."""
         if self._answering and not self._deaf:
-            # The rest of the next head may wait behind our response: uvicorn stops reading for it.
+            # The rest of the next head may be unread: uvicorn stops reading while a response is under way.
             self._head.add(self)
         elif self._deaf or self._silent or not self.transport.can_write_eof():
-            # What a browser opens in advance must not hold a 408 already; and with TLS, close() waits for the peer.
+            # Browsers open connections in advance, and a 408 would answer their first request; with TLS, close() waits.
             self.transport.abort()
         else:
             self._write_refusal(HTTPStatus.REQUEST_TIMEOUT, "The request head took too long.")
@@ -241,7 +241,7 @@ class _BoundedProtocol(asyncio.Protocol, ABC):
         elif not self.cycle.more_body:
             self._end_after_response()
         else:
-            # The fault is in the body of a request that the app has already, and is told of by the lost connection.
+            # The fault is in a body: the app has the request already, and learns of it by the lost connection.
             self._deaf = True
             if not self.cycle.response_started:
                 self._write_refusal(status, message)
@@ -267,7 +267,7 @@ class _BoundedProtocol(asyncio.Protocol, ABC):
         half_close(self.transport)
 
     def _unsupported_upgrade_warning(self) -> None:
-        # Java's HTTP client and `curl --http2` ask for it with each request: it is no fault.
+        # Java's HTTP client and `curl --http2` ask for an upgrade with each request: no reason to warn.
         pass
 
     def _pass_on(self, early: bytes) -> None:
@@ -320,7 +320,7 @@ class BoundedH11Protocol(_BoundedProtocol, H11Protocol):
 
     def _take_http(self, data: bytes) -> None:
         if not isinstance(self.conn, _H11Connection):
-            # uvicorn's own has taken no bytes yet.
+            # uvicorn's parser has taken no bytes yet.
             self.conn = _H11Connection(h11.SERVER, MAX_HEAD_SIZE + len(_EMPTY_LINE))
         if self.conn.their_state is h11.IDLE:
             self._head.add(self)
@@ -342,7 +342,7 @@ class BoundedH11Protocol(_BoundedProtocol, H11Protocol):
         elif not self._deaf:
             self._await_body()
         if self.conn.asked_to_upgrade and self.cycle is not None:
-            # The response to it, if it is not one of the WebSocket protocol, has not begun: it is a task's.
+            # A task writes the response, unless the WebSocket protocol does, so it has not begun.
             self.cycle.keep_alive = False
 
     def send_400_response(self, msg: str) -> None:
@@ -399,7 +399,7 @@ if find_spec("httptools") is not None:
 
         def _take_http(self, data: bytes) -> None:
             if self._held:
-                # It was read already when reading was paused.
+                # These bytes were read before reading was paused.
                 self._held += data
                 return
             if not self._reading_body:
@@ -421,7 +421,7 @@ if find_spec("httptools") is not None:
             end = self._end = min(len(self._data), start + (_PIECE_OF_BODY if self._reading_body else _PIECE))
             self._parsed = False
             HttpToolsProtocol.data_received(self, self._data[start:end])
-            # A header is passed on when it is complete: bytes that the parser keeps to itself are counted here.
+            # The parser passes a header on when it is complete, and the bytes that it keeps until then count here.
             self._unparsed_size = 0 if self._parsed else self._unparsed_size + end - start
             if self._unparsed_size > MAX_HEAD_SIZE and not self._deaf:
                 self._status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
@@ -431,7 +431,7 @@ if find_spec("httptools") is not None:
             """Go on with what waits. uvicorn calls it at the end of a response."""
             super().on_response_complete()
             if self._flow.holding and not self.pipeline:
-                # In a turn of its own, so that others have theirs.
+                # In the next turn of the loop, so that other connections have theirs.
                 self.loop.call_soon(self._go_on)
 
         def _go_on(self) -> None:
@@ -465,7 +465,7 @@ if find_spec("httptools") is not None:
             self._head_size += size
             if self._head_size > MAX_HEAD_SIZE or self._head_lines > MAX_HEAD_LINES:
                 self._status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-                # httptools makes it an HttpParserError, and uvicorn that a call of `send_400_response`.
+                # httptools makes an HttpParserError of it, for which uvicorn calls `send_400_response`.
                 raise _HeadTooLarge
 
         def on_headers_complete(self) -> None:
@@ -475,7 +475,7 @@ if find_spec("httptools") is not None:
             before = self.cycle
             super().on_headers_complete()
             if self.cycle is not before and self.parser.should_upgrade():
-                # An upgrade that is not one to WebSocket: the app answers as if there were none.
+                # An upgrade to another protocol than WebSocket: the app answers as if there were none.
                 self.cycle.keep_alive = False
                 self._body_follows = any(name in _FRAMING for name, _ in self.headers)
                 if not self._body_follows:
@@ -526,7 +526,7 @@ if find_spec("httptools") is not None:
             self._end = len(self._data)
             super().handle_websocket_upgrade()
             self._pass_on(early)
-            # It refers back to its owner, and the two would wait for the garbage collector together.
+            # The parser refers back to its owner: a cycle, which only the garbage collector would free.
             self.parser = cast(Any, None)
 
     HttpProtocol = BoundedHttpToolsProtocol

@@ -22,9 +22,9 @@ __all__ = ["Outgoing"]
 _MAX_OUTBOX_BYTES: Final = 64 * 1024
 """Bytes that wait for the end of the loop's turn; more are written at once, and who sends then waits for the next."""
 _FRAME_OVERHEAD: Final = 64
-"""What an empty frame in the outbox counts for, in bytes: as much memory as the object takes."""
+"""Bytes that each frame in the outbox counts for besides its own: the memory of the object."""
 _FREE_OVERHEAD: Final = 64 * 1024
-"""Of that, what does not count against a bound on bytes: all there can be if the peer reads."""
+"""Of that, the bytes that `unsent` leaves out: as many as there can be while the peer reads."""
 _LARGE: Final = 64 * 1024
 """Length of a message from which it is written in pieces: a copy costs more than a further write."""
 _HIGH_WATER: Final = 64 * 1024
@@ -140,7 +140,7 @@ class Outgoing(asyncio.Protocol, ABC):
         Returns:
             Whether the message is within the bound; if not, it is not written.
         """
-        # The transport's own buffer is looked at only if it could decide.
+        # The buffer of the transport costs a call, and is asked for only if it can decide.
         is_doubtful = self.write_paused or self._outbox_size + message.size + _HIGH_WATER > most_unsent
         if is_doubtful and self.unsent + message.size > most_unsent:
             return False
@@ -219,7 +219,7 @@ class Outgoing(asyncio.Protocol, ABC):
         try:
             return await waiter
         finally:
-            # Of those who give up, nothing is kept; and the traceback of what it raises holds this frame.
+            # A sender that was cancelled leaves nothing behind, and the traceback of an exception holds this frame.
             senders.pop(waiter, None)
             del waiter
 

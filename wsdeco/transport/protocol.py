@@ -355,7 +355,7 @@ class WebSocketProtocol(Outgoing):
     def _input_over(self) -> None:
         ended = cast(Framing, self._framing).ended
         if cast(Any, self) not in self._server_state.connections:
-            # The transport was lost in the meantime, and that is told by itself.
+            # The transport was lost meanwhile, and `connection_lost` tells that.
             return
         if self.closed:
             self._end_output(self.transport.close)
@@ -481,7 +481,7 @@ class WebSocketProtocol(Outgoing):
         self._shut_output()
         self._set_deadline(self.close_timeout, self.abort)
         if code == CloseCode.SERVICE_RESTART:
-            # Nothing more can be sent, whatever hooks still do, and the process wants to end.
+            # Hooks can send nothing more, and the process is about to end.
             self._hurry()
         self._tell_end(Close(code, reason, by="server"))
         self.resume_reading()
@@ -532,7 +532,7 @@ class WebSocketProtocol(Outgoing):
     def _judge_close(self, unsent: int, until: float) -> None:
         left = self.unsent
         if left < unsent and self._clock.time() < until:
-            # A slow peer, which reads on: unread data arrives whole.
+            # The peer reads, though slowly: it gets all of it.
             self._await_close(left, until)
         else:
             self.abort()

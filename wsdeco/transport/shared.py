@@ -97,7 +97,7 @@ class Shared:
     def end(self, tell: Callable[[], None]) -> None:
         """Call `tell`, which ends a connection: at once, or in a later turn of the loop, behind those that came before.
 
-        If thousands of peers leave at once, all others would have to wait for the last of them.
+        Otherwise thousands of peers that leave at once would make all others wait.
         """
         if self._endings == _ENDINGS_AT_ONCE or self._ending:
             self._ending.append(tell)

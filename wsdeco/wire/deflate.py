@@ -173,7 +173,7 @@ class Deflate:
 
 
 def _pieces(payload: bytes | bytearray | memoryview, *, ends: bool) -> Iterator[bytes]:
-    # zlib copies what it has not consumed: of all at once that would be another copy of the frame.
+    # zlib copies what it has not consumed: given all at once, it would copy the whole frame.
     if len(payload) <= _INPUT_PIECE:
         yield bytes(payload) + _EMPTY_BLOCK if ends else bytes(payload)
         return

@@ -118,14 +118,14 @@ class LargeFrame:
             try:
                 text, used = utf_8_decode(piece, "strict", False)
             except UnicodeDecodeError:
-                # It is told when the frame is whole, as of a small one.
+                # The peer is told when the frame is whole, as with a small one.
                 pass
             else:
                 if sys.getsizeof(text) * 8 <= len(piece) * 9:
                     self._texts.append(text)
                     self._tail = piece[used:]
                     return
-            # Beyond the BMP a character among others makes four bytes of each: that has to wait for the whole message.
+            # One character beyond the BMP makes Python keep four bytes for each: decoded when the message is whole.
             self._decodes = False
         _add(self._pieces, piece)
 

@@ -135,7 +135,7 @@ def read_handshake(data: bytes) -> tuple[Request, bytes] | None:
     head = data[:end]
     lines = head.lower()
     if lines.count(b"\r\nupgrade:") > 1 or lines.count(b"\r\nconnection:") > 1:
-        # Of several such fields uvicorn looks at one.
+        # uvicorn looks at one of several such fields.
         return None
     try:
         return parse_request(head), data[end + len(_END_OF_HEAD) :]
@@ -152,7 +152,7 @@ def parse_request(head: bytes) -> Request:
     lines = head.split(b"\r\n", MAX_HEAD_LINES)
     if len(lines) > MAX_HEAD_LINES or len(head) > MAX_HEAD_SIZE:
         raise Refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The request head is too large.")
-    # To delete what may be there is faster than to search for what may not.
+    # Deleting the allowed bytes is faster than searching for a forbidden one.
     if head.translate(None, _IN_HEAD) != b"\r\n" * (len(lines) - 1):
         raise Refusal(HTTPStatus.BAD_REQUEST, "The request head holds a control character.")
     target = _parse_request_line(lines[0])
@@ -183,7 +183,7 @@ def _combined(headers: Headers) -> dict[bytes, bytes]:
     for name, value in headers:
         fields[name] = fields[name] + b", " + value if name in fields else value
     if sum(name == b"host" for name, _ in headers) > 1:
-        # It may hold a comma, so several would not be told from one.
+        # Its value may hold a comma, so several of them joined could not be told from one.
         del fields[b"host"]
     return fields
 
@@ -218,7 +218,7 @@ def _check_upgrade(fields: dict[bytes, bytes]) -> None:
 
 def _has_token(fields: dict[bytes, bytes], name: bytes, token: bytes) -> bool:
     value = fields.get(name)
-    # As nearly all clients write it, or else.
+    # Nearly all clients write just the token; a list is taken apart.
     return value == token or (value is not None and token.decode().lower() in _split(value.lower()))
 
 
@@ -255,7 +255,7 @@ def check_headers(headers: Iterable[tuple[object, object]]) -> list[tuple[bytes,
 
 
 def _as_bytes(part: object) -> object:
-    # As other servers take it.
+    # Other servers take these as well.
     return bytes(cast("bytearray | memoryview[int]", part)) if isinstance(part, bytearray | memoryview) else part
 
 

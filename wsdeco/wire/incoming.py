@@ -48,7 +48,7 @@ _RSV1: Final = 0x40
 _RESERVED: Final = 0x70
 _OPCODE: Final = 0x0F
 _MASKED: Final = 0x80
-# Plain numbers: a member of an enum is looked up for longer than a header takes to read.
+# Plain numbers: looking up a member of an enum takes longer than reading a header.
 _CONTINUATION: Final = 0
 _OPENS_TEXT: Final = 1
 _OPENS_BINARY: Final = 2
@@ -158,7 +158,7 @@ class Framing:
         size = len(data)
         length = size - _SHORT_HEADER
         if 0 <= length <= self._inline_limit and self._held is None:
-            # One frame and nothing else, as it comes from a peer that waits for answers.
+            # One whole frame: what a peer sends that waits for each answer.
             first = data[0]
             start = 0
             if length < _LONG:
@@ -172,7 +172,7 @@ class Framing:
                 try:
                     return [unmasked.decode() if first == _TEXT else unmasked]
                 except UnicodeDecodeError:
-                    # Found again, and answered, below.
+                    # The loop below finds it again, and ends the input.
                     pass
         messages: list[Data] = []
         if self.ended is not None:
@@ -239,7 +239,7 @@ class Framing:
                         messages.append(payload.decode() if first == _TEXT else payload)
                         continue
                     if stop == size:
-                        # A large frame is not kept beside what becomes of it.
+                        # Frees a large frame before its message is made.
                         chunk, held = b"", None
                     budget -= self._take_frame(first, payload, messages)
                     if self.ended is not None:
@@ -327,7 +327,7 @@ class Framing:
         """Take a whole frame, and return what that cost, in small frames."""
         fragments = self._fragments
         if first == _CONTINUATION and fragments is not None and not self._message_is_compressed:
-            # What a message of many fragments is made of.
+            # Most frames of a message in many fragments.
             fragments.add(payload, ends=False)
             self._active = self.noticed = True
             return 1
