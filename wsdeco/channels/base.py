@@ -150,7 +150,7 @@ class Channel(ABC):
         self._departure: Deadline | None = None
         self._inbox: list[Any] | None = None
         self._inbox_size: int = 0
-        self._message_waiter: asyncio.Future[None] | None = None
+        self._message_waiter: asyncio.Future[bool | None] | None = None
         self._reading_paused = False
 
     # What a server's channel supplies.
@@ -263,15 +263,23 @@ class Channel(ABC):
             self.wake_reader()
         return data
 
-    def event(self) -> asyncio.Future[None]:
-        """Return what is done as soon as a message waits or the channel has ended, for the one who takes messages."""
+    def event(self) -> asyncio.Future[bool | None]:
+        """Return what is done as soon as a message waits or the channel has ended, for the one who takes messages.
+
+        Its result is true if nothing of that has happened, and the hooks are to be looked up anew.
+        """
         self._message_waiter = self.loop.create_future()
         return self._message_waiter
 
-    def next_event(self) -> asyncio.Future[None]:
+    def next_event(self) -> asyncio.Future[bool | None]:
         """Return what is done at the next event, for one who looks on while somebody else takes messages."""
         waiter = self._message_waiter
         return self.event() if waiter is None or waiter.done() else waiter
+
+    def hooks_changed(self) -> None:
+        """Tell the one who waits for messages that hooks are to be looked up anew."""
+        if self._message_waiter is not None and not self._message_waiter.done():
+            self._message_waiter.set_result(True)
 
     def sift(self, keep: Callable[[Data], bool], skip: int) -> int:
         """Take those messages out of the inbox that `keep` is false for; return how many are left.
@@ -519,6 +527,6 @@ class Channel(ABC):
         return wanted
 
 
-def _wake(waiter: asyncio.Future[None] | None) -> None:
+def _wake(waiter: asyncio.Future[Any] | None) -> None:
     if waiter is not None and not waiter.done():
         waiter.set_result(None)

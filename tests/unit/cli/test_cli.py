@@ -201,7 +201,7 @@ def test_what_a_module_raises_is_shown_from_there(target: str, source: str, line
         (["run", "app.py", "--port", "70000"], "'--port': '70000' is no number from 0 to 65535"),
         (["run", "app.py", "--workers", "0"], "'--workers': '0' is no number from 1 to 1000"),
         (["run", "app.py", "--log-level", "loud"], "Invalid value for '--log-level': 'loud' is not one of "),
-        (["run", "app.py", "--reload"], "Error: No such option"),
+        (["run", "app.py", "--reloads"], "Error: No such option"),
         (["run", "app.py", "--host", ""], 'host must not be empty: write "127.0.0.1" for this machine alone'),
         (["run", "app.py", "--timeout-graceful-shutdown", "-1"], "timeout_graceful_shutdown must be 0 or more seconds"),
     ],
