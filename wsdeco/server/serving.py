@@ -20,6 +20,7 @@ from wsdeco.config import DEFAULT_CONFIG
 from wsdeco.origins import is_loopback
 from wsdeco.reasons import ServerError
 from wsdeco.routing.application import Application, context_of, draining_of, not_found_of, registry_of
+from wsdeco.server.descriptors import Descriptors
 from wsdeco.server.listen import Listeners, listen
 from wsdeco.server.own import OwnOptions
 
@@ -51,8 +52,8 @@ _TICK: Final = 0.1
 _ACCEPTED_AT_ONCE: Final = 64
 """Connections that asyncio accepts without a turn for those it has.
 
-Without a descriptor left it accepts again after a second at the earliest (asyncio.constants.ACCEPT_RETRY_DELAY, of the
-whole process, so not ours to change); uvloop does at once.
+Without a descriptor left (`wsdeco.server.descriptors`) it accepts again after a second at the earliest
+(asyncio.constants.ACCEPT_RETRY_DELAY, of the whole process, so not ours to change); uvloop does at once.
 """
 
 ANYIO_THREAD: Final = "AnyIO worker thread"
@@ -110,6 +111,7 @@ class Server(uvicorn.Server):
         self.is_replaced = False
         self.ended = threading.Event()
         self._grace = config.timeout_graceful_shutdown
+        self._descriptors = Descriptors()
 
     @property
     def http_url(self) -> str:
@@ -163,6 +165,7 @@ class Server(uvicorn.Server):
             ServerError: The start-up part of the lifespan has failed.
         """
         loop = self.loop = _new_event_loop(self.config.loop)
+        loop.set_exception_handler(self._descriptors.take_exception)
         threads = ThreadPoolExecutor(thread_name_prefix=self.thread_prefix)
         loop.set_default_executor(threads)
         try:
@@ -211,8 +214,13 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Do what has to be done now and then; return whether to end."""
+        self._descriptors.look()
         for tick in self.ticks:
-            tick()
+            try:
+                tick()
+            except Exception:
+                # None of them is worth the connections.
+                logger.exception("what is done now and then has failed: %s", tick)
         return await super().on_tick(counter)
 
     async def main_loop(self) -> None:
