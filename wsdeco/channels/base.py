@@ -11,7 +11,6 @@ import asyncio
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping
-from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 from starlette.requests import HTTPConnection
@@ -441,19 +440,22 @@ class Channel(ABC):
         else:
             self.rooms = tuple(other for other in rooms if other is not room)
 
-    def peer_left(self, reason: Close | Unknown | None = None) -> None:
+    def peer_left(self) -> None:
         """The peer has ended its side, behind messages for which there is no room in the inbox.
 
-        Hooks have `disconnect_grace` to handle these messages. Then the channel ends for `reason`; by default it is
-        unknown, since the close frame behind the messages has not been read.
+        Hooks have `disconnect_grace` to handle these messages. Then the channel ends.
         """
         if self.reason is None and self._departure is None and self.config.disconnect_grace is not None:
-            give_up = partial(self._give_up, reason or Unknown())
-            self._departure = Deadline(self.clock, self.config.disconnect_grace, give_up)
+            self._departure = Deadline(self.clock, self.config.disconnect_grace, self._give_up)
 
-    def _give_up(self, reason: Close | Unknown) -> None:
-        self.end(reason)
+    def _give_up(self) -> None:
+        self.end(self.unread_end)
         self.abort()
+
+    @property
+    def unread_end(self) -> Close | Unknown:
+        """How the peer has ended its side, as far as that is known while messages in front of it are not read."""
+        return Unknown()
 
     @property
     def grace(self) -> float | None:
