@@ -56,7 +56,7 @@ class Descriptors:
             logger.warning("there are file descriptors again: new clients get in")
 
     def missed(self, exc: OSError) -> None:
-        """Take notice that one could not be had."""
+        """One could not be had."""
         now = self._last_missed = self._time_of()
         if self._said_at is not None and now - self._said_at < _PAUSE:
             return

@@ -9,7 +9,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Final, Protocol, cast
@@ -23,6 +22,7 @@ from wsdeco.routing.application import Application, context_of, draining_of, not
 from wsdeco.server.descriptors import Descriptors
 from wsdeco.server.listen import Listeners, listen
 from wsdeco.server.own import OwnOptions
+from wsdeco.server.threads import HookThreads
 
 __all__ = ["ANYIO_THREAD", "TLS_TIMEOUT", "Parent", "Server", "in_event_loop", "join_threads", "server_of"]
 
@@ -166,7 +166,7 @@ class Server(uvicorn.Server):
         """
         loop = self.loop = _new_event_loop(self.config.loop)
         loop.set_exception_handler(self._descriptors.take_exception)
-        threads = ThreadPoolExecutor(thread_name_prefix=self.thread_prefix)
+        threads = HookThreads(self.thread_prefix)
         loop.set_default_executor(threads)
         try:
             self._serve_in(loop, self.listeners.sockets if sockets is None else sockets)
