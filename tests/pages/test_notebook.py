@@ -176,6 +176,24 @@ def test_a_notebook(tmp_path: Path) -> None:
         print(left)
         server
         """,
+        # The kernel ends with a client inside, and with a hook that has something to save.
+        "save": """
+        import asyncio
+        from pathlib import Path
+
+        @ws.handler("/saving")
+        class Saving:
+            async def on_message(self, text):
+                return text
+
+            async def on_disconnect(self, reason):
+                await asyncio.to_thread(Path("saved").write_text, str(reason))
+
+        server = ws.run(port=0)
+        last = connect(server.url + "/saving", proxy=None).__enter__()
+        last.send("to the end")
+        print(last.recv())
+        """,
     }
     shown = dict(zip(cells, execute(tmp_path, *cells.values()), strict=True))
     text = {name: each["text"] for name, each in shown.items()}
@@ -215,3 +233,5 @@ def test_a_notebook(tmp_path: Path) -> None:
     assert text["talk in the loop"] == "IN THE LOOP OF THE KERNEL\n"
     assert text["end"].count("closed by the client with 1000") == 2
     assert shown["end"]["repr"] == f"<BackgroundServer ws://127.0.0.1:{port} stopped>"
+    assert text["save"].endswith("to the end\n")
+    assert (tmp_path / "saved").read_text() == "closed by the server with 1012 (service restart)"

@@ -175,7 +175,7 @@ class AsgiChannel(Channel):
         """The peer, or the server, has ended the connection, though nobody may receive at present."""
         end = self.unread_end
         stops = isinstance(end, Close) and (end.code, end.by) == (CloseCode.SERVICE_RESTART, "server")
-        if stops and self.inbox_full:
+        if stops and self._reading_paused:
             # Nothing more can be sent, whatever the hooks still do, and the process wants to end.
             self.end(end)
         else:

@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import sys
+from typing import Any
 
 import pytest
 
@@ -88,7 +89,11 @@ async def test_what_asyncio_reports_for_each_client_is_said_once(
 async def test_other_reports_are_those_of_the_event_loop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
     seen: list[object] = []
-    monkeypatch.setattr(type(loop), "default_exception_handler", lambda loop, context: seen.append(context))
+
+    def handle(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        seen.append(context)
+
+    monkeypatch.setattr(type(loop), "default_exception_handler", handle)
     world.descriptors.take_exception(loop, {"message": "something else"})
     assert seen == [{"message": "something else"}]
 
