@@ -167,10 +167,6 @@ def test_requests_are_logged_on_demand(level: str | None, seen: bool, capfd: pyt
         ({"workers": "4"}, "workers must be an int such as 4, not str '4'"),
         ({"workers": True}, "workers must be an int such as 4, not bool True"),
         ({"timeout_worker_healthcheck": 5}, "run() has no option 'timeout_worker_healthcheck': a worker is replaced"),
-        (
-            {"reload": True},
-            "run() has no option 'reload': write `uvicorn module:ws --ws wsdeco.protocol:WebSocketProtocol --reload`",
-        ),
         ({"app": None}, "run() has no option 'app': the app is the one that run() is called on"),
         ({"lifespan": "off"}, "run() has no option 'lifespan': decorate start-up and shutdown with @ws.lifespan"),
         ({"http": "h11"}, "run() has no option 'http': run() chooses the HTTP implementation"),

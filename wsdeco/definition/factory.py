@@ -75,7 +75,7 @@ class _Constructor:
     def resolved(self, annotation: object) -> object:
         """Return what an annotation of the signature stands for."""
         namespaces = (cast("dict[str, object]", namespace_of(maker)) for maker in reversed(self.makers))
-        return resolve(annotation, ChainMap(*namespaces))
+        return resolve(annotation, ChainMap(*namespaces), extras=True)
 
 
 _SUPPLIES: Final = SUPPLIES | {"request": request_supply(HTTPConnection)}
