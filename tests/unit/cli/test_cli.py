@@ -340,7 +340,7 @@ def test_options_are_those_of_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_serves_until_a_signal(tmp_path: Path) -> None:
     write("app.py", APP + MAIN)
-    with running(tmp_path) as program:
+    with running(tmp_path, "--no-access-log") as program:
         url = program.url()
         program.expect("Press Ctrl-C to stop")
         with client(f"{url}/ws") as connection:
