@@ -6,7 +6,7 @@ import inspect
 import logging
 from collections.abc import Callable, Collection, Iterable
 from types import FrameType, ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from typing_extensions import Unpack
 
@@ -22,7 +22,7 @@ from wsdeco.routing.application import Application
 from wsdeco.routing.draining import DecoratedWarning, checked_warning
 from wsdeco.routing.endpoints import HandlerEndpoint
 from wsdeco.routing.lifespan import DecoratedLifespan, checked_lifespan
-from wsdeco.routing.registry import Registered, RouteInfo, full_name
+from wsdeco.routing.registry import Registered, RouteInfo
 from wsdeco.routing.routes import SocketRoute
 
 if TYPE_CHECKING:
@@ -95,9 +95,7 @@ class App(Application):
         """Do what `handler` does, without the syntax of a decorator.
 
         A class of the same module and name takes the place of the one registered before on the same path, as a
-        reloaded module or a notebook cell that runs again needs it. Instances that serve connections become instances
-        of the new class, if their layout allows that: they keep their attributes, `__init__` is not called again, the
-        next message runs the new code, and limits stay as they were when the connection began.
+        reloaded module or a notebook cell that runs again needs it; connections that live keep their handler.
 
         Args:
             path: A Starlette path.
@@ -121,11 +119,7 @@ class App(Application):
         name = cls.__qualname__.rpartition("<locals>.")[2]
         endpoint = HandlerEndpoint(built, checked, name, path, self._context, self._rooms.of_route(path))
         route = SocketRoute(path, endpoint, name=cls.__name__)
-        for old in self._registry.register(Registered(RouteInfo(path, "ws", name, checked), cls, [route])):
-            if full_name(old.target) == full_name(cls) and len(self._context.connections):
-                from wsdeco.routing.redefinition import redefine  # noqa: PLC0415 - a reload, or a cell that runs again
-
-                redefine(self._context.connections, endpoint, cast(type, old.target), cls)
+        self._registry.register(Registered(RouteInfo(path, "ws", endpoint.__name__, checked), cls, [route]))
 
     def route(
         self, path: str, *, methods: Collection[str] | None = None, name: str | None = None
@@ -303,13 +297,19 @@ class App(Application):
             port: TCP port; 0 for any that is free.
             background: Whether to serve in a thread; by default, whether an event loop runs in this one.
             workers: How many processes serve; more than one in the foreground of a script only.
-            options: Those of `uvicorn.Config`, such as `ssl_certfile`, `ssl_keyfile`, `log_level`, `access_log`,
-                `forwarded_allow_ips` and `root_path`. With `ssl_ca_certs` clients have to show a certificate, unless
-                `ssl_cert_reqs` says otherwise. `timeout_graceful_shutdown` is the seconds that HTTP
-                requests, and after them the shutdown part of the lifespan, may take at the end; by default, what
-                the `close_timeout` of the routes allows hooks. `drain_timeout` is the seconds over which a server that
-                ends tells its clients so (1012), in random order, so that they do not all come back at once; the reason
-                says when to, as in `service restart; retry=7`. In the `drain_delay` seconds before that it answers, but
+            options: `uds` is the path of a Unix socket to listen on, in the place of `host` and `port`. Its file has
+                the permissions `uds_permissions`, by default 0o660 (user and group), takes the place of one that a
+                killed server has left, and is removed at the end. X-Forwarded-* of who connects there is trusted,
+                unless `proxy_headers=False`. `fd` is the descriptor of a socket that another program has opened; those
+                that systemd opens (sd_listen_fds(3)) are served without it, in the place of `host` and `port`.
+
+                The others are those of `uvicorn.Config`, such as `ssl_certfile`, `ssl_keyfile`, `log_level`,
+                `access_log`, `forwarded_allow_ips` and `root_path`. With `ssl_ca_certs` clients have to show a
+                certificate, unless `ssl_cert_reqs` says otherwise. `timeout_graceful_shutdown` is the seconds that HTTP
+                requests, and after them the shutdown part of the lifespan, may take at the end; by default, what the
+                `close_timeout` of the routes allows hooks. `drain_timeout` is the seconds over which a server that ends
+                tells its clients so (1012), in random order, so that they do not all come back at once; the reason says
+                when to, as in `service restart; retry=7`. In the `drain_delay` seconds before that it answers, but
                 refuses handshakes with 503 and `Retry-After`, so that a load balancer notices. Both are 0 by default.
 
         Returns:

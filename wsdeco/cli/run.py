@@ -14,6 +14,9 @@ __all__ = ["command"]
 
 _LOG_LEVELS: Final = ("critical", "error", "warning", "info", "debug", "trace")
 
+_HOST: Final = "127.0.0.1"
+_PORT: Final = 8000
+
 _PORT_CALL: Final = re.compile(r"write ws\.run\(port=(\d+)\)")
 """What the errors of a script say, and is an option here."""
 
@@ -28,6 +31,7 @@ examples:
   wsdeco run app.py --workers 4            in four processes on one port
   wsdeco run app.py:admin                  the app that the file calls admin
   wsdeco run package.module --host 0.0.0.0 --port 80
+  wsdeco run app.py --uds /run/chat/ws.sock          for a proxy on this machine
 
 Each option can stand in the environment: --log-level is WSDECO_LOG_LEVEL, and --host and --port are HOST and PORT as
 well. What is written on the command line wins, then WSDECO_*.
@@ -57,6 +61,16 @@ class _Number(click.ParamType[int]):
         return number
 
 
+class _Permissions(click.ParamType[int]):
+    name = "permissions"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return int(value, 8)
+        except ValueError:
+            self.fail(f"{value!r} are no permissions in octal, such as 660", param, ctx)
+
+
 class _Command(click.Command):
     """Shows its options in groups."""
 
@@ -82,16 +96,21 @@ class _Command(click.Command):
 @click.argument("target")
 @click.option(
     "--host",
-    default="127.0.0.1",
+    default=_HOST,
     envvar=["WSDECO_HOST", "HOST"],
     help="Name or IP address to listen on; 0.0.0.0 for all.",
 )
 @click.option(
     "--port",
-    default=8000,
+    default=_PORT,
     envvar=["WSDECO_PORT", "PORT"],
     type=_Number(0, 65535),
     help="TCP port; 0 for any that is free.",
+)
+@click.option("--uds", metavar="FILE", help="Unix socket to listen on, in the place of host and port.")
+@click.option("--uds-permissions", type=_Permissions(), help="Those of its file, in octal (default: 660).")
+@click.option(
+    "--fd", type=_Number(0, 1 << 30), help="Descriptor of a socket to serve; those of systemd are found without it."
 )
 @click.option("--workers", default=1, type=_Number(1, 1000), help="Processes that share the port.")
 @click.option("--reload", is_flag=True, default=None, help="Serve new code as soon as a Python file changes.")
@@ -144,6 +163,8 @@ def command(target: str, host: str, port: int, workers: int, **options: Any) -> 
     given = {name: value for name, value in options.items() if value is not None}
     if "ssl_cert_reqs" in given:
         given["ssl_cert_reqs"] = ssl.VerifyMode[f"CERT_{given['ssl_cert_reqs'].upper()}"]
+    if {"uds", "fd"} & given.keys():
+        host, port = _without_environment(host, port)
     try:
         check_options(host, port, workers, given)
     except ValueError as exc:
@@ -154,3 +175,13 @@ def command(target: str, host: str, port: int, workers: int, **options: Any) -> 
         if not isinstance(exc.code, str):
             raise
         raise SystemExit(_PORT_CALL.sub(r"add --port \1", exc.code)) from None
+
+
+def _without_environment(host: str, port: int) -> tuple[str, int]:
+    # Platforms set HOST and PORT for all programs: these do not contradict a socket, as options would.
+    source = click.get_current_context().get_parameter_source
+    by_platform = click.core.ParameterSource.ENVIRONMENT
+    return (
+        _HOST if source("host") is by_platform else host,
+        _PORT if source("port") is by_platform else port,
+    )

@@ -11,9 +11,8 @@ import os
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
-
-from wsdeco.server.memory import Memory
 
 __all__ = ["keep_pages"]
 
@@ -30,6 +29,9 @@ _TICKS: Final = 50
 _GROWTH: Final = 2 * 1024 * 1024
 """Bytes by which the process may grow until the allocator is asked to give pages back."""
 
+_STATM: Final = Path("/proc/self/statm")
+"""Where Linux says how much memory a process has, in pages."""
+
 
 @contextmanager
 def keep_pages() -> Generator[Callable[[], None]]:
@@ -43,8 +45,7 @@ def keep_pages() -> Generator[Callable[[], None]]:
         return
     _set(libc, _MOST)
     try:
-        with Memory() as memory:
-            yield _Watch(libc, memory).look
+        yield _Watch(libc).look
     finally:
         _set(libc, _DEFAULT)
         libc.malloc_trim(0)
@@ -67,19 +68,22 @@ def _set(libc: Any, size: int) -> None:
 
 
 class _Watch:
-    def __init__(self, libc: Any, memory: Memory) -> None:
+    def __init__(self, libc: Any) -> None:
         self._libc = libc
-        self._memory = memory
+        self._page_size = os.sysconf("SC_PAGE_SIZE")
         self._ticks = 0
-        self._least = memory.resident
+        self._least = self._resident()
 
     def look(self) -> None:
         self._ticks += 1
         if self._ticks % _TICKS:
             return
-        now = self._memory.resident
+        now = self._resident()
         if now > self._least + _GROWTH:
             self._libc.malloc_trim(0)
-            self._least = self._memory.resident
+            self._least = self._resident()
         else:
             self._least = min(self._least, now)
+
+    def _resident(self) -> int:
+        return int(_STATM.read_bytes().split()[1]) * self._page_size

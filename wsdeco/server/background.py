@@ -33,33 +33,28 @@ def run_in_background(app: Application, host: str, port: int, options: dict[str,
     Raises:
         ServerError: It cannot start.
     """
-    server, before = make_server(app, host, port, options), server_of(app)
+    server = make_server(app, host, port, options)
     with ExitStack() as undo:
         undo.callback(server.release)
         # A server that runs goes on until it is known that this one can take its place.
-        if not _has_port(before, port):
+        if not _has_place(server_of(app), server, port):
             server.listen()
         server.claim()
         undo.callback(forget, server)
         end_at_signals(server)
-        try:
-            if not server.listeners.sockets:
-                server.listen()
-            handle = BackgroundServer(server)
-        except ServerError as exc:
-            if before is None:
-                raise
-            raise ServerError(
-                f"{exc}; nothing serves this app now, as the server at {before.http_url} has ended to make way: mend "
-                "what has failed, and call run() again"
-            ) from exc.__cause__
+        if not server.listeners.sockets:
+            server.listen()
+        handle = BackgroundServer(server)
         undo.pop_all()
     print_banner(server, "Runs in the background: stop() of what run() returned ends it.")
     return handle
 
 
-def _has_port(server: Server | None, port: int) -> bool:
-    return server is not None and server.listeners.port == port
+def _has_place(current: Server | None, server: Server, port: int) -> bool:
+    if current is None or server.own.fd is not None:
+        return False
+    path = server.own.uds
+    return current.listeners.port == port if path is None else current.own.uds == path
 
 
 class BackgroundServer:
@@ -95,17 +90,17 @@ class BackgroundServer:
 
     @property
     def url(self) -> str:
-        """The address of WebSocket connections, without a path, such as `ws://127.0.0.1:8000`."""
+        """The address of WebSocket connections, without a path: `ws://127.0.0.1:8000`, or `unix:/run/chat/ws.sock`."""
         return self._server.ws_url
 
     @property
     def http_url(self) -> str:
-        """The address of plain HTTP requests, without a path, such as `http://127.0.0.1:8000`."""
+        """The address of plain HTTP requests, without a path: `http://127.0.0.1:8000`, or `unix:/run/chat/ws.sock`."""
         return self._server.http_url
 
     @property
     def port(self) -> int:
-        """The TCP port."""
+        """The TCP port; 0 for a Unix socket."""
         return self._server.listeners.port
 
     @property
@@ -186,9 +181,14 @@ class BackgroundServer:
         """Return what a notebook shows: the addresses, the routes as links, and how many connections each has."""
         rows: list[str] = []
         counts = registry_of(self._server.app).counts()
+        is_web = not self._server.listeners.path
         for info in self._server.app.route_infos:
             link = f"{self.http_url}{info.path}"
-            path = f'<a href="{escape(link)}">{escape(info.path)}</a>' if "{" not in info.path else escape(info.path)
+            path = (
+                f'<a href="{escape(link)}">{escape(info.path)}</a>'
+                if is_web and "{" not in info.path
+                else escape(info.path)
+            )
             count = f"{counts[info.path]} connections" if info.path in counts else ""
             rows.append(f"<tr><td>{info.kind}</td><td>{path}</td><td>{escape(info.name)}</td><td>{count}</td></tr>")
         state = "running" if self.running else "stopped"

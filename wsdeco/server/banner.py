@@ -39,7 +39,11 @@ def _as_json(server: Server) -> str:
 
 
 def _as_text(server: Server, hint: str) -> list[str]:
-    lines = [f"Serving {server.http_url} and {server.ws_url}", ""]
+    addresses = dict.fromkeys((server.http_url, server.ws_url))
+    if server.listeners.is_inherited:
+        # Whoever has opened them may have opened several, of which URLs have the first.
+        addresses |= dict.fromkeys(server.listeners.names[1:])
+    lines = [f"Serving {' and '.join(addresses)}", ""]
     lines += [f"  {line}" for line in route_lines(server.app)]
     console = not_found_of(server.app).console_path
     if console is not None:

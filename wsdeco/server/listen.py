@@ -1,4 +1,4 @@
-"""From a host and a port to sockets that listen, or to one line that says why they cannot."""
+"""From an address to sockets that listen, or to one line that says why they cannot."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Final, TypeAlias, cast
 
+from wsdeco.origins import is_loopback
 from wsdeco.reasons import ServerError
+from wsdeco.server.inherited import activated_descriptors, socket_of
+from wsdeco.server.local import listen_on_path, remove
 
-__all__ = ["Listeners", "check_address", "listen"]
+__all__ = ["Listeners", "check_address", "inherit", "inherit_activated", "listen", "listen_on"]
 
 _SocketAddress: TypeAlias = tuple[str | int, ...]
 """Host, port and, for IPv6, what else `socket.getaddrinfo` gives."""
@@ -26,20 +29,46 @@ class Listeners:
     """The sockets of one server: a name such as `localhost` may stand for several addresses.
 
     Attributes:
-        host: The host to put into a URL.
-        port: The port of all of them.
+        host: The host to put into a URL; empty where the first socket is a Unix socket.
+        port: The port of all of them, or of the first; 0 where that is a Unix socket.
         sockets: The sockets.
         process: The process that has opened them. Workers have them as well, and so do children that hooks fork.
+        path: The file of the first one, if it is a Unix socket.
+        is_inherited: Another program has opened them, and goes on listening when this one has ended.
     """
 
     host: str
     port: int
     sockets: list[socket.socket]
     process: int = field(default_factory=os.getpid)
+    path: str = ""
+    is_inherited: bool = False
+
+    def url(self, scheme: str) -> str:
+        """Return the address of the first one; nginx writes that of a Unix socket the same way."""
+        return f"unix:{self.path}" if self.path else f"{scheme}://{self.host}:{self.port}"
+
+    @property
+    def names(self) -> list[str]:
+        """The addresses of all of them."""
+        return [_address_of(each) for each in self.sockets]
+
+    @property
+    def are_local(self) -> bool:
+        """Whether all of them are Unix sockets: whoever connects is a program of this machine."""
+        return bool(self.sockets) and all(map(_is_local, self.sockets))
+
+    @property
+    def are_on_loopback(self) -> bool:
+        """Whether browsers of this machine reach them, and those of no other."""
+        return bool(self.sockets) and all(
+            not _is_local(each) and is_loopback(each.getsockname()[0]) for each in self.sockets
+        )
 
     def refuse(self) -> None:
         """Take no more connections, also if a forked child holds the sockets; no worker can refuse for all."""
-        if self.process == os.getpid():
+        # Those of another program would be shut down for its next server too.
+        if self.process == os.getpid() and not self.is_inherited:
             for each in self.sockets:
                 with suppress(OSError):
                     each.shutdown(socket.SHUT_RDWR)
@@ -48,6 +77,12 @@ class Listeners:
         """Close the sockets."""
         for each in self.sockets:
             each.close()
+
+    def remove(self) -> None:
+        """Close the sockets, and remove the file of a Unix socket that is no more listened on."""
+        self.close()
+        if self.path and self.process == os.getpid() and not self.is_inherited:
+            remove(self.path)
 
 
 def check_address(host: object, port: object) -> None:
@@ -104,6 +139,60 @@ def listen(host: str, port: int, backlog: int) -> Listeners:
         )
     name = sockets[0].getsockname()
     return Listeners(_url_host(host, name[0]), name[1], sockets)
+
+
+def listen_on(path: str, permissions: int, backlog: int) -> Listeners:
+    """Listen on a Unix socket, as `listen_on_path` does.
+
+    Raises:
+        ServerError: As `listen_on_path`.
+    """
+    return Listeners("", 0, [listen_on_path(path, permissions, backlog)], path=path)
+
+
+def inherit(descriptor: int) -> Listeners:
+    """Return the socket behind a descriptor, which stays open when the server ends.
+
+    Raises:
+        ServerError: It is no socket that can listen.
+    """
+    try:
+        # It may belong to an object that closes it.
+        copy = os.dup(descriptor)
+    except OSError as exc:
+        raise ServerError(f"fd={descriptor} is no open file: nobody has handed it to this process") from exc
+    return _inherited([socket_of(copy, f"fd={descriptor}")])
+
+
+def inherit_activated() -> Listeners | None:
+    """Return the sockets that systemd has opened for this process; `None` where it has not, or they are taken already.
+
+    Raises:
+        ServerError: One of them is no socket that can listen.
+    """
+    sockets = [socket_of(each, f"descriptor {each}, which systemd has opened,") for each in activated_descriptors()]
+    return _inherited(sockets) if sockets else None
+
+
+def _inherited(sockets: list[socket.socket]) -> Listeners:
+    first = sockets[0].getsockname()
+    if _is_local(sockets[0]):
+        return Listeners("", 0, sockets, path=_path(first), is_inherited=True)
+    return Listeners(_url_host(first[0], first[0]), first[1], sockets, is_inherited=True)
+
+
+def _is_local(listener: socket.socket) -> bool:
+    return listener.family == getattr(socket, "AF_UNIX", None)
+
+
+def _path(name: str | bytes) -> str:
+    # As `ss` and systemd write a name that is no file.
+    return name if isinstance(name, str) else f"@{name[1:].decode(errors='replace')}"
+
+
+def _address_of(listener: socket.socket) -> str:
+    name = listener.getsockname()
+    return f"unix:{_path(name)}" if _is_local(listener) else f"{_url_host(name[0], name[0])}:{name[1]}"
 
 
 def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, _SocketAddress]]:

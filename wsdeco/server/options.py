@@ -31,8 +31,6 @@ _OTHERWISE: Final[dict[str, str]] = {
     "app": "the app is the one that run() is called on",
     "factory": "the app is the one that run() is called on",
     "interface": "the app is the one that run() is called on",
-    "fd": _COMMAND_LINE.format("fd 3"),
-    "uds": _COMMAND_LINE.format("uds ws.sock"),
     "reload_delay": _COMMAND_LINE.format("reload --reload-delay 1"),
     "reload_dirs": _COMMAND_LINE.format("reload --reload-dir src"),
     "reload_excludes": _COMMAND_LINE.format("reload --reload-exclude tests"),
@@ -74,7 +72,9 @@ def check_options(host: object, port: object, workers: object, options: dict[str
     check_address(host, port)
     checked = _check_workers(workers)
     _check_options(options)
-    OwnOptions.taken_from(options)[0].check_workers(checked)
+    own = OwnOptions.taken_from(options)[0]
+    own.check_workers(checked)
+    own.check_place(host, port)
 
 
 def _check_workers(workers: object) -> int:

@@ -6,16 +6,24 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-__all__ = ["OwnOptions"]
+from wsdeco.server.local import DEFAULT_PERMISSIONS, check_path, check_permissions
+
+__all__ = ["DEFAULT_PLACE", "OwnOptions"]
+
+DEFAULT_PLACE: Final = ("127.0.0.1", 8000)
+"""Host and port by default."""
 
 _LOG_FORMATS: Final = ("text", "json")
 
 
 @dataclass(frozen=True, slots=True)
 class OwnOptions:
-    """What `App.run` takes besides the options of uvicorn.
+    """What `App.run` takes besides the options of uvicorn, or understands in another way.
 
     Attributes:
+        uds: Path of the Unix socket to listen on, in the place of host and port.
+        uds_permissions: Those of its file, such as 0o666; `None` for 0o660.
+        fd: Descriptor of a socket that another program has opened, in the place of host and port.
         log_format: `"text"` or `"json"`, for all that the server prints.
         drain_timeout: Seconds over which the clients are told to leave, in random order; 0 for all at once.
         drain_delay: Seconds before that in which new handshakes get 503, so that a load balancer notices.
@@ -24,6 +32,9 @@ class OwnOptions:
         reload: Serve in a worker process, which is replaced as soon as a Python file below the current folder changes.
     """
 
+    uds: str | None = None
+    uds_permissions: int | None = None
+    fd: int | None = None
     log_format: str = "text"
     drain_timeout: float = 0.0
     drain_delay: float = 0.0
@@ -35,8 +46,12 @@ class OwnOptions:
         """Check the values.
 
         Raises:
-            ValueError: One of them is out of its range.
+            TypeError: `uds` is no path.
+            ValueError: One of them is out of its range, or has no meaning beside another one.
         """
+        if self.uds is not None:
+            object.__setattr__(self, "uds", check_path(self.uds))
+        self._check_socket()
         if self.log_format not in _LOG_FORMATS:
             raise ValueError(f"log_format must be one of {', '.join(map(repr, _LOG_FORMATS))}, not {self.log_format!r}")
         _check_seconds("drain_timeout", self.drain_timeout)
@@ -46,6 +61,32 @@ class OwnOptions:
         count: Any = self.max_connections_per_worker
         if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
             raise ValueError(f"max_connections_per_worker must be 1 or more, not {count!r}")
+
+    def _check_socket(self) -> None:
+        fd: Any = self.fd
+        if fd is not None and (isinstance(fd, bool) or not isinstance(fd, int) or fd < 0):
+            raise ValueError(f"fd must be the number of a descriptor, 0 or more, not {fd!r}")
+        if fd is not None and self.uds is not None:
+            raise ValueError("uds and fd are two places to listen: write one of them")
+        if self.uds_permissions is not None:
+            check_permissions(self.uds_permissions)
+            if self.uds is None:
+                raise ValueError("uds_permissions are those of a Unix socket: name it in uds")
+
+    def check_place(self, host: object, port: object) -> None:
+        """Refuse a host and a port where the server listens on something else.
+
+        Raises:
+            ValueError: They are not those by default.
+        """
+        for name in ("uds", "fd"):
+            if getattr(self, name) is not None and (host, port) != DEFAULT_PLACE:
+                raise ValueError(f"{name} takes the place of host and port: leave them out")
+
+    @property
+    def permissions(self) -> int:
+        """The permissions of the file of the Unix socket."""
+        return DEFAULT_PERMISSIONS if self.uds_permissions is None else self.uds_permissions
 
     def check_workers(self, workers: int) -> None:
         """Refuse options that do nothing without worker processes.
@@ -67,7 +108,8 @@ class OwnOptions:
         """Return the own options, and those that are uvicorn's.
 
         Raises:
-            ValueError: A value is out of its range.
+            TypeError: As for the class.
+            ValueError: As for the class.
         """
         names = cls.names()
         own = {name: value for name, value in options.items() if name in names}

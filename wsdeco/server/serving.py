@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Final, Protocol, cast
@@ -19,10 +20,9 @@ from wsdeco.config import DEFAULT_CONFIG
 from wsdeco.origins import is_loopback
 from wsdeco.reasons import ServerError
 from wsdeco.routing.application import Application, context_of, draining_of, not_found_of, registry_of
-from wsdeco.server.descriptors import Descriptors
-from wsdeco.server.listen import Listeners, listen
+from wsdeco.server.listen import Listeners, inherit, inherit_activated, listen, listen_on
 from wsdeco.server.own import OwnOptions
-from wsdeco.server.threads import HookThreads
+from wsdeco.server.proxies import trust_local_peers
 
 __all__ = ["ANYIO_THREAD", "TLS_TIMEOUT", "Parent", "Server", "in_event_loop", "join_threads", "server_of"]
 
@@ -52,8 +52,8 @@ _TICK: Final = 0.1
 _ACCEPTED_AT_ONCE: Final = 64
 """Connections that asyncio accepts without a turn for those it has.
 
-Without a descriptor left (`wsdeco.server.descriptors`) it accepts again after a second at the earliest
-(asyncio.constants.ACCEPT_RETRY_DELAY, of the whole process, so not ours to change); uvloop does at once.
+Without a descriptor left it accepts again after a second at the earliest (asyncio.constants.ACCEPT_RETRY_DELAY, of the
+whole process, so not ours to change); uvloop does at once.
 """
 
 ANYIO_THREAD: Final = "AnyIO worker thread"
@@ -111,26 +111,21 @@ class Server(uvicorn.Server):
         self.is_replaced = False
         self.ended = threading.Event()
         self._grace = config.timeout_graceful_shutdown
-        self._descriptors = Descriptors()
 
     @property
     def http_url(self) -> str:
         """The address of plain HTTP requests."""
-        return f"http{self._address}"
+        return self.listeners.url("https" if self.config.is_ssl else "http")
 
     @property
     def ws_url(self) -> str:
         """The address of WebSocket connections."""
-        return f"ws{self._address}"
-
-    @property
-    def _address(self) -> str:
-        return f"{'s' if self.config.is_ssl else ''}://{self.listeners.host}:{self.listeners.port}"
+        return self.listeners.url("wss" if self.config.is_ssl else "ws")
 
     @property
     def thread_prefix(self) -> str:
         """How the names of the threads begin in which hooks run what blocks, as with `asyncio.to_thread`."""
-        return f"wsdeco-{self.listeners.port}-worker"
+        return f"wsdeco-{self.listeners.path or self.listeners.port}-worker"
 
     @property
     def grace(self) -> float:
@@ -151,12 +146,29 @@ class Server(uvicorn.Server):
         return drain + _whole_seconds(max(connections, grace)) + grace + _POLLING + 3 * _LEFTOVERS + _MARGIN
 
     def listen(self) -> None:
-        """Open the sockets.
+        """Open the sockets, or take over those that another program has opened.
 
         Raises:
             ServerError: That is not possible.
         """
-        self.listeners = listen(self.config.host, self.config.port, self.config.backlog)
+        own, config = self.own, self.config
+        if own.uds is not None:
+            self.listeners = listen_on(own.uds, own.permissions, config.backlog)
+        elif own.fd is not None:
+            self.listeners = inherit(own.fd)
+        else:
+            self.listeners = inherit_activated() or listen(config.host, config.port, config.backlog)
+        self._note_place()
+
+    def _note_place(self) -> None:
+        if _serving.get(self.app) is not self:
+            # Another one serves still, and may go on.
+            return
+        if self.listeners.sockets:
+            on_loopback = self.listeners.are_on_loopback
+        else:
+            on_loopback = self.own.uds is None and is_loopback(self.config.host.lower())
+        not_found_of(self.app).on_loopback = on_loopback
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve in a new event loop of this thread until the end.
@@ -165,8 +177,7 @@ class Server(uvicorn.Server):
             ServerError: The start-up part of the lifespan has failed.
         """
         loop = self.loop = _new_event_loop(self.config.loop)
-        loop.set_exception_handler(self._descriptors.take_exception)
-        threads = HookThreads(self.thread_prefix)
+        threads = ThreadPoolExecutor(thread_name_prefix=self.thread_prefix)
         loop.set_default_executor(threads)
         try:
             self._serve_in(loop, self.listeners.sockets if sockets is None else sockets)
@@ -199,6 +210,9 @@ class Server(uvicorn.Server):
             app_state=self.lifespan.state,
         )
         loop = asyncio.get_running_loop()
+        self._note_place()
+        if self.listeners.are_local:
+            trust_local_peers(config)
         tls: dict[str, Any] = {}
         if config.ssl is not None:
             # uvicorn leaves it at asyncio's minute.
@@ -214,13 +228,8 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Do what has to be done now and then; return whether to end."""
-        self._descriptors.look()
         for tick in self.ticks:
-            try:
-                tick()
-            except Exception:
-                # None of them is worth the connections.
-                logger.exception("what is done now and then has failed: %s", tick)
+            tick()
         return await super().on_tick(counter)
 
     async def main_loop(self) -> None:
@@ -273,14 +282,14 @@ class Server(uvicorn.Server):
                 current = _serving.setdefault(self.app, self)
                 if current is self:
                     registry_of(self.app).message_size_cap = self.config.ws_max_size
-                    not_found_of(self.app).on_loopback = is_loopback(self.config.host.lower())
+                    self._note_place()
                     return
             current.check_replaceable()
             current.end()
 
     def release(self) -> None:
         """Close the sockets, and leave the app to another server."""
-        self.listeners.close()
+        self.listeners.remove()
         with _serving_lock:
             if _serving.get(self.app) is self:
                 del _serving[self.app]
