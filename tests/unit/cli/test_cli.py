@@ -201,7 +201,9 @@ def test_what_a_module_raises_is_shown_from_there(target: str, source: str, line
         (["run", "app.py", "--port", "70000"], "'--port': '70000' is no number from 0 to 65535"),
         (["run", "app.py", "--workers", "0"], "'--workers': '0' is no number from 1 to 1000"),
         (["run", "app.py", "--log-level", "loud"], "Invalid value for '--log-level': 'loud' is not one of "),
-        (["run", "app.py", "--reloads"], "Error: No such option"),
+        (["run", "app.py", "--http2"], "Error: No such option"),
+        (["run", "app.py", "--uds-permissions", "rw"], "'--uds-permissions': 'rw' are no permissions in octal, such"),
+        (["run", "app.py", "--uds", "ws.sock", "--port", "1"], "uds takes the place of host and port: leave them out"),
         (["run", "app.py", "--host", ""], 'host must not be empty: write "127.0.0.1" for this machine alone'),
         (["run", "app.py", "--timeout-graceful-shutdown", "-1"], "timeout_graceful_shutdown must be 0 or more seconds"),
     ],
@@ -309,8 +311,14 @@ def test_options_are_those_of_run(monkeypatch: pytest.MonkeyPatch) -> None:
         "--loop asyncio --timeout-graceful-shutdown 0.5 --drain-timeout 20 --drain-delay 2"
     )
     assert refusal("run", "app.py", *words.split()) == (0, "")
+    monkeypatch.setenv("HOST", "chat.example")
+    monkeypatch.setenv("PORT", "9000")
+    assert refusal("run", "app.py", "--uds", "ws.sock", "--uds-permissions", "660") == (0, "")
+    assert refusal("run", "app.py", "--fd", "3") == (0, "")
+    place = {"reference": Reference("app", "app"), "host": "127.0.0.1", "port": 8000, "workers": 1}
+    assert [calls.pop(), calls.pop()] == [{"fd": 3} | place, {"uds": "ws.sock", "uds_permissions": 0o660} | place]
     assert calls == [
-        {"reference": Reference("app", "app"), "host": "127.0.0.1", "port": 8000, "workers": 1},
+        place,
         {
             "reference": Reference("app", "app"),
             "host": "::1",
@@ -340,7 +348,7 @@ def test_options_are_those_of_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_serves_until_a_signal(tmp_path: Path) -> None:
     write("app.py", APP + MAIN)
-    with running(tmp_path, "--no-access-log") as program:
+    with running(tmp_path) as program:
         url = program.url()
         program.expect("Press Ctrl-C to stop")
         with client(f"{url}/ws") as connection:
@@ -367,7 +375,8 @@ if multiprocessing.parent_process() and Path("broken").exists():
 
 @contextmanager
 def running(directory: Path, *options: str) -> Generator[Program]:
-    program = Program(directory, "-m", "wsdeco", "run", "app.py", "--port", "0", *options)
+    arguments = "-m wsdeco run app.py --port 0 --no-access-log"
+    program = Program(directory, *arguments.split(), *options)
     try:
         yield program
     finally:
