@@ -14,7 +14,7 @@ runs: the direct channel by its protocol, the ASGI channel by the server's task 
     ENDED        last hook has ended                 on_disconnect, once
 
 The channel holds the state: CONNECTING until `accepted`, ENDED as soon as it has a `reason`, which the first event
-sets. `Lifecycle.channel_ended` is called at that moment and decides how long a hook that still runs may go on.
+sets. `channel_ended` (`wsdeco.connection.limits`) is called at that moment and decides how long a hook may go on.
 """
 
 from __future__ import annotations
@@ -31,25 +31,15 @@ from wsdeco.channels.base import Channel, Conversation
 from wsdeco.channels.data import Address, Data, checked_kind
 from wsdeco.channels.observer import Observer
 from wsdeco.channels.sink import Sink
-from wsdeco.config import ConnectionConfig
 from wsdeco.connection.answers import close_of, described, refusal_for, refusal_of
-from wsdeco.connection.deadlines import Deadlines
 from wsdeco.connection.departures import advise, closed_reasons, is_only_closed
+from wsdeco.connection.limits import LimitedConnection
 from wsdeco.connection.parallel import call_in_parallel
 from wsdeco.connection.replies import ADVICE, send_stream
 from wsdeco.connection.tasks import Tasks
 from wsdeco.definition.base import Factory, bound_hook
 from wsdeco.definition.plan import Plan, begin_conversation, bound_on_message, plan_of
-from wsdeco.reasons import (
-    Close,
-    CloseCode,
-    ConnectionClosed,
-    DisconnectReason,
-    Error,
-    LimitName,
-    Timeout,
-    Unknown,
-)
+from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, Error, Unknown
 
 __all__ = ["Lifecycle"]
 
@@ -59,48 +49,22 @@ T = TypeVar("T")
 
 _MESSAGES_AT_ONCE: Final = 32
 """Messages after which the hooks give the loop to others: a hook need not wait for anything by itself."""
-_CANCEL_AGAIN: Final = 1.0
-"""Seconds after which a hook that has swallowed its cancellation is cancelled again."""
-
-_LIMITS: Final[tuple[LimitName, ...]] = ("connect_timeout", "idle_timeout", "max_connection_duration")
-"""The deadlines of a connection that has not ended."""
 
 INTERNAL_ERROR: Final = "internal error"
 """All that a peer learns of a failure (close code 1011)."""
 
 
-class Lifecycle:
+class Lifecycle(LimitedConnection):
     """Runs the hooks of one handler instance on one channel."""
 
-    __slots__ = (
-        "_channel",
-        "_config",
-        "_deadlines",
-        "_done",
-        "_factory",
-        "_hook",
-        "_hook_ended_at",
-        "_hooks_task",
-        "_interrupted",
-        "_name",
-        "_shutting_down",
-        "_tasks",
-        "conversation",
-    )
+    __slots__ = ("_done", "_factory", "_name", "_tasks", "conversation")
 
     def __init__(self, channel: Channel, factory: Factory, name: str) -> None:
         """Prepare to serve `channel` with what `factory` builds; `name` stands for the handler in the log."""
-        self._channel = channel
-        self._config: ConnectionConfig = channel.config
-        self._deadlines: Deadlines | None = None
+        super().__init__(channel)
         self._factory = factory
         self._name = name
         self._done: Callable[[Lifecycle], None] | None = None
-        self._hook: str | None = None
-        self._hook_ended_at = channel.last_frame_at
-        self._hooks_task: asyncio.Task[None] | None = None
-        self._interrupted = False
-        self._shutting_down = False
         self._tasks: Tasks | None = None
         self.conversation: Conversation | None = None
         channel.owner = self
@@ -151,27 +115,6 @@ class Lifecycle:
         else:
             observer.refused(channel.request.scope, *refusal_for(channel.reason))
 
-    @property
-    def shutdown_time(self) -> float:
-        """Seconds after `shut_down` in which all is over, unless a hook goes on ignoring its cancellation."""
-        return 2 * (self._config.close_timeout + _CANCEL_AGAIN)
-
-    def shut_down(self, text: str = "service restart") -> None:
-        """Close with 1012; a hook that still runs, and then `on_disconnect`, get `close_timeout` each.
-
-        Args:
-            text: The reason that goes with the code.
-        """
-        if self._shutting_down:
-            return
-        self._shutting_down = True
-        self._channel.close(CloseCode.SERVICE_RESTART, text, Close(CloseCode.SERVICE_RESTART, text, by="server"))
-        self._limit_hook(self._config.close_timeout)
-
-    def limit_closing(self, seconds: float) -> None:
-        """Wait so long for the peer, which has been sent a close frame."""
-        self._set_deadline("close", seconds, self._stop)
-
     def _hooks_done(self, task: asyncio.Task[None]) -> None:
         if self._channel.reason is None:
             message = f"{self._name}: the task of the connection was cancelled from outside"
@@ -179,14 +122,6 @@ class Lifecycle:
         if not task.cancelled() and task.exception() is not None:
             logger.error("%s: the connection failed", self._name, exc_info=task.exception())
         self._end_if_over()
-
-    def _stop(self) -> None:
-        # The closing handshake has had its time.
-        self._channel.abort()
-        self._stop_reading()
-
-    def _stop_reading(self) -> None:
-        """End what reads the channel: nothing, if it reads by itself."""
 
     # Work that belongs to the connection.
 
@@ -215,73 +150,6 @@ class Lifecycle:
                 raise
             logger.warning("%s: tasks of %s ignore their cancellation: %s", self._name, self._channel.addr, tasks)
         self._hook_over()
-
-    # Deadlines.
-
-    def channel_accepted(self) -> None:
-        """Start the deadlines of an open connection."""
-        config = self._config
-        self._cancel_deadlines("connect_timeout")
-        if config.max_connection_duration is not None:
-            self._set_deadline("max_connection_duration", config.max_connection_duration, self._duration_over)
-        if config.idle_timeout is not None:
-            self._set_deadline("idle_timeout", config.idle_timeout, self._check_idle)
-
-    def channel_ended(self) -> None:
-        """Decide how long a hook that still runs may go on."""
-        self._cancel_deadlines(*_LIMITS)
-        self._set_deadline("close", self._config.close_timeout, self._stop)
-        reason = self._channel.reason
-        if isinstance(reason, Close) and reason.code == CloseCode.SERVICE_RESTART and reason.by == "server":
-            self._shutting_down = True
-        if isinstance(reason, Timeout):
-            self._limit_hook(0)
-        elif self._shutting_down:
-            self._limit_hook(self._config.close_timeout)
-        elif (grace := self._channel.grace) is not None:
-            self._limit_hook(grace)
-
-    def _connect_over(self) -> None:
-        self._time_out("connect_timeout", self._config.connect_timeout)
-
-    def _duration_over(self) -> None:
-        self._time_out("max_connection_duration", cast(float, self._config.max_connection_duration))
-
-    def _check_idle(self) -> None:
-        seconds = cast(float, self._config.idle_timeout)
-        now = self._channel.clock.time()
-        quiet_since = now if self._hook is not None else max(self._channel.last_frame_at, self._hook_ended_at)
-        if quiet_since + seconds > now:
-            self._set_deadline("idle_timeout", quiet_since + seconds - now, self._check_idle)
-        else:
-            self._time_out("idle_timeout", seconds)
-
-    def _time_out(self, limit: LimitName, seconds: float) -> None:
-        message = f"{limit} of {seconds:g} s is over"
-        self._channel.close(CloseCode.GOING_AWAY, message, Timeout(message, limit))
-
-    def _set_deadline(self, name: str, seconds: float, action: Callable[[], object]) -> None:
-        if self._deadlines is None:
-            self._deadlines = Deadlines(self._channel.clock)
-        self._deadlines.set(name, seconds, action)
-
-    def _cancel_deadlines(self, *names: str) -> None:
-        if self._deadlines is not None:
-            self._deadlines.cancel(*names)
-            if len(self._deadlines) == 0:
-                # An idle connection without limits keeps nothing of those it began with.
-                self._deadlines = None
-
-    def _limit_hook(self, seconds: float) -> None:
-        self._set_deadline("hook", seconds, self._interrupt)
-
-    def _interrupt(self) -> None:
-        # Called by a timer, never from inside a hook: the task is suspended, so its cancellation arrives in the hook.
-        self._channel.discard_inbox()
-        if self._hook is not None:
-            self._interrupted = True
-            cast("asyncio.Task[None]", self._hooks_task).cancel()
-            self._limit_hook(_CANCEL_AGAIN)
 
     # The hooks' task.
 
@@ -434,14 +302,6 @@ class Lifecycle:
             self._tell_hook_ended(None)
         self._hook_over()
 
-    def _limit_ending(self) -> None:
-        self._cancel_deadlines("hook")
-        grace, close_timeout = self._config.disconnect_grace, self._config.close_timeout
-        if self._shutting_down:
-            self._limit_hook(close_timeout)
-        elif grace is not None:
-            self._limit_hook(max(grace, close_timeout))
-
     async def _reason(self) -> DisconnectReason:
         try:
             reason = await self._channel.ended()
@@ -450,17 +310,6 @@ class Lifecycle:
             reason = await self._channel.ended()
         self._channel.discard_inbox()
         return reason
-
-    def _hook_over(self) -> None:
-        self._hook = None
-        if self._config.idle_timeout is not None:
-            self._hook_ended_at = self._channel.clock.time()
-        if self._interrupted:
-            self._interrupted = False
-            self._cancel_deadlines("hook")
-        task = self._hooks_task
-        while task is not None and task.cancelling():
-            task.uncancel()
 
     async def _refuse(self, exc: HTTPException | WebSocketException) -> None:
         # Also if __init__ refuses: a deadline interrupts only what counts as a hook.

@@ -32,7 +32,6 @@ class LiveConnections:
         self._waiters: set[asyncio.Event] = set()
         self.closing = False
         self.closing_time: float | None = None
-        self.closing_time = None
         self.retry_after = 1
 
     def __contains__(self, connection: Lifecycle) -> bool:

@@ -1,0 +1,159 @@
+"""What the limits of a connection do: deadlines that close it, and the time that a hook still has afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, cast
+
+from wsdeco.channels.base import Channel
+from wsdeco.config import ConnectionConfig
+from wsdeco.connection.deadlines import Deadlines
+from wsdeco.reasons import Close, CloseCode, LimitName, Timeout
+
+__all__ = ["LimitedConnection"]
+
+_CANCEL_AGAIN: Final = 1.0
+"""Seconds after which a hook that has swallowed its cancellation is cancelled again."""
+
+_LIMITS: Final[tuple[LimitName, ...]] = ("connect_timeout", "idle_timeout", "max_connection_duration")
+"""The deadlines of a connection that has not ended."""
+
+
+class LimitedConnection:
+    """A connection whose hooks are called one after the other in one task, as its subclass does, within its limits."""
+
+    __slots__ = (
+        "_channel",
+        "_config",
+        "_deadlines",
+        "_hook",
+        "_hook_ended_at",
+        "_hooks_task",
+        "_interrupted",
+        "_shutting_down",
+    )
+
+    def __init__(self, channel: Channel) -> None:
+        """Prepare to limit what happens on `channel`."""
+        self._channel = channel
+        self._config: ConnectionConfig = channel.config
+        self._deadlines: Deadlines | None = None
+        self._hook: str | None = None
+        self._hook_ended_at = channel.last_frame_at
+        self._hooks_task: asyncio.Task[None] | None = None
+        self._interrupted = False
+        self._shutting_down = False
+
+    def channel_accepted(self) -> None:
+        """Start the deadlines of an open connection."""
+        config = self._config
+        self._cancel_deadlines("connect_timeout")
+        if config.max_connection_duration is not None:
+            self._set_deadline("max_connection_duration", config.max_connection_duration, self._duration_over)
+        if config.idle_timeout is not None:
+            self._set_deadline("idle_timeout", config.idle_timeout, self._check_idle)
+
+    def channel_ended(self) -> None:
+        """Decide how long a hook that still runs may go on."""
+        self._cancel_deadlines(*_LIMITS)
+        self._set_deadline("close", self._config.close_timeout, self._stop)
+        reason = self._channel.reason
+        if isinstance(reason, Close) and reason.code == CloseCode.SERVICE_RESTART and reason.by == "server":
+            self._shutting_down = True
+        if isinstance(reason, Timeout):
+            self._limit_hook(0)
+        elif self._shutting_down:
+            self._limit_hook(self._config.close_timeout)
+        elif (grace := self._channel.grace) is not None:
+            self._limit_hook(grace)
+
+    def _connect_over(self) -> None:
+        self._time_out("connect_timeout", self._config.connect_timeout)
+
+    def _duration_over(self) -> None:
+        self._time_out("max_connection_duration", cast(float, self._config.max_connection_duration))
+
+    def _check_idle(self) -> None:
+        seconds = cast(float, self._config.idle_timeout)
+        now = self._channel.clock.time()
+        quiet_since = now if self._hook is not None else max(self._channel.last_frame_at, self._hook_ended_at)
+        if quiet_since + seconds > now:
+            self._set_deadline("idle_timeout", quiet_since + seconds - now, self._check_idle)
+        else:
+            self._time_out("idle_timeout", seconds)
+
+    def _time_out(self, limit: LimitName, seconds: float) -> None:
+        message = f"{limit} of {seconds:g} s is over"
+        self._channel.close(CloseCode.GOING_AWAY, message, Timeout(message, limit))
+
+    def _set_deadline(self, name: str, seconds: float, action: Callable[[], object]) -> None:
+        if self._deadlines is None:
+            self._deadlines = Deadlines(self._channel.clock)
+        self._deadlines.set(name, seconds, action)
+
+    def _cancel_deadlines(self, *names: str) -> None:
+        if self._deadlines is not None:
+            self._deadlines.cancel(*names)
+            if len(self._deadlines) == 0:
+                # An idle connection without limits keeps nothing of those it began with.
+                self._deadlines = None
+
+    def _limit_hook(self, seconds: float) -> None:
+        self._set_deadline("hook", seconds, self._interrupt)
+
+    def _interrupt(self) -> None:
+        # Called by a timer, never from inside a hook: the task is suspended, so its cancellation arrives in the hook.
+        self._channel.discard_inbox()
+        if self._hook is not None:
+            self._interrupted = True
+            cast("asyncio.Task[None]", self._hooks_task).cancel()
+            self._limit_hook(_CANCEL_AGAIN)
+
+    def _limit_ending(self) -> None:
+        self._cancel_deadlines("hook")
+        grace, close_timeout = self._config.disconnect_grace, self._config.close_timeout
+        if self._shutting_down:
+            self._limit_hook(close_timeout)
+        elif grace is not None:
+            self._limit_hook(max(grace, close_timeout))
+
+    def _hook_over(self) -> None:
+        self._hook = None
+        if self._config.idle_timeout is not None:
+            self._hook_ended_at = self._channel.clock.time()
+        if self._interrupted:
+            self._interrupted = False
+            self._cancel_deadlines("hook")
+        task = self._hooks_task
+        while task is not None and task.cancelling():
+            task.uncancel()
+
+    @property
+    def shutdown_time(self) -> float:
+        """Seconds after `shut_down` in which all is over, unless a hook goes on ignoring its cancellation."""
+        return 2 * (self._config.close_timeout + _CANCEL_AGAIN)
+
+    def shut_down(self, text: str = "service restart") -> None:
+        """Close with 1012; a hook that still runs, and then `on_disconnect`, get `close_timeout` each.
+
+        Args:
+            text: The reason that goes with the code.
+        """
+        if self._shutting_down:
+            return
+        self._shutting_down = True
+        self._channel.close(CloseCode.SERVICE_RESTART, text, Close(CloseCode.SERVICE_RESTART, text, by="server"))
+        self._limit_hook(self._config.close_timeout)
+
+    def limit_closing(self, seconds: float) -> None:
+        """Wait so long for the peer, which has been sent a close frame."""
+        self._set_deadline("close", seconds, self._stop)
+
+    def _stop(self) -> None:
+        # The closing handshake has had its time.
+        self._channel.abort()
+        self._stop_reading()
+
+    def _stop_reading(self) -> None:
+        """End what reads the channel: nothing, if it reads by itself."""
