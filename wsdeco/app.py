@@ -6,7 +6,7 @@ import inspect
 import logging
 from collections.abc import Callable, Collection, Iterable
 from types import FrameType, ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from typing_extensions import Unpack
 
@@ -22,7 +22,7 @@ from wsdeco.routing.application import Application
 from wsdeco.routing.draining import DecoratedWarning, checked_warning
 from wsdeco.routing.endpoints import HandlerEndpoint
 from wsdeco.routing.lifespan import DecoratedLifespan, checked_lifespan
-from wsdeco.routing.registry import Registered, RouteInfo
+from wsdeco.routing.registry import Registered, RouteInfo, full_name
 from wsdeco.routing.routes import SocketRoute
 
 if TYPE_CHECKING:
@@ -95,7 +95,9 @@ class App(Application):
         """Do what `handler` does, without the syntax of a decorator.
 
         A class of the same module and name takes the place of the one registered before on the same path, as a
-        reloaded module or a notebook cell that runs again needs it; connections that live keep their handler.
+        reloaded module or a notebook cell that runs again needs it. Instances that serve connections become instances
+        of the new class, if their layout allows that: they keep their attributes, `__init__` is not called again, the
+        next message runs the new code, and limits stay as they were when the connection began.
 
         Args:
             path: A Starlette path.
@@ -119,7 +121,11 @@ class App(Application):
         name = cls.__qualname__.rpartition("<locals>.")[2]
         endpoint = HandlerEndpoint(built, checked, name, path, self._context, self._rooms.of_route(path))
         route = SocketRoute(path, endpoint, name=cls.__name__)
-        self._registry.register(Registered(RouteInfo(path, "ws", endpoint.__name__, checked), cls, [route]))
+        for old in self._registry.register(Registered(RouteInfo(path, "ws", name, checked), cls, [route])):
+            if full_name(old.target) == full_name(cls) and len(self._context.connections):
+                from wsdeco.routing.redefinition import redefine  # noqa: PLC0415 - a reload, or a cell that runs again
+
+                redefine(self._context.connections, endpoint, cast(type, old.target), cls)
 
     def route(
         self, path: str, *, methods: Collection[str] | None = None, name: str | None = None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import builtins
 import logging
 import sys
 import threading
 from typing import Any, Final
 
 from wsdeco.reasons import ServerError
+from wsdeco.routing.announcements import is_interactive
 from wsdeco.routing.application import Application
 from wsdeco.server.background import BackgroundServer, run_in_background
 from wsdeco.server.banner import print_banner
@@ -45,7 +45,7 @@ def run(
                 "write the app into a file, app.py for instance, and `wsdeco run app.py --workers 4` in a shell"
             )
         server = run_in_background(app, host, port, options)
-        if background is None and not _is_interactive():
+        if background is None and not is_interactive():
             logger.warning(
                 "run() inside of a running event loop serves in a thread with a loop of its own: hooks share no object "
                 "of asyncio with this loop, such as a Queue; to serve in this loop write `await ws.serve(...)`, or "
@@ -95,11 +95,6 @@ def run_in_foreground(
             # It would end the interpreter that somebody is typing into.
             raise
         raise SystemExit(str(exc)) from None
-
-
-def _is_interactive() -> bool:
-    # A notebook or a shell, whose event loop is not the program's.
-    return hasattr(builtins, "__IPYTHON__") or hasattr(sys, "ps1")
 
 
 def _check_foreground(app: Application) -> None:

@@ -86,14 +86,15 @@ class ExampleServer:
         pytest.fail(f"the server did not print {pattern!r}, but:\n{''.join(self._lines)}")
 
     async def wait_until_listening(self) -> None:
-        found = await self.expect_line(r"(?:http|ws)://127\.0\.0\.1:(\d+)")
+        found = await self.expect_line(r"(?:Serving|running on) http://127\.0\.0\.1:(\d+)")
         self.port = int(found[1])
 
     def url(self, scheme: str, path: str) -> str:
         return f"{scheme}://127.0.0.1:{self.port}{path}"
 
     def connect(self, path: str) -> connect:
-        return connect(self.url("ws", path), proxy=None, open_timeout=PATIENCE, close_timeout=PATIENCE)
+        # With a bound on its queue, the library waits `close_timeout` where it has not read all of it.
+        return connect(self.url("ws", path), proxy=None, open_timeout=PATIENCE, close_timeout=PATIENCE, max_queue=None)
 
     async def stop(self) -> int:
         """Ask the server to end; return its exit code."""

@@ -1,4 +1,4 @@
-"""A notebook, executed by a real Jupyter kernel: define, run, connect, run the cell again, stop."""
+"""The notebook of the examples, and another one, executed by a real Jupyter kernel: one, as each takes seconds."""
 
 import json
 import os
@@ -29,7 +29,7 @@ nbformat.write(notebook, sys.stdout)
 
 
 def execute(directory: Path, *sources: str) -> list[dict[str, Any]]:
-    """Return what each cell of a notebook has put out: `text`, and the `repr` of its last expression."""
+    """Return what each cell of a notebook has put out: `text` on stdout, `repr` and `html` of its last expression."""
     cells: list[dict[str, object]] = [
         {
             "cell_type": "code",
@@ -59,11 +59,49 @@ def execute(directory: Path, *sources: str) -> list[dict[str, Any]]:
     return [put_out(cell["outputs"]) for cell in json.loads(executed.stdout)["cells"]]
 
 
-def put_out(outputs: list[dict[str, Any]]) -> dict[str, Any]:
-    text = "".join("".join(each["text"]) for each in outputs if each["output_type"] == "stream")
-    results = ["".join(each["data"]["text/plain"]) for each in outputs if each["output_type"] == "execute_result"]
-    return {"text": text, "repr": "".join(results)}
+KINDS: Final = {"repr": "text/plain", "html": "text/html"}
 
+
+def put_out(outputs: list[dict[str, Any]]) -> dict[str, Any]:
+    # The log goes to stderr, by the thread of the server, to whichever cell runs.
+    text = "".join("".join(each["text"]) for each in outputs if each.get("name") == "stdout")
+    results = [each["data"] for each in outputs if each["output_type"] == "execute_result"]
+    shown = {name: "".join("".join(each.get(kind, ())) for each in results) for name, kind in KINDS.items()}
+    return {"text": text, **shown}
+
+
+EXAMPLE: Final[list[str]] = [
+    "".join(cell["source"])
+    for cell in json.loads((CHECKOUT / "examples" / "notebook.ipynb").read_text("utf-8"))["cells"]
+    if cell["cell_type"] == "code"
+]
+"""The cells of the example."""
+
+CLIENT: Final = """
+import subprocess, sys
+
+client = subprocess.Popen(
+    [sys.executable, "-m", "wsdeco", "connect", server.url + "/plot"],
+    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+)
+
+def say(text):
+    print(text, file=client.stdin)
+    return client.stdout.readline()
+
+print(say("hello"))
+"""
+"""Connects from another process."""
+
+FAIL_TO_START: Final = """
+import socket
+
+with socket.create_server(("127.0.0.1", 0)) as other:
+    try:
+        ws.run(port=other.getsockname()[1])
+    except Exception as exc:
+        print(type(exc).__name__)
+"""
 
 DEFINE_AND_RUN: Final = """
     from wsdeco import ws
@@ -92,66 +130,108 @@ TALK: Final = """
 
 
 def test_a_notebook(tmp_path: Path) -> None:
-    cells = execute(
-        tmp_path,
-        DEFINE_AND_RUN.format(reply="text", port=0),
-        "server",
-        TALK,
-        """
+    define, start, plot, push, again, stop = EXAMPLE
+    start = start.replace("ws.run()", "ws.run(port=0)")
+    cells = {
+        # The example, whose client lives in another process.
+        "define": define,
+        "start": start,
+        "hello": CLIENT,
+        "plot": plot,
+        "push": push.replace("100", "2"),
+        "pushed": 'print(client.stdout.readline(), client.stdout.readline(), say("more"))',
+        "redefine": again,
+        "redefined": 'print(say("hello"))',
+        "port taken": FAIL_TO_START,
+        "still there": 'print(server.running, say("still here"))',
+        "stop": stop,
+        "stopped": "print(reached, client.stdout.read(), client.wait(30))",
+        "start again": start,
+        # Cells that define and run, whose clients live in the kernel.
+        "define and run": DEFINE_AND_RUN.format(reply="text", port="server.port"),
+        "talk": TALK,
+        "stay": """
         staying = connect(server.url + "/ws", proxy=None).__enter__()
         staying.send("still here")
         print(staying.recv())
         """,
-        DEFINE_AND_RUN.format(reply="text.upper()", port="port"),
-        """
+        "run again": DEFINE_AND_RUN.format(reply="text.upper()", port="port"),
+        "left": """
         try:
             staying.recv()
         except Exception as exc:
             print(exc.rcvd)
         print(left)
         """,
-        TALK,
-        """
+        "talk again": TALK,
+        "talk in the loop": """
         from websockets.asyncio.client import connect as connect_in_loop
 
         async with connect_in_loop(server.url + "/ws", proxy=None) as client:
             await client.send("in the loop of the kernel")
             print(await client.recv())
         """,
-        """
+        "end": """
         server.stop()
         print(left)
         server
         """,
-        """
-        import socket
+        # The kernel ends with a client inside, and with a hook that has something to save.
+        "save": """
+        import asyncio
+        from pathlib import Path
 
-        with socket.create_server(("127.0.0.1", 0)) as other:
-            try:
-                ws.run(port=other.getsockname()[1])
-            except Exception as exc:
-                print(repr(exc))
+        @ws.handler("/saving")
+        class Saving:
+            async def on_message(self, text):
+                return text
+
+            async def on_disconnect(self, reason):
+                await asyncio.to_thread(Path("saved").write_text, str(reason))
+
+        server = ws.run(port=0)
+        last = connect(server.url + "/saving", proxy=None).__enter__()
+        last.send("to the end")
+        print(last.recv())
         """,
-    )
-    banner, shown, *talks, stopped, taken = cells
-    port = shown["repr"].partition(" running")[0].rpartition(":")[2]
-    assert banner["text"].splitlines() == [
+    }
+    shown = dict(zip(cells, execute(tmp_path, *cells.values()), strict=True))
+    text = {name: each["text"] for name, each in shown.items()}
+
+    assert text["hello"] == "message 1: hello\n\n"
+    assert "<canvas" in shown["plot"]["html"]
+    assert text["pushed"].split("\n") == ["0.000", " 0.125", " message 2: more", "", ""]
+    assert text["redefine"] == "Plot: 1 connection runs the new code\n"
+    assert text["redefined"] == "HELLO is message 3\n\n"
+    assert text["port taken"] == "ServerError\n"
+    assert text["still there"] == "True STILL HERE is message 4\n\n"
+    assert text["stopped"].startswith("1 bye\n")
+    for name, state in (("start", "running"), ("stop", "stopped"), ("start again", "running")):
+        assert f": {state}</p>" in shown[name]["html"]
+        assert "/plot</a></td><td>Plot</td><td>0 connections</td>" in shown[name]["html"]
+
+    port = shown["start again"]["repr"].partition(" running")[0].rpartition(":")[2]
+    assert shown["start again"]["repr"] == f"<BackgroundServer ws://127.0.0.1:{port} running; stop() ends it>"
+    banner = [
         f"Serving http://127.0.0.1:{port} and ws://127.0.0.1:{port}",
         "",
-        "  ws  /ws  Echo",
+        "  ws  /plot  Plot  slow_consumer=drop",
+        "  ws  /ws    Echo",
+        "",
+        f"Console: http://127.0.0.1:{port}/docs",
         "",
         "Runs in the background: stop() of what run() returned ends it.",
     ]
-    assert shown["repr"] == f"<BackgroundServer ws://127.0.0.1:{port} running; stop() ends it>"
-    first, staying, again, left, second, in_loop = [cell["text"] for cell in talks]
-    assert (first, second) == ("hello\n", "HELLO\n")
-    assert staying == "still here\n"
-    assert again == banner["text"]
-    assert left.splitlines() == [
+    assert text["define and run"].splitlines() == banner
+    assert (text["talk"], text["talk again"]) == ("hello\n", "HELLO\n")
+    assert text["stay"] == "still here\n"
+    assert text["run again"].splitlines() == ["Echo: 1 connection runs the new code", *banner]
+    assert text["left"].splitlines() == [
         "1012 (service restart) service restart",
         "['closed by the server with 1012 (service restart)']",
     ]
-    assert in_loop == "IN THE LOOP OF THE KERNEL\n"
-    assert stopped["text"].count("closed by the client with 1000") == 2
-    assert taken["text"].startswith("ServerError('port ")
-    assert stopped["repr"] == f"<BackgroundServer ws://127.0.0.1:{port} stopped>"
+    assert text["talk in the loop"] == "IN THE LOOP OF THE KERNEL\n"
+    assert text["end"].count("closed by the client with 1000") == 2
+    assert shown["end"]["repr"] == f"<BackgroundServer ws://127.0.0.1:{port} stopped>"
+    assert text["save"].endswith("to the end\n")
+    assert (tmp_path / "saved").read_text() == "closed by the server with 1012 (service restart)"

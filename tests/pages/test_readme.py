@@ -89,7 +89,7 @@ def test_its_pictures_are_small() -> None:
 
 
 def test_every_example_is_named() -> None:
-    examples = {path.name for path in (CHECKOUT / "examples").glob("*.py")} - {"echo_server.py"}
+    examples = {path.name for path in (CHECKOUT / "examples").glob("*.[pi][yp]*")} - {"echo_server.py"}
     assert sorted(name for name in examples if name not in README) == []
 
 

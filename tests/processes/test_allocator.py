@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pytest
 
-from wsdeco.server import allocator
+from wsdeco.server import allocator, memory
 from wsdeco.server.allocator import keep_pages
 
 MIB: Final = 1024 * 1024
@@ -33,7 +33,7 @@ class FakeLibc:
 def libc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeLibc:
     libc = FakeLibc()
     monkeypatch.setattr(allocator, "_libc", lambda: libc)
-    monkeypatch.setattr(allocator, "_STATM", tmp_path / "statm")
+    monkeypatch.setattr(memory, "_STATM", tmp_path / "statm")
     tell(tmp_path, 1000)
     return libc
 

@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from wsdeco.server import garbage
+from wsdeco.server import memory
 from wsdeco.server.garbage import collect_garbage_rarely
 
 SIZE: Final = 1024 * 1024
@@ -44,7 +44,7 @@ def test_nothing_changes_where_the_system_does_not_tell_the_memory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     before = gc.get_threshold()
-    monkeypatch.setattr(garbage, "_STATM", tmp_path / "statm")
+    monkeypatch.setattr(memory, "_STATM", tmp_path / "statm")
     with collect_garbage_rarely():
         assert gc.get_threshold() == before
 

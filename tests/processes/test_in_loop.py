@@ -118,6 +118,9 @@ PROGRAM: Final = """
     import signal, sys, time, asyncio
     from wsdeco import ws
 
+    # That of the measurement of coverage would be taken for the program's own.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
     @ws.handler("/ws")
     class Echo:
         async def on_message(self, text):

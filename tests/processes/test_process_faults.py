@@ -136,6 +136,10 @@ def test_a_server_without_descriptors_goes_on_when_there_are_some(loop: str, ser
             wait_for(lambda: server.census()["slots"] == 0)
     assert server.at_rest() == before
     assert server.running()
+    # What the operator reads of it: that it began, with the limit, and that it was over for a while.
+    lines = [line for line in server.log.splitlines() if not line.startswith("INFO:")]
+    assert ["RLIMIT_NOFILE of this process is 64" in line for line in lines] in ([True], [True, False])
+    assert all("there are file descriptors again" in line for line in lines[1:])
 
 
 # A server that is stopped.

@@ -11,11 +11,12 @@ import re
 import signal
 import socket
 import ssl
+import struct
 import sys
 import threading
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, Final
@@ -166,10 +167,6 @@ def test_requests_are_logged_on_demand(level: str | None, seen: bool, capfd: pyt
         ({"workers": "4"}, "workers must be an int such as 4, not str '4'"),
         ({"workers": True}, "workers must be an int such as 4, not bool True"),
         ({"timeout_worker_healthcheck": 5}, "run() has no option 'timeout_worker_healthcheck': a worker is replaced"),
-        (
-            {"reload": True},
-            "run() has no option 'reload': write `uvicorn module:ws --ws wsdeco.protocol:WebSocketProtocol --reload`",
-        ),
         ({"app": None}, "run() has no option 'app': the app is the one that run() is called on"),
         ({"lifespan": "off"}, "run() has no option 'lifespan': decorate start-up and shutdown with @ws.lifespan"),
         ({"http": "h11"}, "run() has no option 'http': run() chooses the HTTP implementation"),
@@ -833,6 +830,32 @@ def test_at_the_end_of_the_interpreter_every_on_disconnect_runs(tmp_path: Path) 
     assert ended.errors == ""
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "auto"])
+def test_at_the_end_of_the_interpreter_hooks_still_save_in_threads(loop: str, tmp_path: Path) -> None:
+    program = program_of(
+        tmp_path,
+        f"""
+        from websockets.sync.client import connect
+
+        class Saving:
+            async def on_message(self, text):
+                return await asyncio.to_thread(str.upper, text)
+
+            async def on_disconnect(self, reason):
+                await asyncio.to_thread(print, f"saved: {{reason}}")
+
+        ws.add("/saving", Saving)
+        server = ws.run(port=0, background=True, access_log=False, loop={loop!r})
+        connection = connect(server.url + "/saving", proxy=None).__enter__()
+        connection.send("hello")
+        print(connection.recv())
+        """,
+    )
+    ended = program.end()
+    assert (ended.code, ended.errors) == (0, "")
+    assert ended.output.splitlines()[-3:] == ["HELLO", f"saved: {RESTART}", "lifespan over"]
+
+
 def test_a_server_that_cannot_end_with_the_interpreter_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1397,6 +1420,47 @@ def test_a_full_pipe_on_stderr_does_not_keep_the_program(tmp_path: Path) -> None
     program.end()
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "auto"])
+def test_a_signal_ends_hooks_that_send_for_ever_to_peers_that_have_gone(loop: str, tmp_path: Path) -> None:
+    source = f"""
+    class Yielding:
+        async def on_message(self, text):
+            while True:
+                yield "g"
+
+    class Sending:
+        async def on_message(self, text):
+            while True:
+                await self.sink.send("g")
+
+    ws.add("/yielding", Yielding)
+    ws.add("/sending", Sending)
+    ws.run(port=0, loop={loop!r})
+    """
+    program = program_of(tmp_path, source)
+    port = int(program.url().rpartition(":")[2])
+    with ExitStack() as peers:
+        opened = [
+            peers.enter_context(socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)) for _ in range(4)
+        ]
+        for path, peer in zip(["/yielding", "/sending"] * 2, opened, strict=True):
+            peer.sendall(handshake(path))
+            assert b" 101 " in peer.recv(1024)
+            peer.sendall(text("go"))
+            assert peer.recv(1 << 16)
+        for peer in opened[:2]:
+            # The end is RST.
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.close()
+        program.send_signal(signal.SIGTERM)
+        # The other two read fast, to the end.
+        for peer in opened[2:]:
+            while peer.recv(1 << 20):
+                pass
+    ended = program.end()
+    assert (ended.code, ended.errors) == (0, "")
+
+
 CHILD: Final = """
 import multiprocessing
 import sys
@@ -1444,6 +1508,38 @@ def test_a_child_that_a_hook_forks_can_be_terminated(loop: str, tmp_path: Path) 
         assert close_code(connection) == 1012
     ended = program.end()
     assert (ended.code, ended.errors) == (0, "")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a way to keep the child waiting")
+def test_a_child_that_a_hook_forks_can_be_terminated_before_it_runs(tmp_path: Path) -> None:
+    source = """
+    import os
+    import signal
+
+    class Forking:
+        async def on_message(self, text):
+            # The child gets the processor when its parent waits for it.
+            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+            codes = set()
+            for _ in range(10):
+                child = os.fork()
+                if not child:
+                    time.sleep(2)
+                    os._exit(3)
+                os.kill(child, signal.SIGTERM)
+                codes.add(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            return str(codes)
+
+    ws.add("/fork", Forking)
+    ws.run(port=0)
+    """
+    program = program_of(tmp_path, source)
+    with client(f"{program.url()}/fork") as connection:
+        connection.send("fork")
+        assert receive(connection) == str({-signal.SIGTERM})
+        program.send_signal(signal.SIGTERM)
+        assert close_code(connection) == 1012
+    assert program.end().code == 0
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "auto"])

@@ -8,35 +8,21 @@ import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import WebSocketRoute
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed as PeerConnectionClosed
 
+from tests.support.middleware import Looking
 from tests.support.raw import Opcode, upgraded
 from tests.support.recording import Journal, Recorder
-from tests.support.stacks import DIRECT, soon
-from wsdeco import App, Close, handle_socket
+from tests.support.stacks import DIRECT, soon, uvicorn_serve
+from wsdeco import App, Close, Timeout, handle_socket
 from wsdeco.config import ConnectionConfig
+from wsdeco.protocol import WebSocketProtocol
+from wsdeco.testing import ManualClock
 
 pytestmark = pytest.mark.usefixtures("no_errors_logged")
-
-
-class Looking:
-    """A middleware that sees each message, as those of tracing and sessions do, and builds its own scope and events."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def receive_and_look() -> Message:
-            return await receive()
-
-        async def send_and_look(message: Message) -> None:
-            known = ("type", "subprotocol", "headers", "text", "bytes", "code", "reason", "status", "body", "more_body")
-            await send({key: value for key, value in message.items() if key in known})
-
-        await self.app(dict(scope), receive_and_look, send_and_look)
 
 
 MakeApp = Callable[[Callable[[], Recorder], dict[str, Any]], ASGIApp]
@@ -127,20 +113,39 @@ async def test_the_largest_message_is_that_of_the_route_and_what_came_before_is_
         assert (reason.code, reason.by) == (1009, "server")
 
 
+class OnClock:
+    """What a test kit does: the deadlines of each connection are on its clock."""
+
+    def __init__(self, app: ASGIApp, clock: ManualClock) -> None:
+        self.app = app
+        self.clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app({**scope, "wsdeco.clock": self.clock}, receive, send)
+
+
 @each_way
 async def test_a_ping_is_activity(way: MakeApp) -> None:
+    clock = ManualClock()
+
+    class Protocol(WebSocketProtocol):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options, clock=clock)
+
     journal = Journal()
-    app = way(lambda: Echo(journal), {"idle_timeout": 0.6, "ping_interval": None})
-    async with DIRECT.serve(app) as server:
+    app = way(lambda: Echo(journal), {"idle_timeout": 60, "ping_interval": None})
+    serve = uvicorn_serve(Protocol, http="wsdeco.http:HttpProtocol")
+    async with serve(OnClock(app, clock)) as server:
         async with connect(f"ws://127.0.0.1:{server.port}/ws", proxy=None, ping_interval=None) as peer:
-            loop = asyncio.get_running_loop()
-            end = loop.time() + 1.2
-            while loop.time() < end:
-                await (await peer.ping())
-                await asyncio.sleep(0.05)
-            await peer.close()
-        assert await journal.next() == "connect"
-        assert await journal.next() == Close(1000, "", by="client")
+            assert await journal.next() == "connect"
+            for _ in range(3):
+                await clock.advance(40)
+                await soon(await peer.ping())
+            assert journal.ended()
+            await clock.advance(60)
+            with pytest.raises(PeerConnectionClosed):
+                await soon(peer.recv())
+        assert await journal.next() == Timeout("idle_timeout of 60 s is over", "idle_timeout")
 
 
 @each_way

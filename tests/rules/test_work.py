@@ -557,7 +557,7 @@ async def test_send_nowait_and_close_nowait_work_in_any_thread(stack: Stack) -> 
 async def test_close_nowait_in_on_connect_accepts_first(stack: Stack) -> None:
     app = App()
 
-    @app.handler("/ws")
+    @app.handler("/ws", disconnect_grace=0)
     class Closes:
         async def on_connect(self, addr: Address, sink: Sink) -> None:
             sink.close_nowait(4001, "no room")

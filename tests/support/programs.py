@@ -6,9 +6,10 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -116,17 +117,48 @@ class Program:
 
     def expect(self, pattern: str) -> re.Match[str]:
         assert self.process.stdout is not None
-        while line := self.process.stdout.readline():
-            self.lines.append(line)
-            found = re.search(pattern, line)
-            if found is not None:
-                return found
+        with self._patience():
+            while line := self.process.stdout.readline():
+                self.lines.append(line)
+                found = re.search(pattern, line)
+                if found is not None:
+                    return found
         ended = self.end()
         pytest.fail(f"the program did not print {pattern!r}: {ended.code}\n{ended.output}{ended.errors}")
 
     def read_error(self) -> str:
         assert self.process.stderr is not None
-        return self.process.stderr.readline()
+        with self._patience():
+            return self.process.stderr.readline()
+
+    def expect_error(self, pattern: str) -> list[str]:
+        """Return the lines of stderr up to the one that is `pattern`, after its level if it has one."""
+        assert self.process.stderr is not None
+        lines: list[str] = []
+        with self._patience():
+            while line := self.process.stderr.readline().rstrip("\n"):
+                lines.append(line)
+                if re.fullmatch(rf"(?:[A-Z]+: +)?{pattern}", line) is not None:
+                    return lines
+        pytest.fail(f"the program did not write {pattern!r} to stderr, but\n" + "\n".join(lines))
+
+    @contextmanager
+    def _patience(self) -> Generator[None]:
+        """Kill the program if a wait for what it says takes too long: a read of a pipe has no timeout."""
+        timer = threading.Timer(PATIENCE, self._kill_family)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
+
+    def _kill_family(self) -> None:
+        # Its workers hold the pipe as well.
+        with suppress(psutil.Error):
+            for each in psutil.Process(self.process.pid).children(recursive=True):
+                each.kill()
+        self.process.kill()
 
     def url(self) -> str:
         return self.expect(r"ws://\S+")[0]

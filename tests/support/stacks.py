@@ -234,7 +234,7 @@ class PromptServer(uvicorn.Server):
         await self.told.wait()
 
 
-def uvicorn_serve(ws: str, **options: Any) -> Callable[[ASGIApp], AbstractAsyncContextManager[Server]]:
+def uvicorn_serve(ws: Any, **options: Any) -> Callable[[ASGIApp], AbstractAsyncContextManager[Server]]:
     @asynccontextmanager
     async def serve(app: ASGIApp) -> AsyncGenerator[Server]:
         config = uvicorn.Config(app, ws=ws, log_config=None, lifespan="on", **options)

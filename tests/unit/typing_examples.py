@@ -426,7 +426,7 @@ def a_member_that_is_no_sink() -> None:
 
 
 def a_broadcast_of_an_object() -> None:
-    app.room("lobby").broadcast_nowait(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    App().room("lobby").broadcast_nowait(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def a_lifespan_that_is_no_generator() -> None:

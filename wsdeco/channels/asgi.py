@@ -138,12 +138,12 @@ class AsgiChannel(Channel):
         self._receiving = False
         self._drained: asyncio.Future[None] | None = None
         self._pause: _ReadingPause | None = None
-        self._abort_transport = _abort_of(receive)
         self._lost_timer: Deadline | None = None
-        self._extension = extension_of(scope)
-        if self._extension is not None:
+        self._extension = extension = extension_of(scope)
+        self._abort_transport = _abort_of(receive) if extension is None else extension.abort
+        if extension is not None:
             # So they hold whatever middleware stands between the wire and the route.
-            self._extension.set_options(close_timeout=config.close_timeout, **wire_options(config))
+            extension.set_options(close_timeout=config.close_timeout, **wire_options(config))
 
     async def connect(self) -> bool:
         """Take `websocket.connect` from the server, unless the upgrade was accepted before."""
@@ -155,6 +155,8 @@ class AsgiChannel(Channel):
     async def read(self) -> None:
         """Read until `websocket.disconnect`."""
         self._reader = asyncio.current_task()
+        if self._extension is not None:
+            self._extension.tell_departure(self.peer_left)
         events = 0
         while True:
             message = await self._next_event()
@@ -168,6 +170,21 @@ class AsgiChannel(Channel):
                 await self._resumed()
             elif not events % _EVENTS_AT_ONCE:
                 await asyncio.sleep(0)
+
+    def peer_left(self) -> None:
+        """The peer, or the server, has ended the connection, though nobody may receive at present."""
+        end = self.unread_end
+        stops = isinstance(end, Close) and (end.code, end.by) == (CloseCode.SERVICE_RESTART, "server")
+        if stops and self._reading_paused:
+            # Nothing more can be sent, whatever the hooks still do, and the process wants to end.
+            self.end(end)
+        else:
+            super().peer_left()
+
+    @property
+    def unread_end(self) -> Close | Unknown:
+        """How the connection has ended, as far as wsdeco's own protocol tells."""
+        return (None if self._extension is None else self._extension.end) or Unknown()
 
     async def _take_end(self, message: Message) -> None:
         end = end_of(self._extension, message)
@@ -331,6 +348,8 @@ class AsgiChannel(Channel):
     def release(self) -> None:
         """Cancel the timers, and let go of the server's task, which keeps the exception that has cancelled it."""
         self._reader = None
+        if self._extension is not None:
+            self._extension.tell_departure(None)
         for timer in (self._send_timer, self._lost_timer):
             if timer is not None:
                 timer.cancel()

@@ -11,7 +11,6 @@ import asyncio
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping
-from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 from starlette.requests import HTTPConnection
@@ -150,7 +149,7 @@ class Channel(ABC):
         self._departure: Deadline | None = None
         self._inbox: list[Any] | None = None
         self._inbox_size: int = 0
-        self._message_waiter: asyncio.Future[None] | None = None
+        self._message_waiter: asyncio.Future[bool | None] | None = None
         self._reading_paused = False
 
     # What a server's channel supplies.
@@ -263,15 +262,23 @@ class Channel(ABC):
             self.wake_reader()
         return data
 
-    def event(self) -> asyncio.Future[None]:
-        """Return what is done as soon as a message waits or the channel has ended, for the one who takes messages."""
+    def event(self) -> asyncio.Future[bool | None]:
+        """Return what is done as soon as a message waits or the channel has ended, for the one who takes messages.
+
+        Its result is true if nothing of that has happened, and the hooks are to be looked up anew.
+        """
         self._message_waiter = self.loop.create_future()
         return self._message_waiter
 
-    def next_event(self) -> asyncio.Future[None]:
+    def next_event(self) -> asyncio.Future[bool | None]:
         """Return what is done at the next event, for one who looks on while somebody else takes messages."""
         waiter = self._message_waiter
         return self.event() if waiter is None or waiter.done() else waiter
+
+    def hooks_changed(self) -> None:
+        """Tell the one who waits for messages that hooks are to be looked up anew."""
+        if self._message_waiter is not None and not self._message_waiter.done():
+            self._message_waiter.set_result(True)
 
     def sift(self, keep: Callable[[Data], bool], skip: int) -> int:
         """Take those messages out of the inbox that `keep` is false for; return how many are left.
@@ -433,19 +440,22 @@ class Channel(ABC):
         else:
             self.rooms = tuple(other for other in rooms if other is not room)
 
-    def peer_left(self, reason: Close | Unknown | None = None) -> None:
+    def peer_left(self) -> None:
         """The peer has ended its side, behind messages for which there is no room in the inbox.
 
-        Hooks have `disconnect_grace` to handle these messages. Then the channel ends for `reason`; by default it is
-        unknown, since the close frame behind the messages has not been read.
+        Hooks have `disconnect_grace` to handle these messages. Then the channel ends.
         """
         if self.reason is None and self._departure is None and self.config.disconnect_grace is not None:
-            give_up = partial(self._give_up, reason or Unknown())
-            self._departure = Deadline(self.clock, self.config.disconnect_grace, give_up)
+            self._departure = Deadline(self.clock, self.config.disconnect_grace, self._give_up)
 
-    def _give_up(self, reason: Close | Unknown) -> None:
-        self.end(reason)
+    def _give_up(self) -> None:
+        self.end(self.unread_end)
         self.abort()
+
+    @property
+    def unread_end(self) -> Close | Unknown:
+        """How the peer has ended its side, as far as that is known while messages in front of it are not read."""
+        return Unknown()
 
     @property
     def grace(self) -> float | None:
@@ -519,6 +529,6 @@ class Channel(ABC):
         return wanted
 
 
-def _wake(waiter: asyncio.Future[None] | None) -> None:
+def _wake(waiter: asyncio.Future[Any] | None) -> None:
     if waiter is not None and not waiter.done():
         waiter.set_result(None)

@@ -1,4 +1,4 @@
-"""What the peer and the log are told of an exception that leaves a hook."""
+"""What the peer, the log and who watches are told of an exception that leaves a hook, and of the end."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Mapping
 
 from starlette.exceptions import HTTPException, WebSocketException
 
+from wsdeco.channels.base import Channel
+from wsdeco.channels.observer import Observer
 from wsdeco.reasons import Close, DisconnectReason, Error, Timeout, check_close_code, cut_close_reason, printable
 
-__all__ = ["close_of", "described", "refusal_for", "refusal_of"]
+__all__ = ["close_of", "described", "refusal_of", "tell_end", "tell_refusal"]
 
 
 def refusal_of(exc: HTTPException | WebSocketException) -> tuple[int, str, Mapping[str, str] | None]:
@@ -37,7 +39,22 @@ def close_of(exc: WebSocketException) -> Close | TypeError | ValueError:
         return fault
 
 
-def refusal_for(reason: DisconnectReason | None) -> tuple[int, str]:
+def tell_end(channel: Channel, observer: Observer) -> None:
+    """Tell who watches that everything about a connection, or a handshake that came to nothing, has ended."""
+    if channel.accepted:
+        observer.ended(channel)
+    else:
+        observer.refused(channel.request.scope, *_refusal_for(channel.reason))
+
+
+def tell_refusal(channel: Channel, status: int) -> None:
+    """Tell who watches, if somebody does, that the handler has refused the handshake; nothing more is told."""
+    observer, channel.observer = channel.observer, None
+    if observer is not None:
+        observer.refused(channel.request.scope, status, "handler")
+
+
+def _refusal_for(reason: DisconnectReason | None) -> tuple[int, str]:
     """Return the HTTP status and the cause of a handshake that ended for `reason`; 0 if its peer left before."""
     match reason:
         case Error():

@@ -29,16 +29,15 @@ from starlette.exceptions import HTTPException, WebSocketException
 
 from wsdeco.channels.base import Channel, Conversation
 from wsdeco.channels.data import Address, Data, checked_kind
-from wsdeco.channels.observer import Observer
 from wsdeco.channels.sink import Sink
-from wsdeco.connection.answers import close_of, described, refusal_for, refusal_of
-from wsdeco.connection.departures import advise, closed_reasons, is_only_closed
-from wsdeco.connection.limits import LimitedConnection
+from wsdeco.connection.answers import close_of, described, refusal_of, tell_end, tell_refusal
+from wsdeco.connection.departures import advise_at_end, is_departure, is_end_of_another
+from wsdeco.connection.limits import INTERRUPTED, REDEFINED, LimitedConnection
 from wsdeco.connection.parallel import call_in_parallel
 from wsdeco.connection.replies import ADVICE, send_stream
 from wsdeco.connection.tasks import Tasks
 from wsdeco.definition.base import Factory, bound_hook
-from wsdeco.definition.plan import Plan, begin_conversation, bound_on_message, plan_of
+from wsdeco.definition.plan import Plan, begin_conversation, bound_on_message, continue_conversation, plan_of
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, Error, Unknown
 
 __all__ = ["Lifecycle"]
@@ -55,18 +54,24 @@ INTERNAL_ERROR: Final = "internal error"
 
 
 class Lifecycle(LimitedConnection):
-    """Runs the hooks of one handler instance on one channel."""
+    """Runs the hooks of one handler instance on one channel.
 
-    __slots__ = ("_done", "_factory", "_name", "_tasks", "conversation")
+    Attributes:
+        channel: The channel.
+        conversation: What reads and writes messages with types; `None` where there are none.
+        handler: The instance; what makes it until it is made.
+    """
+
+    __slots__ = ("_done", "_name", "_tasks", "conversation", "handler")
 
     def __init__(self, channel: Channel, factory: Factory, name: str) -> None:
         """Prepare to serve `channel` with what `factory` builds; `name` stands for the handler in the log."""
         super().__init__(channel)
-        self._factory = factory
         self._name = name
         self._done: Callable[[Lifecycle], None] | None = None
         self._tasks: Tasks | None = None
         self.conversation: Conversation | None = None
+        self.handler: Any = factory
         channel.owner = self
 
     def start(self, done: Callable[[Lifecycle], None]) -> None:
@@ -78,7 +83,7 @@ class Lifecycle(LimitedConnection):
         self._hooks_task = self._start_hooks()
 
     def _start_hooks(self) -> asyncio.Task[None]:
-        loop = self._channel.loop
+        loop = self.channel.loop
         # One context for both: otherwise each copies one of its own. A task factory need not know of contexts.
         options: dict[str, Any] = {"context": copy_context()} if loop.get_task_factory() is None else {}
         task = loop.create_task(self._run_hooks(), name=self._name, **options)
@@ -91,16 +96,16 @@ class Lifecycle(LimitedConnection):
 
     def _end_if_over(self) -> None:
         done = self._done
-        if done is not None and self._channel.lost and cast("asyncio.Task[None]", self._hooks_task).done():
+        if done is not None and self.channel.lost and cast("asyncio.Task[None]", self._hooks_task).done():
             # The transport may be lost between the end of the task and its callback.
             self._done = None
             self._release()
             done(self)
 
     def _release(self) -> None:
-        channel = self._channel
+        channel = self.channel
         if channel.observer is not None:
-            self._tell_end(channel.observer)
+            tell_end(channel, channel.observer)
         if self._deadlines is not None:
             self._deadlines.cancel_all()
         if self._tasks is not None:
@@ -108,20 +113,19 @@ class Lifecycle(LimitedConnection):
         channel.release()
         channel.owner = None
 
-    def _tell_end(self, observer: Observer) -> None:
-        channel = self._channel
-        if channel.accepted:
-            observer.ended(channel)
-        else:
-            observer.refused(channel.request.scope, *refusal_for(channel.reason))
-
     def _hooks_done(self, task: asyncio.Task[None]) -> None:
-        if self._channel.reason is None:
+        self.handler = None
+        if self.channel.reason is None:
             message = f"{self._name}: the task of the connection was cancelled from outside"
-            self._channel.close(CloseCode.INTERNAL_ERROR, INTERNAL_ERROR, Error(message))
+            self.channel.close(CloseCode.INTERNAL_ERROR, INTERNAL_ERROR, Error(message))
         if not task.cancelled() and task.exception() is not None:
             logger.error("%s: the connection failed", self._name, exc_info=task.exception())
         self._end_if_over()
+
+    def redefined(self) -> None:
+        """Look the hooks up anew for the next message, as the class of the handler has become another one."""
+        self._after_hook |= REDEFINED
+        self.channel.hooks_changed()
 
     # Work that belongs to the connection.
 
@@ -129,11 +133,11 @@ class Lifecycle(LimitedConnection):
         """Run `work` in a task that ends before `on_disconnect`."""
         if self._tasks is None:
             self._tasks = Tasks(self._task_failed)
-        return self._tasks.create(self._channel.loop, work, name)
+        return self._tasks.create(self.channel.loop, work, name)
 
     def _task_failed(self, name: str, exc: BaseException) -> None:
         where = f"{self._name}: task {name}"
-        if not self._is_end_of_another(exc, where):
+        if not is_end_of_another(self.channel, exc, where):
             self._fail(exc, where)
 
     async def _end_tasks(self) -> None:
@@ -148,14 +152,14 @@ class Lifecycle(LimitedConnection):
         except asyncio.CancelledError:
             if self._is_thrown_away():
                 raise
-            logger.warning("%s: tasks of %s ignore their cancellation: %s", self._name, self._channel.addr, tasks)
+            logger.warning("%s: tasks of %s ignore their cancellation: %s", self._name, self.channel.addr, tasks)
         self._hook_over()
 
     # The hooks' task.
 
     async def _run_hooks(self) -> None:
         # An idle connection keeps the frame of each coroutine from here to the event, and a message resumes them all.
-        channel = self._channel
+        channel = self.channel
         # An eager task runs before `create_task` returns it.
         self._hooks_task = self._hooks_task or asyncio.current_task()
         if channel.accepted or not channel.closed:
@@ -166,7 +170,7 @@ class Lifecycle(LimitedConnection):
                 self._set_deadline("connect_timeout", self._config.connect_timeout, self._connect_over)
             connected: object = None
             try:
-                handler = self._factory(channel.request)
+                handler = self.handler = self.handler(channel.request)
                 plan = plan_of(type(handler), self._config.codec)
                 on_connect = bound_hook(handler, "on_connect")
                 connected = handler
@@ -174,8 +178,7 @@ class Lifecycle(LimitedConnection):
                 del on_connect
                 if self._done is not None:
                     channel.pack_request()
-                call = self._call_on_message if self._config.parallel == 1 else self._call_in_parallel
-                await call(plan, bound_on_message(plan, handler, self.conversation))
+                await (self._call_on_message() if self._config.parallel == 1 else self._call_in_parallel())
             except BaseException as exc:
                 if self._is_thrown_away():
                     raise
@@ -200,14 +203,14 @@ class Lifecycle(LimitedConnection):
     async def _call_on_connect(
         self, plan: Plan, handler: object, on_connect: Callable[[Address, Sink], Awaitable[None]]
     ) -> None:
-        channel = self._channel
+        channel = self.channel
         sink = Sink(channel)
         self.conversation = begin_conversation(plan, handler, channel, sink)
         self._begin_hook("on_connect")
         try:
             await on_connect(channel.addr, sink)
         except (ConnectionClosed, BaseExceptionGroup) as exc:
-            if not self._is_end_of_another(exc, self._where):
+            if not is_end_of_another(self.channel, exc, self._where):
                 raise
         if not channel.closed:
             # Part of the hook, so that a deadline interrupts it if the peer does not read.
@@ -217,19 +220,24 @@ class Lifecycle(LimitedConnection):
 
     def _begin_hook(self, hook: str) -> None:
         self._hook = hook
-        observer = self._channel.observer
+        observer = self.channel.observer
         if observer is not None:
-            observer.hook_started(self._channel, hook)
+            observer.hook_started(self.channel, hook)
 
     def _tell_hook_ended(self, exception: BaseException | None) -> None:
-        observer = self._channel.observer
+        observer = self.channel.observer
         if observer is not None and self._hook is not None:
-            observer.hook_ended(self._channel, self._hook, exception)
+            observer.hook_ended(self.channel, self._hook, exception)
 
-    async def _call_on_message(  # noqa: C901, PLR0912 - the fast path: a call costs
-        self, plan: Plan, on_message: Callable[[Data], Any]
-    ) -> None:
-        channel = self._channel
+    def _look_up(self) -> tuple[Plan, Callable[[Data], Any]]:
+        handler = self.handler
+        plan = plan_of(type(handler), self._config.codec)
+        self.conversation = continue_conversation(plan, self.conversation, self.channel)
+        return plan, bound_on_message(plan, handler, self.conversation)
+
+    async def _call_on_message(self) -> None:  # noqa: C901, PLR0912 - the fast path: a call costs
+        plan, on_message = self._look_up()
+        channel = self.channel
         task = cast("asyncio.Task[None]", self._hooks_task)
         observer = channel.observer if channel.observer is not None and channel.observer.sees_hooks else None
         has_idle_timeout = self._config.idle_timeout is not None
@@ -239,7 +247,8 @@ class Lifecycle(LimitedConnection):
             if data is None:
                 if channel.reason is not None:
                     return
-                await channel.event()
+                if await channel.event():
+                    plan, on_message = self._look_up()
                 left = _MESSAGES_AT_ONCE
                 continue
             if not (plan.takes_text if isinstance(data, str) else plan.takes_binary):
@@ -261,12 +270,15 @@ class Lifecycle(LimitedConnection):
                         # Otherwise this frame keeps the reply as long as the connection is idle.
                         reply = None
             except (ConnectionClosed, BaseExceptionGroup) as exc:
-                if not self._is_departure(exc) and not self._is_end_of_another(exc, self._where):
+                if not is_departure(self.channel, exc, self._hook) and not is_end_of_another(
+                    self.channel, exc, self._where
+                ):
                     raise
             if observer is not None:
                 observer.hook_ended(channel, "on_message", None)
-            if has_idle_timeout or self._interrupted or task.cancelling():
-                self._hook_over()
+            if has_idle_timeout or self._after_hook or task.cancelling():
+                if self._hook_over():
+                    plan, on_message = self._look_up()
             else:
                 self._hook = None
             left -= 1
@@ -274,21 +286,20 @@ class Lifecycle(LimitedConnection):
                 left = _MESSAGES_AT_ONCE
                 await asyncio.sleep(0)
 
-    async def _call_in_parallel(self, plan: Plan, on_message: Callable[[Data], Any]) -> None:
-        await call_in_parallel(self._channel, plan, on_message, self._begin_hook, self._call_over)
+    async def _call_in_parallel(self) -> None:
+        await call_in_parallel(self.channel, self._look_up, self._begin_hook, self._call_over)
 
-    def _call_over(self, exc: BaseException | None, is_last: bool) -> None:
+    def _call_over(self, exc: BaseException | None, is_last: bool) -> bool:
         self._tell_hook_ended(exc)
-        if exc is not None and not self._is_end_of_another(exc, self._where):
+        if exc is not None and not is_end_of_another(self.channel, exc, self._where):
             self._fail(exc)
-        if is_last:
-            self._hook_over()
+        return self._hook_over() if is_last else self._after_hook >= REDEFINED
 
     async def _call_on_disconnect(self, handler: object) -> None:
         reason = await self._reason()
-        undelivered = self._channel.undelivered
+        undelivered = self.channel.undelivered
         if undelivered:
-            logger.info("%s: %d messages of %s reached no hook", self._name, undelivered, self._channel.addr)
+            logger.info("%s: %d messages of %s reached no hook", self._name, undelivered, self.channel.addr)
         self._limit_ending()
         self._begin_hook("on_disconnect")
         try:
@@ -304,11 +315,11 @@ class Lifecycle(LimitedConnection):
 
     async def _reason(self) -> DisconnectReason:
         try:
-            reason = await self._channel.ended()
+            reason = await self.channel.ended()
         except asyncio.CancelledError:
-            self._channel.end(Unknown())
-            reason = await self._channel.ended()
-        self._channel.discard_inbox()
+            self.channel.end(Unknown())
+            reason = await self.channel.ended()
+        self.channel.discard_inbox()
         return reason
 
     async def _refuse(self, exc: HTTPException | WebSocketException) -> None:
@@ -316,63 +327,42 @@ class Lifecycle(LimitedConnection):
         self._hook = "on_connect"
         try:
             if isinstance(exc, WebSocketException):
-                logger.info("%s refused by %s: %s", self._channel.addr, self._name, described(exc))
+                logger.info("%s refused by %s: %s", self.channel.addr, self._name, described(exc))
             refusal = refusal_of(exc)
-            await self._channel.refuse(*refusal)
+            await self.channel.refuse(*refusal)
         except BaseException as failure:
             if self._is_thrown_away():
                 raise
             self._fail(failure)
         else:
-            self._tell_refusal(refusal[0])
-
-    def _tell_refusal(self, status: int) -> None:
-        channel = self._channel
-        observer, channel.observer = channel.observer, None
-        if observer is not None:
-            observer.refused(channel.request.scope, status, "handler")
+            tell_refusal(self.channel, refusal[0])
 
     def _fail(self, exc: BaseException, where: str | None = None) -> None:
         if where is None:
             where = self._where
-        if self._is_departure(exc):
-            if self._hook == "on_disconnect" and any(each is not self._channel.reason for each in closed_reasons(exc)):
-                advise(where, exc)
+        if is_departure(self.channel, exc, self._hook):
+            advise_at_end(self.channel, exc, self._hook, where)
             return
         if isinstance(exc, WebSocketException):
             close = close_of(exc)
             if isinstance(close, Close):
-                logger.info("%s closes %s: %s", where, self._channel.addr, described(exc))
-                self._channel.close(close.code, close.reason, close)
+                logger.info("%s closes %s: %s", where, self.channel.addr, described(exc))
+                self.channel.close(close.code, close.reason, close)
                 return
             exc = close
         if isinstance(exc, asyncio.CancelledError) and self._is_expected_cancellation():
-            logger.warning("%s for %s was cancelled: %s", where, self._channel.addr, self._channel.reason)
+            logger.warning("%s for %s was cancelled: %s", where, self.channel.addr, self.channel.reason)
             return
-        logger.error("%s failed for %s", where, self._channel.addr, exc_info=exc)
+        logger.error("%s failed for %s", where, self.channel.addr, exc_info=exc)
         message = f"{where} raised {described(exc)}"
-        self._channel.close(CloseCode.INTERNAL_ERROR, INTERNAL_ERROR, Error(message, exc))
+        self.channel.close(CloseCode.INTERNAL_ERROR, INTERNAL_ERROR, Error(message, exc))
 
     def _is_thrown_away(self) -> bool:
         # The event loop was thrown away: GeneratorExit arrives outside of the task, and nothing may be awaited.
-        return asyncio.current_task(self._channel.loop) is not self._hooks_task
+        return asyncio.current_task(self.channel.loop) is not self._hooks_task
 
     def _is_expected_cancellation(self) -> bool:
-        return self._interrupted or self._shutting_down
-
-    def _is_departure(self, exc: BaseException) -> bool:
-        if not self._channel.closed and self._channel.reason is None:
-            return False
-        # A handshake whose peer has gone cannot be refused, and need not be.
-        is_late_refusal = isinstance(exc, HTTPException) and self._hook == "on_connect" and not self._channel.accepted
-        return is_late_refusal or is_only_closed(exc)
-
-    def _is_end_of_another(self, exc: BaseException, where: str) -> bool:
-        # While this connection lives, `exc` tells of another one, and this one goes on.
-        if self._channel.closed or self._channel.reason is not None or not is_only_closed(exc):
-            return False
-        advise(where, exc)
-        return True
+        return bool(self._after_hook & INTERRUPTED) or self._shutting_down
 
     @property
     def _where(self) -> str:

@@ -11,7 +11,13 @@ from wsdeco.config import ConnectionConfig
 from wsdeco.connection.deadlines import Deadlines
 from wsdeco.reasons import Close, CloseCode, LimitName, Timeout
 
-__all__ = ["LimitedConnection"]
+__all__ = ["INTERRUPTED", "REDEFINED", "LimitedConnection"]
+
+INTERRUPTED: Final = 1
+"""A deadline has cancelled the hook that runs."""
+
+REDEFINED: Final = 2
+"""The class of the handler has become another one."""
 
 _CANCEL_AGAIN: Final = 1.0
 """Seconds after which a hook that has swallowed its cancellation is cancelled again."""
@@ -21,28 +27,32 @@ _LIMITS: Final[tuple[LimitName, ...]] = ("connect_timeout", "idle_timeout", "max
 
 
 class LimitedConnection:
-    """A connection whose hooks are called one after the other in one task, as its subclass does, within its limits."""
+    """A connection whose hooks are called one after the other in one task, as its subclass does, within its limits.
+
+    Attributes:
+        channel: The channel.
+    """
 
     __slots__ = (
-        "_channel",
+        "_after_hook",
         "_config",
         "_deadlines",
         "_hook",
         "_hook_ended_at",
         "_hooks_task",
-        "_interrupted",
         "_shutting_down",
+        "channel",
     )
 
     def __init__(self, channel: Channel) -> None:
         """Prepare to limit what happens on `channel`."""
-        self._channel = channel
+        self.channel = channel
         self._config: ConnectionConfig = channel.config
         self._deadlines: Deadlines | None = None
         self._hook: str | None = None
         self._hook_ended_at = channel.last_frame_at
         self._hooks_task: asyncio.Task[None] | None = None
-        self._interrupted = False
+        self._after_hook = 0
         self._shutting_down = False
 
     def channel_accepted(self) -> None:
@@ -58,14 +68,14 @@ class LimitedConnection:
         """Decide how long a hook that still runs may go on."""
         self._cancel_deadlines(*_LIMITS)
         self._set_deadline("close", self._config.close_timeout, self._stop)
-        reason = self._channel.reason
+        reason = self.channel.reason
         if isinstance(reason, Close) and reason.code == CloseCode.SERVICE_RESTART and reason.by == "server":
             self._shutting_down = True
         if isinstance(reason, Timeout):
             self._limit_hook(0)
         elif self._shutting_down:
             self._limit_hook(self._config.close_timeout)
-        elif (grace := self._channel.grace) is not None:
+        elif (grace := self.channel.grace) is not None:
             self._limit_hook(grace)
 
     def _connect_over(self) -> None:
@@ -76,8 +86,8 @@ class LimitedConnection:
 
     def _check_idle(self) -> None:
         seconds = cast(float, self._config.idle_timeout)
-        now = self._channel.clock.time()
-        quiet_since = now if self._hook is not None else max(self._channel.last_frame_at, self._hook_ended_at)
+        now = self.channel.clock.time()
+        quiet_since = now if self._hook is not None else max(self.channel.last_frame_at, self._hook_ended_at)
         if quiet_since + seconds > now:
             self._set_deadline("idle_timeout", quiet_since + seconds - now, self._check_idle)
         else:
@@ -85,11 +95,11 @@ class LimitedConnection:
 
     def _time_out(self, limit: LimitName, seconds: float) -> None:
         message = f"{limit} of {seconds:g} s is over"
-        self._channel.close(CloseCode.GOING_AWAY, message, Timeout(message, limit))
+        self.channel.close(CloseCode.GOING_AWAY, message, Timeout(message, limit))
 
     def _set_deadline(self, name: str, seconds: float, action: Callable[[], object]) -> None:
         if self._deadlines is None:
-            self._deadlines = Deadlines(self._channel.clock)
+            self._deadlines = Deadlines(self.channel.clock)
         self._deadlines.set(name, seconds, action)
 
     def _cancel_deadlines(self, *names: str) -> None:
@@ -104,9 +114,9 @@ class LimitedConnection:
 
     def _interrupt(self) -> None:
         # Called by a timer, never from inside a hook: the task is suspended, so its cancellation arrives in the hook.
-        self._channel.discard_inbox()
+        self.channel.discard_inbox()
         if self._hook is not None:
-            self._interrupted = True
+            self._after_hook |= INTERRUPTED
             cast("asyncio.Task[None]", self._hooks_task).cancel()
             self._limit_hook(_CANCEL_AGAIN)
 
@@ -118,16 +128,21 @@ class LimitedConnection:
         elif grace is not None:
             self._limit_hook(max(grace, close_timeout))
 
-    def _hook_over(self) -> None:
+    def _hook_over(self) -> bool:
+        """Note that a hook has ended; return whether the hooks of its instance are others now."""
         self._hook = None
         if self._config.idle_timeout is not None:
-            self._hook_ended_at = self._channel.clock.time()
-        if self._interrupted:
-            self._interrupted = False
-            self._cancel_deadlines("hook")
+            self._hook_ended_at = self.channel.clock.time()
+        is_redefined = False
+        if self._after_hook:
+            is_redefined = self._after_hook >= REDEFINED
+            if self._after_hook & INTERRUPTED:
+                self._cancel_deadlines("hook")
+            self._after_hook = 0
         task = self._hooks_task
         while task is not None and task.cancelling():
             task.uncancel()
+        return is_redefined
 
     @property
     def shutdown_time(self) -> float:
@@ -143,7 +158,7 @@ class LimitedConnection:
         if self._shutting_down:
             return
         self._shutting_down = True
-        self._channel.close(CloseCode.SERVICE_RESTART, text, Close(CloseCode.SERVICE_RESTART, text, by="server"))
+        self.channel.close(CloseCode.SERVICE_RESTART, text, Close(CloseCode.SERVICE_RESTART, text, by="server"))
         self._limit_hook(self._config.close_timeout)
 
     def limit_closing(self, seconds: float) -> None:
@@ -152,7 +167,7 @@ class LimitedConnection:
 
     def _stop(self) -> None:
         # The closing handshake has had its time.
-        self._channel.abort()
+        self.channel.abort()
         self._stop_reading()
 
     def _stop_reading(self) -> None:

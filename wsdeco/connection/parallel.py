@@ -13,35 +13,38 @@ from wsdeco.definition.plan import Plan
 
 __all__ = ["call_in_parallel"]
 
+LookUp: TypeAlias = Callable[[], tuple[Plan, Callable[[Data], Any]]]
 Begun: TypeAlias = Callable[[str], None]
-Over: TypeAlias = Callable[[BaseException | None, bool], None]
+Over: TypeAlias = Callable[[BaseException | None, bool], bool]
 
 
-async def call_in_parallel(
-    channel: Channel, plan: Plan, on_message: Callable[[Data], Any], begun: Begun, over: Over
-) -> None:
+async def call_in_parallel(channel: Channel, look_up: LookUp, begun: Begun, over: Over) -> None:
     """Take messages until the channel has ended, and return when the last call for one is over.
 
     Args:
         channel: Where they come from; `parallel` of its limits is how many are handled at a time.
-        plan: Which of them are for the hook, and whether it streams.
-        on_message: The hook.
+        look_up: Returns which of them are for the hook, and the hook.
         begun: Called at the beginning of each call, with the name of the hook.
-        over: Called at its end, with what it has raised and whether no other call is under way.
+        over: Called at its end, with what it has raised and whether no other call is under way; returns whether the
+            hook is to be looked up anew.
     """
+    plan, on_message = look_up()
     limit = channel.config.parallel
     running: set[asyncio.Task[None]] = set()
     try:
         while True:
             data = channel.take() if len(running) < limit else None
             if data is None:
-                waits: list[asyncio.Future[None]] = [*running]
+                waits: list[asyncio.Future[Any]] = [*running]
+                event: asyncio.Future[bool | None] | None = None
                 if len(running) < limit:
                     if channel.reason is not None:
                         break
-                    waits.append(channel.event())
+                    event = channel.event()
+                    waits.append(event)
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                _settle(running, over)
+                if _settle(running, over) or (event is not None and event.done() and event.result()):
+                    plan, on_message = look_up()
             elif plan.takes_text if isinstance(data, str) else plan.takes_binary:
                 running.add(channel.loop.create_task(_call(channel, plan, on_message, begun, data)))
             else:
@@ -64,10 +67,12 @@ async def _call(channel: Channel, plan: Plan, on_message: Callable[[Data], Any],
             await channel.send(checked_kind(reply, advice=ADVICE))
 
 
-def _settle(running: set[asyncio.Task[None]], over: Over) -> None:
+def _settle(running: set[asyncio.Task[None]], over: Over) -> bool:
+    is_redefined = False
     for task in [task for task in running if task.done()]:
         running.discard(task)
-        over(asyncio.CancelledError() if task.cancelled() else task.exception(), not running)
+        is_redefined |= over(asyncio.CancelledError() if task.cancelled() else task.exception(), not running)
+    return is_redefined
 
 
 async def _cancel(running: set[asyncio.Task[None]]) -> None:

@@ -39,7 +39,7 @@ class ReadingLifecycle(Lifecycle):
         Raises:
             asyncio.CancelledError: The server has cancelled the task; `on_disconnect` has run all the same.
         """
-        channel = self._channel
+        channel = self.channel
         try:
             if not await channel.connect():
                 return
@@ -77,8 +77,8 @@ class ReadingLifecycle(Lifecycle):
         except Exception as exc:
             # The server broke its side of ASGI: nothing more will come.
             logger.debug("%s: receive() failed", self._name, exc_info=exc)
-            self._channel.abort()
-            self._channel.end(Unknown())
+            self.channel.abort()
+            self.channel.end(Unknown())
         return False
 
     def _stop_reading(self) -> None:

@@ -38,7 +38,15 @@ from wsdeco.definition.signatures import (
 from wsdeco.definition.supply import SUPPLIES, Getter, Supply, injected_by, path_supplies, request_supply
 from wsdeco.reasons import HandlerError
 
-__all__ = ["HandlerFactory", "SupportsCreate", "build_factory", "class_factory", "headers_factory"]
+__all__ = [
+    "HandlerFactory",
+    "SupportsCreate",
+    "build_factory",
+    "class_factory",
+    "generated_from",
+    "headers_factory",
+    "is_generated",
+]
 
 
 class SupportsCreate(Protocol):
@@ -67,7 +75,7 @@ class _Constructor:
     def resolved(self, annotation: object) -> object:
         """Return what an annotation of the signature stands for."""
         namespaces = (cast("dict[str, object]", namespace_of(maker)) for maker in reversed(self.makers))
-        return resolve(annotation, ChainMap(*namespaces))
+        return resolve(annotation, ChainMap(*namespaces), extras=True)
 
 
 _SUPPLIES: Final = SUPPLIES | {"request": request_supply(HTTPConnection)}
@@ -136,6 +144,17 @@ def class_factory(cls: type, path_params: Mapping[str, type | None]) -> Factory:
     generated = _generate(cls)
     share_hooks(generated, hooks)
     return _from_supplies(generated, constructor.signature, supplies)
+
+
+def generated_from(cls: type) -> type | None:
+    """Return the class that the instances of the handler class `cls` have; `None` if none was generated from it."""
+    subclasses: list[type] = type.__subclasses__(cls)
+    return next((each for each in reversed(subclasses) if is_generated(each)), None)
+
+
+def is_generated(cls: type) -> bool:
+    """Return whether `cls` was generated from a handler class."""
+    return cls.__bases__[:1] == (Generated,)
 
 
 def _constructor_of(cls: type) -> _Constructor:

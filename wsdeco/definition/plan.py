@@ -19,7 +19,7 @@ from wsdeco.config import Codec
 from wsdeco.definition.base import DEFAULT_HOOKS, Generated, bound_hook, hooks_of
 from wsdeco.definition.types import Dialogue, make_dialogue
 
-__all__ = ["Plan", "begin_conversation", "bound_on_message", "plan_of"]
+__all__ = ["Plan", "begin_conversation", "bound_on_message", "continue_conversation", "plan_of"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +72,15 @@ def begin_conversation(plan: Plan, handler: object, channel: Channel, sink: Sink
     if plan.keeps:
         _keep_connection(plan, handler, channel.addr, sink)
     return None if plan.dialogue is None else plan.dialogue.begin(channel)
+
+
+def continue_conversation(plan: Plan, conversation: Conversation | None, channel: Channel) -> Conversation | None:
+    """Return what reads and writes the messages of a connection whose handler has another class, perhaps."""
+    dialogue = plan.dialogue
+    if dialogue is None or conversation is None:
+        return None if dialogue is None else dialogue.begin(channel)
+    dialogue.take_over(conversation)
+    return conversation
 
 
 def bound_on_message(plan: Plan, handler: object, conversation: Conversation | None) -> Callable[[Data], Any]:

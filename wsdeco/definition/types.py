@@ -25,6 +25,9 @@ class Dialogue(Protocol):
         """Return what reads and writes the messages of one connection."""
         ...
 
+    def take_over(self, conversation: Any) -> None:
+        """Read and write the messages of a connection from now on that another dialogue has begun."""
+
     def encode(self, message: object) -> Data:
         """Return the frame of a message to several connections."""
         ...

@@ -34,6 +34,11 @@ class FloodFilter(logging.Filter):
             return True
         # Formats are those of this package: no peer chooses what is kept.
         key = record.name, str(record.msg)
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            # Floods come from connections, and those live in a loop; elsewhere nothing would bring the count.
+            return True
         now = time.monotonic()
         if now - self._began.get(key, -_SECOND) >= _SECOND:
             self._sum_up(key)
@@ -41,16 +46,8 @@ class FloodFilter(logging.Filter):
             return True
         held_back = self._held_back[key] = self._held_back.get(key, 0) + 1
         if held_back == 1:
-            self._sum_up_later(key)
+            loop.call_later(_SECOND, self._sum_up, key)
         return False
-
-    def _sum_up_later(self, key: Key) -> None:
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            # The next one of its kind brings the count.
-            return
-        loop.call_later(_SECOND, self._sum_up, key)
 
     def _sum_up(self, key: Key) -> None:
         count = self._held_back.pop(key, 0)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import builtins
 import logging
+import sys
 from collections.abc import Iterable
 from typing import Final
 
 from wsdeco.routing.registry import RouteInfo
 
-__all__ = ["announce_idle", "announce_limits", "announce_missing_lifespan"]
+__all__ = ["announce_idle", "announce_limits", "announce_missing_lifespan", "is_interactive"]
 
 logger = logging.getLogger("wsdeco")
 
@@ -44,6 +46,11 @@ def announce_idle(infos: Iterable[RouteInfo]) -> None:
             "(uvicorn does with --ws wsdeco.protocol:WebSocketProtocol)",
             ", ".join(idle),
         )
+
+
+def is_interactive() -> bool:
+    """Return whether somebody types into a notebook or a shell, whose event loop is not the program's."""
+    return hasattr(builtins, "__IPYTHON__") or hasattr(sys, "ps1")
 
 
 def announce_missing_lifespan() -> None:

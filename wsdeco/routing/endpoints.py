@@ -70,14 +70,24 @@ class HandlerEndpoint:
     ) -> None:
         self.config = config
         self.room = room
-        slots = Slots(config.max_connections, config.max_connections_total, f"{name} {path}")
-        self.admission = Admission(name, slots, config, context.hosts)
         self.__name__ = name
         self._factory = factory
         self._context = context
         self._channel_type = channel_types(config)[0]
+        self._admit_to(Slots(config.max_connections, config.max_connections_total, f"{name} {path}"))
+
+    def _admit_to(self, slots: Slots) -> None:
+        self.admission = Admission(self.__name__, slots, self.config, self._context.hosts)
         # One object for all connections.
         self._over = partial(self._connection_over, slots)
+
+    def succeed(self, old: HandlerEndpoint) -> None:
+        """Count the connections of the endpoint whose place this one takes among its own."""
+        slots, new = old.admission.slots, self.admission.slots
+        # What all workers count goes on only as it began: each place that is given back was taken.
+        if (slots.name, slots.total) == (new.name, new.total):
+            slots.limit = new.limit
+            self._admit_to(slots)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one WebSocket connection."""

@@ -18,7 +18,7 @@ from wsdeco.reasons import RouteError, ServerError
 from wsdeco.rooms.members import route_key
 from wsdeco.routing.endpoints import HandlerEndpoint
 
-__all__ = ["Registered", "Registry", "RouteInfo", "kind_of"]
+__all__ = ["Registered", "Registry", "RouteInfo", "full_name", "kind_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Registered:
     @property
     def place(self) -> str:
         """What it is called, and where it stands."""
-        return f"{_full_name(self.target)} ({_place(self.target)})"
+        return f"{full_name(self.target)} ({_place(self.target)})"
 
 
 class Registry:
@@ -87,14 +87,13 @@ class Registry:
     def counts(self) -> dict[str, int]:
         """Return how many connections each handler has at this moment, by the path of its route."""
         return {
-            each.info.path: route.app.admission.slots.taken
+            each.info.path: endpoint.admission.slots.taken
             for each in self.registered()
-            for route in each.routes
-            if isinstance(route, WebSocketRoute) and isinstance(route.app, HandlerEndpoint)
+            for endpoint in _endpoints(each)
         }
 
-    def register(self, new: Registered) -> None:
-        """Register, in the place of the same target where it stands on the same path.
+    def register(self, new: Registered) -> list[Registered]:
+        """Register, in the place of the same target where it stands on the same path; return what has been replaced.
 
         Raises:
             RouteError: Something else is registered there.
@@ -112,6 +111,8 @@ class Registry:
                     "give one of them another path"
                 )
             replaced[id(old)] = old
+        for old in replaced.values():
+            _succeed(new, old)
         # In one step, since a server in another thread may be matching a path at this moment.
         if replaced:
             self._router.routes[:] = self._routes_with(new, replaced.values())
@@ -125,6 +126,7 @@ class Registry:
         self._registered |= dict.fromkeys(new.keys, new)
         if new.info.kind != "http":
             self.room_keys[new.info.path] = route_key(new.info.path)
+        return list(replaced.values())
 
     def _routes_with(self, new: Registered, replaced: Iterable[Registered]) -> list[BaseRoute]:
         """Return the routes with those of `new` where the first of the replaced stands."""
@@ -150,6 +152,16 @@ def kind_of(routes: list[BaseRoute]) -> Literal["ws", "http", "http+ws"]:
     return "ws" if isinstance(routes[0], WebSocketRoute) else "http"
 
 
+def _endpoints(registered: Registered) -> list[HandlerEndpoint]:
+    apps = [route.app for route in registered.routes if isinstance(route, WebSocketRoute)]
+    return [app for app in apps if isinstance(app, HandlerEndpoint)]
+
+
+def _succeed(new: Registered, old: Registered) -> None:
+    for endpoint, before in zip(_endpoints(new), _endpoints(old), strict=False):
+        endpoint.succeed(before)
+
+
 def _methods(route: BaseRoute) -> list[str]:
     return sorted(getattr(route, "methods", None) or {"websocket"})
 
@@ -160,7 +172,7 @@ def _is_same(old: object, new: object) -> bool:
     One file may be imported under several names: `__main__` if it is run, `__mp_main__` in a process of its own, and
     its own name where a server or another module imports it.
     """
-    if _full_name(old) == _full_name(new):
+    if full_name(old) == full_name(new):
         return True
     same_name = getattr(old, "__qualname__", None) == getattr(new, "__qualname__", "")
     return same_name and _file_of(old) == _file_of(new) is not None
@@ -172,7 +184,8 @@ def _file_of(target: object) -> str | None:
     return None if file is None else os.path.realpath(file)
 
 
-def _full_name(target: object) -> str:
+def full_name(target: object) -> str:
+    """Return the name of a class or function, with that of its module."""
     return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', repr(target))}"
 
 

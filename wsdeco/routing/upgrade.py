@@ -15,6 +15,7 @@ from typing_extensions import Unpack
 
 from wsdeco.channels.base import Channel
 from wsdeco.channels.rated import channel_types
+from wsdeco.clock import Clock
 from wsdeco.config import ConnectionConfig, Limits, make_config
 from wsdeco.connection.admission import Admission, Slots
 from wsdeco.connection.hosts import Hosts
@@ -131,8 +132,9 @@ async def handle_socket(
     checked = make_config(config, limits)
     factory = _factory_of(handler, websocket.path_params, checked)
     accepted = websocket.application_state is WebSocketState.CONNECTED
+    clock: Clock | None = websocket.scope.get("wsdeco.clock")
     _, asgi = channel_types(checked)
-    channel = asgi(websocket.scope, websocket.receive, websocket.send, checked, accepted=accepted)
+    channel = asgi(websocket.scope, websocket.receive, websocket.send, checked, clock, accepted=accepted)
     await serve(channel, factory, _admission_of(websocket.scope, checked, handler, Hosts()), LiveConnections())
 
 

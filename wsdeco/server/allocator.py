@@ -11,8 +11,9 @@ import os
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final
+
+from wsdeco.server.memory import Memory
 
 __all__ = ["keep_pages"]
 
@@ -29,9 +30,6 @@ _TICKS: Final = 50
 _GROWTH: Final = 2 * 1024 * 1024
 """Bytes by which the process may grow until the allocator is asked to give pages back."""
 
-_STATM: Final = Path("/proc/self/statm")
-"""Where Linux says how much memory a process has, in pages."""
-
 
 @contextmanager
 def keep_pages() -> Generator[Callable[[], None]]:
@@ -45,7 +43,8 @@ def keep_pages() -> Generator[Callable[[], None]]:
         return
     _set(libc, _MOST)
     try:
-        yield _Watch(libc).look
+        with Memory() as memory:
+            yield _Watch(libc, memory).look
     finally:
         _set(libc, _DEFAULT)
         libc.malloc_trim(0)
@@ -68,22 +67,19 @@ def _set(libc: Any, size: int) -> None:
 
 
 class _Watch:
-    def __init__(self, libc: Any) -> None:
+    def __init__(self, libc: Any, memory: Memory) -> None:
         self._libc = libc
-        self._page_size = os.sysconf("SC_PAGE_SIZE")
+        self._memory = memory
         self._ticks = 0
-        self._least = self._resident()
+        self._least = memory.resident
 
     def look(self) -> None:
         self._ticks += 1
         if self._ticks % _TICKS:
             return
-        now = self._resident()
+        now = self._memory.resident
         if now > self._least + _GROWTH:
             self._libc.malloc_trim(0)
-            self._least = self._resident()
+            self._least = self._memory.resident
         else:
             self._least = min(self._least, now)
-
-    def _resident(self) -> int:
-        return int(_STATM.read_bytes().split()[1]) * self._page_size

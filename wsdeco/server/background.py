@@ -33,18 +33,26 @@ def run_in_background(app: Application, host: str, port: int, options: dict[str,
     Raises:
         ServerError: It cannot start.
     """
-    server = make_server(app, host, port, options)
+    server, before = make_server(app, host, port, options), server_of(app)
     with ExitStack() as undo:
         undo.callback(server.release)
         # A server that runs goes on until it is known that this one can take its place.
-        if not _has_place(server_of(app), server, port):
+        if not _has_place(before, server, port):
             server.listen()
         server.claim()
         undo.callback(forget, server)
         end_at_signals(server)
-        if not server.listeners.sockets:
-            server.listen()
-        handle = BackgroundServer(server)
+        try:
+            if not server.listeners.sockets:
+                server.listen()
+            handle = BackgroundServer(server)
+        except ServerError as exc:
+            if before is None:
+                raise
+            raise ServerError(
+                f"{exc}; nothing serves this app now, as the server at {before.http_url} has ended to make way: mend "
+                "what has failed, and call run() again"
+            ) from exc.__cause__
         undo.pop_all()
     print_banner(server, "Runs in the background: stop() of what run() returned ends it.")
     return handle

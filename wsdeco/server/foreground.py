@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
-from typing import Final, TypeAlias
+from typing import Final
 
 from wsdeco.server.allocator import keep_pages
 from wsdeco.server.garbage import collect_garbage_rarely
 from wsdeco.server.serving import ANYIO_THREAD, Server, join_threads
+from wsdeco.server.signals import ENDING_SIGNALS, handle_signal
 
 __all__ = [
     "NOTICE",
@@ -27,7 +28,6 @@ __all__ = [
     "briefly",
     "end_process",
     "ending_signals_call",
-    "handle_signal",
     "say",
     "serve_in_main_thread",
     "stacks",
@@ -44,20 +44,12 @@ REPEAT: Final = 0.3
 _FLUSH: Final = 0.5
 """Seconds that buffered output gets when the process is ended by force."""
 
-_ENDING_SIGNALS: Final[list[signal.Signals]] = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
-]
-"""What ends a server: Ctrl-C, `kill`, the end of its terminal, and Ctrl-Break on Windows."""
-
 TERMINAL_SIGNALS: Final[list[signal.Signals]] = [
     getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)
 ]
 """What a terminal sends to all processes of a program."""
 
 _HANGUP: Final = getattr(signal, "SIGHUP", None)
-
-SignalHandler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
-"""What `signal.signal` takes and returns."""
 
 SECOND_SIGNAL: Final = "a second signal ends the process at once; not every on_disconnect has run"
 """What is said when somebody has lost patience."""
@@ -123,33 +115,13 @@ def _end_on_signals(server: Server) -> Generator[Callable[[], None]]:
 def ending_signals_call(handler: Callable[[int, FrameType | None], object]) -> Generator[None]:
     """Have each signal that ends a server call `handler` in the block."""
     # What nohup has set stays: the hangup of a terminal is not to end the server then.
-    numbers = [each for each in _ENDING_SIGNALS if each != _HANGUP or signal.getsignal(each) is not signal.SIG_IGN]
+    numbers = [each for each in ENDING_SIGNALS if each != _HANGUP or signal.getsignal(each) is not signal.SIG_IGN]
     previous = {number: handle_signal(number, handler) for number in numbers}
     try:
         yield
     finally:
         for number, before in previous.items():
             signal.signal(number, before)
-
-
-def handle_signal(number: int, handler: Callable[[int, FrameType | None], object]) -> SignalHandler:
-    """Have a signal call `handler` in this process, and do in a child that a hook forks what it did before.
-
-    Returns:
-        What it did before, for `signal.signal`.
-    """
-    process = os.getpid()
-
-    def call(received: int, frame: FrameType | None) -> None:
-        if os.getpid() == process:
-            handler(received, frame)
-        else:
-            signal.signal(received, before)
-            signal.raise_signal(received)
-
-    found = signal.signal(number, call)
-    before = signal.SIG_DFL if found is None else found
-    return before
 
 
 def watch_end(server: Server, received: queue.SimpleQueue[bool]) -> None:

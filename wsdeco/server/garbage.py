@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 from typing import Final
+
+from wsdeco.server.memory import Memory
 
 __all__ = ["collect_garbage_rarely"]
 
@@ -19,9 +19,6 @@ _GROWTH: Final = 32 * 1024 * 1024
 
 _OLD_GROWTH: Final = 1.5
 """Times the memory since all objects were looked at last, past which they are looked at again."""
-
-_STATM: Final = Path("/proc/self/statm")
-"""Where Linux says how much memory a process has, in pages."""
 
 
 @contextmanager
@@ -36,32 +33,32 @@ def collect_garbage_rarely() -> Generator[Callable[[], None]]:
     keeps that, and so does one on a system that does not tell its memory.
     """
     youngest, *older = before = gc.get_threshold()
-    if not 0 < youngest < _YOUNGEST or not gc.isenabled() or not _STATM.exists():
-        yield lambda: None
-        return
-    gc.set_threshold(_YOUNGEST, *older)
-    try:
-        yield _Watch().look
-    finally:
-        gc.set_threshold(*before)
+    with ExitStack() as stack:
+        try:
+            memory = stack.enter_context(Memory())
+        except OSError:
+            memory = None
+        if memory is None or not 0 < youngest < _YOUNGEST or not gc.isenabled():
+            yield lambda: None
+            return
+        gc.set_threshold(_YOUNGEST, *older)
+        stack.callback(gc.set_threshold, *before)
+        yield _Watch(memory).look
 
 
 class _Watch:
-    def __init__(self) -> None:
-        self._page_size = os.sysconf("SC_PAGE_SIZE")
-        self._least = self._least_since_all = self._resident()
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._least = self._least_since_all = memory.resident
 
     def look(self) -> None:
-        now = self._resident()
+        now = self._memory.resident
         if now > self._least_since_all * _OLD_GROWTH + _GROWTH:
             gc.collect()
-            self._least = self._least_since_all = self._resident()
+            self._least = self._least_since_all = self._memory.resident
         elif now > self._least + _GROWTH:
             gc.collect(1)
-            self._least = self._resident()
+            self._least = self._memory.resident
         else:
             self._least = min(self._least, now)
             self._least_since_all = min(self._least_since_all, now)
-
-    def _resident(self) -> int:
-        return int(_STATM.read_bytes().split()[1]) * self._page_size

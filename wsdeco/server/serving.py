@@ -9,7 +9,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Final, Protocol, cast
@@ -20,9 +19,11 @@ from wsdeco.config import DEFAULT_CONFIG
 from wsdeco.origins import is_loopback
 from wsdeco.reasons import ServerError
 from wsdeco.routing.application import Application, context_of, draining_of, not_found_of, registry_of
+from wsdeco.server.descriptors import Descriptors
 from wsdeco.server.listen import Listeners, inherit, inherit_activated, listen, listen_on
 from wsdeco.server.own import OwnOptions
 from wsdeco.server.proxies import trust_local_peers
+from wsdeco.server.threads import HookThreads
 
 __all__ = ["ANYIO_THREAD", "TLS_TIMEOUT", "Parent", "Server", "in_event_loop", "join_threads", "server_of"]
 
@@ -52,8 +53,8 @@ _TICK: Final = 0.1
 _ACCEPTED_AT_ONCE: Final = 64
 """Connections that asyncio accepts without a turn for those it has.
 
-Without a descriptor left it accepts again after a second at the earliest (asyncio.constants.ACCEPT_RETRY_DELAY, of the
-whole process, so not ours to change); uvloop does at once.
+Without a descriptor left (`wsdeco.server.descriptors`) it accepts again after a second at the earliest
+(asyncio.constants.ACCEPT_RETRY_DELAY, of the whole process, so not ours to change); uvloop does at once.
 """
 
 ANYIO_THREAD: Final = "AnyIO worker thread"
@@ -111,6 +112,7 @@ class Server(uvicorn.Server):
         self.is_replaced = False
         self.ended = threading.Event()
         self._grace = config.timeout_graceful_shutdown
+        self._descriptors = Descriptors()
 
     @property
     def http_url(self) -> str:
@@ -177,7 +179,8 @@ class Server(uvicorn.Server):
             ServerError: The start-up part of the lifespan has failed.
         """
         loop = self.loop = _new_event_loop(self.config.loop)
-        threads = ThreadPoolExecutor(thread_name_prefix=self.thread_prefix)
+        loop.set_exception_handler(self._descriptors.take_exception)
+        threads = HookThreads(self.thread_prefix)
         loop.set_default_executor(threads)
         try:
             self._serve_in(loop, self.listeners.sockets if sockets is None else sockets)
@@ -228,8 +231,13 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Do what has to be done now and then; return whether to end."""
+        self._descriptors.look()
         for tick in self.ticks:
-            tick()
+            try:
+                tick()
+            except Exception:
+                # None of them is worth the connections.
+                logger.exception("what is done now and then has failed: %s", tick)
         return await super().on_tick(counter)
 
     async def main_loop(self) -> None:

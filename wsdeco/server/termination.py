@@ -10,8 +10,8 @@ from types import FrameType
 from typing import Final
 
 from wsdeco.reasons import ServerError
-from wsdeco.server.foreground import handle_signal
 from wsdeco.server.serving import Server
+from wsdeco.server.signals import handle_signal
 
 __all__ = ["end_at_signals", "forget"]
 

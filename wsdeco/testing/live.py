@@ -58,12 +58,14 @@ class LiveClient(Client):
         request.path = self._scope["raw_path"].decode()
         if self._scope["query_string"]:
             request.path += "?" + self._scope["query_string"].decode()
-        del request.headers["Host"]
-        for name, value in self._scope["headers"]:
-            request.headers[name.decode()] = value.decode("latin-1")
-        if self._scope["subprotocols"]:
-            self._protocol.available_subprotocols = self._scope["subprotocols"]
-            request.headers["Sec-WebSocket-Protocol"] = ", ".join(self._scope["subprotocols"])
+        # The fields of the scope are those of a whole handshake, but for the key, which the answer is checked against.
+        fields = [(name.decode(), value.decode("latin-1")) for name, value in self._scope["headers"]]
+        given = [(name, value) for name, value in fields if name != "sec-websocket-key"]
+        for name in {name for name, _ in given}:
+            request.headers.pop(name, None)
+        for name, value in given:
+            request.headers[name] = value
+        self._protocol.available_subprotocols = self._scope["subprotocols"] or None
         self._protocol.send_request(request)
         self._flush()
         self._task = asyncio.create_task(self._read(reader))

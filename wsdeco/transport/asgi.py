@@ -126,6 +126,7 @@ class AsgiCycle:
         "_end",
         "_inbox",
         "_inbox_size",
+        "_on_departure",
         "_options",
         "_receivers",
         "_state",
@@ -142,6 +143,7 @@ class AsgiCycle:
         self._receivers: list[asyncio.Future[None]] | None = None
         self._end: Close | Unknown | None = None
         self._options: Options | None = None
+        self._on_departure: Callable[[], None] | None = None
         self._told_connect = False
         self._told_disconnect = False
 
@@ -215,9 +217,12 @@ class AsgiCycle:
         """Nothing more comes."""
         self._end = reason
         self._wake_receivers()
+        self.peer_left()
 
     def peer_left(self) -> None:
-        """Do nothing: ASGI has no event for it that could come in front of the messages."""
+        """Tell who has asked: ASGI has no event for it that could come in front of the messages."""
+        if self._on_departure is not None:
+            self._on_departure()
 
     def connection_lost(self) -> None:
         """Do nothing: `input_ended` has told all that ASGI has an event for."""
@@ -233,6 +238,19 @@ class AsgiCycle:
         self._told_connect = True
         self._state = _State.YIELDED
         return self._connection
+
+    def tell_departure(self, told: Callable[[], None] | None) -> None:
+        """Call `told` once the peer has ended its side, in front of the messages that nobody has received so far.
+
+        Who receives nothing, since a hook is busy, would not learn of it.
+        """
+        self._on_departure = told
+        if told is not None and self._end is not None:
+            told()
+
+    def abort(self) -> None:
+        """Drop the connection, which `receive` does not lead to where a middleware has wrapped it."""
+        self._connection.abort()
 
     @property
     def end(self) -> Close | Unknown | None:

@@ -1,8 +1,11 @@
-"""Notices peers that end their side while nothing is read from them (Linux).
+"""Notices peers that leave while nothing is read from them (Linux).
 
 A connection whose inbox is full is not read, so the loop has it no longer in its selector: the FIN or RST of its peer
 would be seen when somebody reads again, which a hook that hangs never lets anybody do. The kernel knows of it all the
 same, whatever waits to be read in front of it, and an `epoll` of its own tells.
+
+Nor can the answers of such a peer to pings be read. But its system acknowledges each ping, as long as there is one:
+`has_vanished` asks TCP.
 """
 
 from __future__ import annotations
@@ -10,13 +13,45 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
+import struct
+import sys
 from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
-__all__ = ["Departures"]
+__all__ = ["Departures", "has_vanished"]
 
 _EVENTS: Final[int] = getattr(select, "EPOLLRDHUP", 0) | getattr(select, "EPOLLONESHOT", 0)
 """EPOLLERR and EPOLLHUP are reported without being asked for."""
+
+_TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
+_INFO_HEAD: Final = struct.Struct("=xxBB52xI")
+"""The head of Linux's `struct tcp_info`, of which three fields are read.
+
+Those are `tcpi_retransmits` and `tcpi_probes`, time-outs of a segment or of a probe of the window that nothing has
+answered yet, and `tcpi_last_ack_recv`, the milliseconds since anything was acknowledged.
+"""
+
+
+def has_vanished(transport: asyncio.BaseTransport, seconds: float) -> bool:
+    """Return whether TCP has heard nothing of the peer for `seconds`, though it has asked again.
+
+    `False` where the system does not tell.
+
+    Args:
+        transport: A transport to which something was written at least `seconds` ago.
+        seconds: How long the peer may be silent.
+    """
+    opened: socket.socket | None = transport.get_extra_info("socket")
+    if _TCP_INFO is None or opened is None:
+        return False
+    try:
+        info = opened.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _INFO_HEAD.size)
+    except OSError:
+        # A Unix socket has no TCP, and its peer cannot vanish.
+        return False
+    retransmits, probes, since_ack = cast("tuple[int, int, int]", _INFO_HEAD.unpack(info))
+    # Only the second probe is sent since the first one was not answered.
+    return since_ack >= seconds * 1000 and (retransmits > 0 or probes > 1)
 
 
 class Watched(Protocol):

@@ -6,7 +6,9 @@ one timer, set to the earliest of the three heads, serves ten thousand connectio
 
 Any byte counts as life, not only the pong. And silence counts only while it could have been broken:
 
-- A connection that is not being read (its inbox is full) is not judged.
+- A connection that is not being read (its inbox is full) is judged by what TCP says instead, as its pongs are not seen:
+  the peer's system acknowledges our pings, or it has vanished. Where the system does not tell (it does on Linux), such
+  a connection is not judged, and ends when TCP gives up the ping.
 - A deadline that runs out puts a connection in doubt for a moment, since a loop that has been busy runs its timers
   before it reads what has arrived meanwhile.
 - When the timer itself is late the whole loop has stood still, perhaps before the pings got out. Then every
@@ -15,7 +17,7 @@ Any byte counts as life, not only the pong. And silence counts only while it cou
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from wsdeco.clock import Clock, Timer
 from wsdeco.transport.deadlines import take_due
@@ -42,6 +44,10 @@ class Pinged(Protocol):
     @property
     def is_reading(self) -> bool:
         """Whether bytes that arrive are read at once."""
+        ...
+
+    def has_vanished(self, seconds: float) -> bool:
+        """Return whether the peer's system, in `seconds`, has not even acknowledged what was sent to it."""
         ...
 
     def send_keepalive_ping(self) -> None:
@@ -100,7 +106,9 @@ class Keepalive:
         if now - self._timer_due > self._max_lateness:
             self._start_deadlines_again(now)
         for connection in take_due(self._doubted, now):
-            if not connection.heard and connection.is_reading:
+            if connection.heard:
+                continue
+            if connection.is_reading or connection.has_vanished(cast(float, self._timeout)):
                 connection.lose_keepalive()
         for connection in take_due(self._awaited, now):
             if not connection.heard:

@@ -38,6 +38,7 @@ from wsdeco.clock import Clock, Deadline
 from wsdeco.config import Compression
 from wsdeco.reasons import Close, CloseCode, Unknown, check_close_code, printable
 from wsdeco.transport.asgi import AsgiCycle, PeerName, scope_of, task_free_start
+from wsdeco.transport.departures import has_vanished
 from wsdeco.transport.endings import half_close, say_end
 from wsdeco.transport.keepalive import Keepalive
 from wsdeco.transport.outgoing import Outgoing
@@ -378,6 +379,10 @@ class WebSocketProtocol(Outgoing):
     def is_reading(self) -> bool:
         """Whether bytes that arrive are read at once."""
         return not self._transport_paused
+
+    def has_vanished(self, seconds: float) -> bool:
+        """Return whether the peer's system, in `seconds`, has not even acknowledged what was sent to it."""
+        return has_vanished(self.transport, seconds)
 
     def pause_reading(self) -> None:
         """Give the receiver no more, until `resume_reading`."""

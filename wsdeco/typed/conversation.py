@@ -45,17 +45,21 @@ class Conversation:
     )
 
     def __init__(self, dialogue: Dialogue, channel: Channel) -> None:
-        self.dialogue = dialogue
         self._channel = channel
         self._config = channel.config
-        self._reader = dialogue.reader
-        self._writer = dialogue.writer
+        self.speak(dialogue)
         self._on_message: Callable[[Any], Any] = _nobody
         self._invalid = 0
         self._requests: dict[Id, _Request] | None = None
         self._sent = 0
-        self._watched: asyncio.Future[None] | None = None
+        self._watched: asyncio.Future[bool | None] | None = None
         self._looked_at = 0
+
+    def speak(self, dialogue: Dialogue) -> None:
+        """Read and write messages as `dialogue` says from now on; requests go on waiting for their answers."""
+        self.dialogue = dialogue
+        self._reader = dialogue.reader
+        self._writer = dialogue.writer
 
     def encode(self, message: object) -> Data:
         """Return the frame of a message."""
@@ -182,7 +186,7 @@ class Conversation:
             event.add_done_callback(self._event)
             self._look()
 
-    def _event(self, event: asyncio.Future[None]) -> None:
+    def _event(self, event: asyncio.Future[bool | None]) -> None:
         if self._requests is not None:
             self._watch()
 

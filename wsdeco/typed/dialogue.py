@@ -42,6 +42,10 @@ class Dialogue:
         """Return what reads and writes the messages of one connection."""
         return Conversation(self, channel)
 
+    def take_over(self, conversation: Any) -> None:
+        """Read and write the messages of a connection from now on that another dialogue has begun."""
+        conversation.speak(self)
+
     def encode(self, message: object) -> Data:
         """Return the frame of a message to several connections."""
         return self.writer.write(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypedDict
 
 from typing_extensions import Unpack
@@ -147,6 +148,12 @@ class Extension(Protocol):
     def last_activity(self) -> float:
         """When the last frame arrived that is not the answer to a ping of ours."""
         ...
+
+    def tell_departure(self, told: Callable[[], None] | None) -> None:
+        """Call `told` once the peer has ended its side, in front of the messages that nobody has received so far."""
+
+    def abort(self) -> None:
+        """Drop the connection."""
 
     def set_options(self, *, close_timeout: float, **options: Unpack[Options]) -> None:
         """Set what the connection is accepted with."""

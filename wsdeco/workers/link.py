@@ -9,10 +9,11 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Final, Literal
 
-from wsdeco.server.foreground import TERMINAL_SIGNALS, end_process, handle_signal, stacks
+from wsdeco.server.foreground import TERMINAL_SIGNALS, end_process, stacks
 from wsdeco.server.listen import Listeners
 from wsdeco.server.orphans import leave_to_link
 from wsdeco.server.serving import Server
+from wsdeco.server.signals import handle_signal
 
 __all__ = ["END", "PING", "RETIRE", "STUCK", "Link", "Order"]
 

@@ -198,15 +198,6 @@ async def test_the_new_class_is_matched_where_the_old_one_was() -> None:
     assert [info.path for info in app.route_infos] == ["/rooms/{room}", "/rooms/{room:path}"]
 
 
-async def test_connections_that_live_keep_their_handler() -> None:
-    app = App()
-    app.add("/ws", redefined("first"))
-    async with connect(app, "/ws") as client:
-        app.add("/ws", redefined("second"))
-        await client.send("x")
-        await client.expect("first")
-
-
 async def test_a_renamed_path_parameter_takes_the_place_too() -> None:
     app = App()
     app.add("/{room}", redefined("first"))
@@ -363,7 +354,7 @@ def test_a_class_instead_of_a_function() -> None:
     [
         ("max_conections", "did you mean 'max_connections'?"),
         ("idle_time", "did you mean 'idle_timeout'?"),
-        ("colour", "the limits are max_connections, max_connections_total, max_connection_duration, "),
+        ("colour", "the limits are max_connections, max_connections_total, max_connections_per_client, "),
     ],
 )
 def test_an_unknown_keyword_and_the_one_that_may_be_meant(keyword: str, advice: str) -> None:

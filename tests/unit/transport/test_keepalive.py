@@ -16,8 +16,12 @@ class Peer:
         self.keepalive = keepalive
         self.heard = False
         self.is_reading = True
+        self.silent_for = 0.0
         self.pings: list[float] = []
         self.lost: list[float] = []
+
+    def has_vanished(self, seconds: float) -> bool:
+        return self.silent_for >= seconds
 
     def send_keepalive_ping(self) -> None:
         self.pings.append(self.clock.now - 1000)
@@ -117,6 +121,17 @@ def test_a_peer_that_is_not_read_is_not_judged(clock: FakeClock) -> None:
     clock.advance(39)
     assert peer.lost == []
     peer.is_reading = True
+    clock.advance(12)
+    assert peer.lost == close_to(50)
+
+
+def test_a_peer_that_is_not_read_is_judged_by_what_its_system_acknowledges(clock: FakeClock) -> None:
+    _, peer = joined(clock)
+    peer.is_reading = False
+    peer.silent_for = 9.9
+    clock.advance(39)
+    assert peer.lost == []
+    peer.silent_for = 10
     clock.advance(12)
     assert peer.lost == close_to(50)
 

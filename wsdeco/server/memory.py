@@ -1,0 +1,40 @@
+"""How much memory the process has, as Linux says."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+__all__ = ["Memory"]
+
+_STATM: Final = Path("/proc/self/statm")
+"""Where Linux says so, in pages."""
+
+
+class Memory:
+    """What `/proc` says of this process; a context manager.
+
+    Its file stays open: where no descriptor is left, none can be opened, and the server has to go on.
+
+    Raises:
+        OSError: The system does not say so there.
+    """
+
+    def __init__(self) -> None:
+        self._page_size = os.sysconf("SC_PAGE_SIZE")
+        self._file = _STATM.open("rb", buffering=0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    @property
+    def resident(self) -> int:
+        """Bytes of it that are in RAM."""
+        return int(os.pread(self._file.fileno(), 256, 0).split()[1]) * self._page_size
