@@ -25,6 +25,7 @@ __all__ = [
     "ConnectionConfig",
     "Invalid",
     "Limits",
+    "OnMessageTimeout",
     "OverRate",
     "Seconds",
     "SlowConsumer",
@@ -39,6 +40,9 @@ SlowConsumer: TypeAlias = Literal["close", "drop"]
 
 OverRate: TypeAlias = Literal["slow", "close", "drop"]
 """What happens to a client over its rate: read more slowly, closed with 1008, or its message dropped and counted."""
+
+OnMessageTimeout: TypeAlias = Literal["close", "continue"]
+"""What follows a run of `on_message` that took too long: a close with 1011, or the next message."""
 
 Invalid: TypeAlias = Literal["reply", "close"]
 """What follows an incoming message that is not of the annotated type: an error reply, or a close with 1007."""
@@ -88,6 +92,9 @@ class Limits(TypedDict, total=False):
     max_connection_duration: Seconds | None
     idle_timeout: Seconds | None
     connect_timeout: Seconds
+    first_message_timeout: Seconds | None
+    message_timeout: Seconds | None
+    on_message_timeout: OnMessageTimeout
     close_timeout: Seconds
     send_timeout: Seconds | None
     disconnect_grace: Seconds | None
@@ -131,6 +138,11 @@ class ConnectionConfig:
         idle_timeout: Time without an incoming frame after which the connection is closed with 1001; it never
             runs out while a hook runs. `None` sets no limit.
         connect_timeout: Time `on_connect` may take before the upgrade is accepted; then HTTP 503.
+        first_message_timeout: Time from the upgrade to the first message; then the connection is closed with 1008.
+            `None` sets no limit.
+        message_timeout: Time of one run of `on_message`, with the replies of a stream; then the hook is cancelled, and
+            `on_message_timeout` says what follows. Each run is a task of its own then. `None` sets no limit.
+        on_message_timeout: `"close"` closes with 1011, `"continue"` goes on with the next message.
         close_timeout: Time for the closing handshake, and at shutdown for a hook that still runs and again
             for `on_disconnect`.
         send_timeout: Time one `send` may wait for a peer that does not read; then the peer is dropped as a
@@ -182,6 +194,9 @@ class ConnectionConfig:
     max_connection_duration: float | None
     idle_timeout: float | None
     connect_timeout: float
+    first_message_timeout: float | None
+    message_timeout: float | None
+    on_message_timeout: OnMessageTimeout
     close_timeout: float
     send_timeout: float | None
     disconnect_grace: float | None
@@ -214,6 +229,9 @@ class ConnectionConfig:
         max_connection_duration: Seconds | None = None,
         idle_timeout: Seconds | None = None,
         connect_timeout: Seconds = 10.0,
+        first_message_timeout: Seconds | None = None,
+        message_timeout: Seconds | None = None,
+        on_message_timeout: OnMessageTimeout = "close",
         close_timeout: Seconds = 10.0,
         send_timeout: Seconds | None = 60.0,
         disconnect_grace: Seconds | None = 30.0,
@@ -244,6 +262,9 @@ class ConnectionConfig:
             "max_connection_duration": _optional(_positive, "max_connection_duration", max_connection_duration),
             "idle_timeout": _optional(_positive, "idle_timeout", idle_timeout),
             "connect_timeout": _positive("connect_timeout", connect_timeout),
+            "first_message_timeout": _optional(_positive, "first_message_timeout", first_message_timeout),
+            "message_timeout": _optional(_positive, "message_timeout", message_timeout),
+            "on_message_timeout": _choice("on_message_timeout", on_message_timeout, "close", "continue"),
             "close_timeout": _positive("close_timeout", close_timeout),
             "send_timeout": _optional(_positive, "send_timeout", send_timeout),
             "disconnect_grace": _optional(_seconds, "disconnect_grace", disconnect_grace),

@@ -26,7 +26,9 @@ __all__ = [
     "printable",
 ]
 
-LimitName: TypeAlias = Literal["connect_timeout", "idle_timeout", "max_connection_duration"]
+LimitName: TypeAlias = Literal[
+    "connect_timeout", "first_message_timeout", "idle_timeout", "max_connection_duration", "message_timeout"
+]
 """The fields of `ConnectionConfig` whose expiry ends a connection with `Timeout`."""
 
 MAX_CLOSE_REASON_BYTES: Final = 123
@@ -48,6 +50,12 @@ class CloseCode:
     SERVICE_RESTART: Final = 1012
     TRY_AGAIN_LATER: Final = 1013
 
+
+_TIMEOUT_CODES: Final[dict[LimitName, int]] = {
+    "first_message_timeout": CloseCode.POLICY,
+    "message_timeout": CloseCode.INTERNAL_ERROR,
+}
+"""Close codes of the limits that end a connection with another one than 1001."""
 
 _SENDABLE_BELOW_3000: Final = frozenset({1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014})
 
@@ -109,6 +117,11 @@ class Timeout:
 
     message: str
     limit: LimitName
+
+    @property
+    def code(self) -> int:
+        """The close code that goes with it; before the upgrade it is HTTP 503."""
+        return _TIMEOUT_CODES.get(self.limit, CloseCode.GOING_AWAY)
 
     def __str__(self) -> str:
         return f"timeout: {printable(self.message)}"

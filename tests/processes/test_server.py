@@ -56,7 +56,7 @@ HAS_IPV6: Final = socket.has_ipv6 and any(
 
 @pytest.fixture(autouse=True)
 def short_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsdeco.connection.limits._CANCEL_AGAIN", SHORT)
+    monkeypatch.setattr("wsdeco.connection.limits.CANCEL_AGAIN", SHORT)
 
 
 def in_background(app: App, **options: Any) -> BackgroundServer:
@@ -1276,7 +1276,7 @@ from wsdeco import ws
 from wsdeco.connection import limits
 from wsdeco.server import foreground, serving
 
-limits._CANCEL_AGAIN = serving._LEFTOVERS = 0.1
+limits.CANCEL_AGAIN = serving._LEFTOVERS = 0.1
 # Only where the event loop is blocked has this time to pass.
 serving._MARGIN = 30
 foreground.NOTICE = 60

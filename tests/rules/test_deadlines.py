@@ -663,7 +663,7 @@ async def test_shutdown_gives_up_a_hook_that_never_gives_in(
 ) -> None:
     logged = Logged(caplog)
     # The bound of the whole shutdown is in real time: whatever the clock says, the process has to end.
-    monkeypatch.setattr("wsdeco.connection.limits._CANCEL_AGAIN", 0.005)
+    monkeypatch.setattr("wsdeco.connection.limits.CANCEL_AGAIN", 0.005)
 
     class Immortal(Recorder):
         async def on_message(self, text: str) -> None:

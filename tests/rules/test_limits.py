@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
-from contextlib import AsyncExitStack
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, suppress
+from typing import Any, Literal
 
 import pytest
 from starlette.datastructures import Headers
@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from tests.support.recording import Journal, Recorder, closing, refusal, take_errors
 from tests.support.stacks import DIRECT, MEMORY, Peer, Stack, until
-from wsdeco import App, Close, WebSocketUpgrade, handle_upgrade
+from wsdeco import Address, App, Close, Sink, Timeout, Unknown, WebSocketUpgrade, handle_upgrade
 from wsdeco.channels.observer import Observer
 from wsdeco.channels.sink import channel_of
 from wsdeco.connection.admission import Slots
@@ -252,10 +252,21 @@ async def test_a_message_over_the_rate_is_dropped_and_counted(stack: Stack) -> N
         # What was dropped was activity all the same, and time goes on for who is over the rate.
         await peer.send("later")
         assert await journal.next() == "later"
+        await peer.send("lost")
+        await until(lambda: app.stats().messages_received == 7)
         await peer.close()
         assert await journal.next() == stack.peer_closed(1000)
-        await until(lambda: app.stats().undelivered == 3)
-    assert app.stats().messages_received == 6
+        await until(lambda: app.stats().undelivered == 4)
+
+
+async def test_whoever_counts_messages_or_not_they_are_dropped() -> None:
+    journal = Journal()
+    app = App(clock=ManualClock())
+    rated(app, journal, message_rate="1/s", over_rate="drop")
+    async with MEMORY.serve(app) as server, server.connect("/ws") as peer:
+        await send_all(peer, ["0", "1"])
+        assert await journal.take(2) == ["connect", "0"]
+    assert await journal.next() == Unknown()
 
 
 async def test_who_is_slowed_down_is_pushed_back_by_tcp() -> None:
@@ -299,3 +310,194 @@ async def test_a_message_larger_than_the_rate_comes_when_nothing_else_did(larger
         assert journal.ended()
         await clock.advance(0.02)
         assert await journal.next() == "y"
+
+
+# How long it may take.
+
+
+class Waiting(Recorder):
+    """Stays in its hook for a message `wait`, until it is cancelled."""
+
+    async def on_message(self, message: str | bytes) -> str | bytes | None:
+        self.journal.add(message)
+        if message == "wait":
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.journal.add("cancelled")
+                raise
+        return message
+
+
+class Streaming(Recorder):
+    """The same, with a stream of replies."""
+
+    async def on_message(self, message: str | bytes) -> AsyncGenerator[str | bytes]:  # type: ignore[override]
+        self.journal.add(message)
+        yield message
+        if message == "wait":
+            # Not every server has the reply behind it when the peer has got it.
+            self.journal.add("waits")
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.journal.add("cancelled")
+
+
+def timed(handler: type[Recorder], journal: Journal, **limits: Any) -> tuple[App, ManualClock]:
+    clock = ManualClock()
+    app = App(clock=clock)
+    app.stats()
+    app.add("/ws", handler, factory=lambda _: handler(journal), **limits)
+    return app, clock
+
+
+async def test_who_says_nothing_is_closed(stack: Stack) -> None:
+    journal = Journal()
+    app, clock = timed(Recorder, journal, first_message_timeout=5, max_connections=1)
+    text = "first_message_timeout of 5 s is over"
+    async with stack.serve(app) as server:
+        async with server.connect("/ws") as peer:
+            assert await journal.next() == "connect"
+            await clock.advance(4.5)
+            assert journal.ended()
+            await clock.advance(0.5)
+            assert await closing(peer) == Close(1008, text, by="server")
+            assert await journal.next() == Timeout(text, "first_message_timeout")
+        await until(lambda: slots_of(app).taken == 0)
+    assert app.stats().ended == {"1008 server": 1}
+
+
+async def test_a_first_message_counts_from_its_arrival(stack: Stack) -> None:
+    journal, ready = Journal(), asyncio.Event()
+
+    class Slow(Recorder):
+        async def on_connect(self, addr: Address, sink: Sink) -> None:
+            await sink.accept()
+            await ready.wait()
+
+    app, clock = timed(Slow, journal, first_message_timeout=5)
+    async with stack.serve(app) as server, server.connect("/ws") as peer:
+        await peer.send("early")
+        await until(lambda: app.stats().messages_received == 1)
+        await clock.advance(6)
+        ready.set()
+        assert await journal.next() == "early"
+        await clock.advance(100)
+        await peer.send("late")
+        assert await journal.next() == "late"
+
+
+@pytest.mark.parametrize("handler", [Waiting, Streaming])
+async def test_a_run_of_on_message_that_takes_too_long_ends_the_connection(
+    stack: Stack, handler: type[Recorder]
+) -> None:
+    journal = Journal()
+    app, clock = timed(handler, journal, message_timeout=3)
+    text = "message_timeout of 3 s is over"
+    async with stack.serve(app) as server, server.connect("/ws") as peer:
+        for _ in range(2):
+            await peer.send("quick")
+            assert await peer.receive() == "quick"
+            await clock.advance(2.5)
+        await peer.send("wait")
+        assert await journal.take(4) == ["connect", "quick", "quick", "wait"]
+        if handler is Streaming:
+            assert await journal.next() == "waits"
+            assert await peer.receive() == "wait"
+        await clock.advance(2.5)
+        assert journal.ended()
+        await clock.advance(0.5)
+        assert await closing(peer) == Close(1011, text, by="server")
+        assert await journal.take(2) == ["cancelled", Timeout(text, "message_timeout")]
+    await until(lambda: clock.pending == 0)
+
+
+@pytest.mark.parametrize("handler", [Waiting, Streaming])
+async def test_or_the_next_message_follows(stack: Stack, handler: type[Recorder]) -> None:
+    journal = Journal()
+    app, clock = timed(handler, journal, message_timeout=3, on_message_timeout="continue")
+    async with stack.serve(app) as server, server.connect("/ws") as peer:
+        await peer.send("wait")
+        await peer.send("next")
+        assert await journal.take(2) == ["connect", "wait"]
+        if handler is Streaming:
+            assert await journal.next() == "waits"
+            assert await peer.receive() == "wait"
+        await clock.advance(3)
+        assert await journal.take(2) == ["cancelled", "next"]
+        assert await peer.receive() == "next"
+        await peer.close()
+        assert await journal.next() == stack.peer_closed(1000)
+    assert app.stats().hook_failures == {}
+
+
+async def test_each_of_several_runs_has_its_time(caplog: pytest.LogCaptureFixture) -> None:
+    journal = Journal()
+
+    class Stubborn(Waiting):
+        """Is not to be ended by its first cancellation, and fails at its second."""
+
+        async def on_message(self, message: str | bytes) -> str | bytes | None:
+            try:
+                return await super().on_message(message)
+            except asyncio.CancelledError:
+                if message == "wait":
+                    await super().on_message(message)
+                raise
+
+    app, clock = timed(Stubborn, journal, message_timeout=3, on_message_timeout="continue", parallel=2)
+    async with MEMORY.serve(app) as server, server.connect("/ws") as peer:
+        await peer.send("wait")
+        assert await journal.take(2) == ["connect", "wait"]
+        await clock.advance(2)
+        await peer.send("wait")
+        assert await journal.next() == "wait"
+        await clock.advance(1)
+        assert await journal.take(2) == ["cancelled", "wait"]
+        await clock.advance(1)
+        assert await journal.next() == "cancelled"
+        await peer.send("next")
+        assert await journal.next() == "next"
+        await clock.advance(1)
+        assert await journal.take(2) == ["cancelled", "wait"]
+        await clock.advance(1)
+        assert await journal.next() == "cancelled"
+    late = [each.getMessage() for each in caplog.records if "took more than" in each.getMessage()]
+    assert [each.partition(" for ")[0] for each in late] == ["Stubborn.on_message"] * 2
+
+
+async def test_a_run_that_will_not_be_cancelled_is_cancelled_again_every_second() -> None:
+    journal = Journal()
+
+    class Stubborn(Recorder):
+        async def on_message(self, message: str | bytes) -> None:
+            for attempt in ("first", "second", "third"):
+                self.journal.add(attempt)
+                with suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
+
+    app, clock = timed(Stubborn, journal, message_timeout=3)
+    async with MEMORY.serve(app) as server, server.connect("/ws") as peer:
+        await peer.send("wait")
+        assert await journal.take(2) == ["connect", "first"]
+        await clock.advance(3)
+        assert await journal.next() == "second"
+        await clock.advance(1)
+        assert await journal.next() == "third"
+        await clock.advance(1)
+        assert await journal.next() == Timeout("message_timeout of 3 s is over", "message_timeout")
+
+
+@pytest.mark.parametrize("what_follows", ["close", "continue"])
+async def test_a_run_has_no_more_time_when_the_peer_has_gone(what_follows: Literal["close", "continue"]) -> None:
+    journal = Journal()
+    app, clock = timed(Waiting, journal, message_timeout=3, on_message_timeout=what_follows, disconnect_grace=None)
+    async with MEMORY.serve(app) as server, server.connect("/ws") as peer:
+        await peer.send("wait")
+        assert await journal.take(2) == ["connect", "wait"]
+        await peer.send("next")
+        leaving = asyncio.create_task(peer.close())
+        await clock.advance(3)
+        assert await journal.take(3) == ["cancelled", "next", Close(1000, by="client")]
+        await leaving

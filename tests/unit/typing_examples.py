@@ -71,6 +71,9 @@ class Plain:
 @app.handler(
     "/limits/{room}",
     connect_timeout=5,
+    first_message_timeout=timedelta(seconds=5),
+    message_timeout=30,
+    on_message_timeout="continue",
     close_timeout=2.5,
     send_timeout=None,
     disconnect_grace=timedelta(seconds=3),

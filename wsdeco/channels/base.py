@@ -23,7 +23,7 @@ from wsdeco.config import ConnectionConfig
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, Error, Unknown
 from wsdeco.wire.outgoing import Encoded
 
-__all__ = ["Channel", "Conversation", "Membership", "Owner"]
+__all__ = ["Channel", "Conversation", "Membership", "Owner", "wake"]
 
 T = TypeVar("T")
 
@@ -396,7 +396,12 @@ class Channel(ABC):
         else:
             self._inbox[:0] = reversed(messages)
         self._inbox_size += size
-        _wake(self._message_waiter)
+        wake(self._message_waiter)
+
+    @property
+    def waiting(self) -> int:
+        """How many messages wait for `on_message`."""
+        return 0 if self._inbox is None else len(self._inbox)
 
     def end(self, reason: DisconnectReason) -> bool:
         """Set the reason, unless an earlier event has ended the channel; return whether it was set."""
@@ -404,7 +409,7 @@ class Channel(ABC):
             return False
         self.reason = reason
         self._leave_rooms()
-        _wake(self._message_waiter)
+        wake(self._message_waiter)
         self._resume_reading()
         if self.owner is not None:
             self.owner.channel_ended()
@@ -529,6 +534,7 @@ class Channel(ABC):
         return wanted
 
 
-def _wake(waiter: asyncio.Future[Any] | None) -> None:
+def wake(waiter: asyncio.Future[Any] | None) -> None:
+    """Let go on who waits for an event, if somebody does."""
     if waiter is not None and not waiter.done():
         waiter.set_result(None)

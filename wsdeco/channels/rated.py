@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from wsdeco.channels.asgi import AsgiChannel
-from wsdeco.channels.base import Channel
+from wsdeco.channels.base import Channel, wake
 from wsdeco.channels.data import Data, wire_size
 from wsdeco.channels.direct import DirectChannel
 from wsdeco.clock import Timer
@@ -87,9 +87,13 @@ class _Rated(Channel):
 
     def _go_on(self) -> None:
         self._spent.timer = None
-        waiter = self._message_waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        wake(self._message_waiter)
+
+    def messages_received(self, messages: list[Data]) -> None:
+        """Take messages, in order, unless they are too many."""
+        messages = self._let_in(messages)
+        if messages:
+            super().messages_received(messages)
 
     def _let_in(self, messages: list[Data]) -> list[Data]:
         """Return the messages within the rate; end the connection if that is what follows one over it."""
@@ -134,12 +138,6 @@ class RatedDirectChannel(_Rated, DirectChannel):
         super().__init__(*arguments, **options)
         self._spent = _Spent()
 
-    def messages_received(self, messages: list[Data]) -> None:
-        """Take messages, in order, unless they are too many."""
-        messages = self._let_in(messages)
-        if messages:
-            super().messages_received(messages)
-
 
 class RatedAsgiChannel(_Rated, AsgiChannel):
     """An ASGI channel with rates."""
@@ -150,13 +148,6 @@ class RatedAsgiChannel(_Rated, AsgiChannel):
         """Take what an ASGI channel takes."""
         super().__init__(*arguments, **options)
         self._spent = _Spent()
-
-    def deliver(self, data: Data) -> None:
-        """Put a message into the inbox, unless it is one too many."""
-        if self._let_in([data]):
-            super().deliver(data)
-        else:
-            self._last_frame_at = self.clock.time()
 
 
 def channel_types(config: ConnectionConfig) -> tuple[type[DirectChannel], type[AsgiChannel]]:

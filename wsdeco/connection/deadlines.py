@@ -26,6 +26,10 @@ class Deadlines:
         """Return how many there are."""
         return len(self._set)
 
+    def __contains__(self, name: str) -> bool:
+        """Return whether the deadline of this name was set, and not cancelled since."""
+        return name in self._set
+
     def set(self, name: str, seconds: float, action: Callable[[], object]) -> None:
         """Call `action` in `seconds`, unless the deadline of this name is set again or cancelled before."""
         self.cancel(name)

@@ -33,12 +33,13 @@ from wsdeco.channels.sink import Sink
 from wsdeco.connection.answers import close_of, described, refusal_of, tell_end, tell_refusal
 from wsdeco.connection.departures import advise_at_end, is_departure, is_end_of_another
 from wsdeco.connection.limits import INTERRUPTED, REDEFINED, LimitedConnection
-from wsdeco.connection.parallel import call_in_parallel
+from wsdeco.connection.parallel import call_in_tasks
 from wsdeco.connection.replies import ADVICE, send_stream
 from wsdeco.connection.tasks import Tasks
+from wsdeco.connection.timed_calls import TimedCalls
 from wsdeco.definition.base import Factory, bound_hook
 from wsdeco.definition.plan import Plan, begin_conversation, bound_on_message, continue_conversation, plan_of
-from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, Error, Unknown
+from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, Error, Timeout, Unknown
 
 __all__ = ["Lifecycle"]
 
@@ -178,7 +179,10 @@ class Lifecycle(LimitedConnection):
                 del on_connect
                 if self._done is not None:
                     channel.pack_request()
-                await (self._call_on_message() if self._config.parallel == 1 else self._call_in_parallel())
+                if self._awaits_first_message:
+                    await self._first_message_there()
+                is_plain = self._config.parallel == 1 and self._config.message_timeout is None
+                await (self._call_on_message() if is_plain else self._call_in_tasks())
             except BaseException as exc:
                 if self._is_thrown_away():
                     raise
@@ -286,8 +290,20 @@ class Lifecycle(LimitedConnection):
                 left = _MESSAGES_AT_ONCE
                 await asyncio.sleep(0)
 
-    async def _call_in_parallel(self) -> None:
-        await call_in_parallel(self.channel, self._look_up, self._begin_hook, self._call_over)
+    async def _call_in_tasks(self) -> None:
+        seconds = self._config.message_timeout
+        timed = None if seconds is None else TimedCalls(self.channel.clock, seconds, self._time_call, self._call_late)
+        await call_in_tasks(self.channel, self._look_up, self._begin_hook, self._call_over, timed)
+
+    def _call_late(self, call: asyncio.Task[None]) -> None:
+        seconds = cast(float, self._config.message_timeout)
+        channel = self.channel
+        if self._config.on_message_timeout == "close" and channel.reason is None:
+            self._time_out("message_timeout", seconds)
+        elif not isinstance(channel.reason, Timeout):
+            if not call.cancelling():
+                logger.warning("%s.on_message for %s took more than %g s", self._name, channel.addr, seconds)
+            call.cancel()
 
     def _call_over(self, exc: BaseException | None, is_last: bool) -> bool:
         self._tell_hook_ended(exc)

@@ -11,7 +11,7 @@ from wsdeco.config import ConnectionConfig
 from wsdeco.connection.deadlines import Deadlines
 from wsdeco.reasons import Close, CloseCode, LimitName, Timeout
 
-__all__ = ["INTERRUPTED", "REDEFINED", "LimitedConnection"]
+__all__ = ["CANCEL_AGAIN", "INTERRUPTED", "REDEFINED", "LimitedConnection"]
 
 INTERRUPTED: Final = 1
 """A deadline has cancelled the hook that runs."""
@@ -19,10 +19,12 @@ INTERRUPTED: Final = 1
 REDEFINED: Final = 2
 """The class of the handler has become another one."""
 
-_CANCEL_AGAIN: Final = 1.0
+CANCEL_AGAIN: Final = 1.0
 """Seconds after which a hook that has swallowed its cancellation is cancelled again."""
 
-_LIMITS: Final[tuple[LimitName, ...]] = ("connect_timeout", "idle_timeout", "max_connection_duration")
+_FIRST: Final = "first_message_timeout"
+
+_LIMITS: Final = ("connect_timeout", _FIRST, "idle_timeout", "max_connection_duration")
 """The deadlines of a connection that has not ended."""
 
 
@@ -63,6 +65,8 @@ class LimitedConnection:
             self._set_deadline("max_connection_duration", config.max_connection_duration, self._duration_over)
         if config.idle_timeout is not None:
             self._set_deadline("idle_timeout", config.idle_timeout, self._check_idle)
+        if config.first_message_timeout is not None:
+            self._set_deadline(_FIRST, config.first_message_timeout, self._check_first_message)
 
     def channel_ended(self) -> None:
         """Decide how long a hook that still runs may go on."""
@@ -93,9 +97,29 @@ class LimitedConnection:
         else:
             self._time_out("idle_timeout", seconds)
 
+    @property
+    def _awaits_first_message(self) -> bool:
+        return self._deadlines is not None and _FIRST in self._deadlines
+
+    async def _first_message_there(self) -> None:
+        """Wait until a message is there to be taken, or the connection has ended."""
+        channel = self.channel
+        while not channel.waiting and channel.reason is None:
+            await channel.event()
+        self._cancel_deadlines(_FIRST)
+
+    def _check_first_message(self) -> None:
+        # It may wait for the end of on_connect.
+        if not self.channel.waiting:
+            self._time_out(_FIRST, cast(float, self._config.first_message_timeout))
+
     def _time_out(self, limit: LimitName, seconds: float) -> None:
         message = f"{limit} of {seconds:g} s is over"
-        self.channel.close(CloseCode.GOING_AWAY, message, Timeout(message, limit))
+        reason = Timeout(message, limit)
+        self.channel.close(reason.code, message, reason)
+
+    def _time_call(self, seconds: float, action: Callable[[], object]) -> None:
+        self._set_deadline("message_timeout", seconds, action)
 
     def _set_deadline(self, name: str, seconds: float, action: Callable[[], object]) -> None:
         if self._deadlines is None:
@@ -118,7 +142,7 @@ class LimitedConnection:
         if self._hook is not None:
             self._after_hook |= INTERRUPTED
             cast("asyncio.Task[None]", self._hooks_task).cancel()
-            self._limit_hook(_CANCEL_AGAIN)
+            self._limit_hook(CANCEL_AGAIN)
 
     def _limit_ending(self) -> None:
         self._cancel_deadlines("hook")
@@ -147,7 +171,7 @@ class LimitedConnection:
     @property
     def shutdown_time(self) -> float:
         """Seconds after `shut_down` in which all is over, unless a hook goes on ignoring its cancellation."""
-        return 2 * (self._config.close_timeout + _CANCEL_AGAIN)
+        return 2 * (self._config.close_timeout + CANCEL_AGAIN)
 
     def shut_down(self, text: str = "service restart") -> None:
         """Close with 1012; a hook that still runs, and then `on_disconnect`, get `close_timeout` each.

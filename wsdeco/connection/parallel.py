@@ -1,24 +1,27 @@
-"""Several messages of one connection in `on_message` at a time."""
+"""Calls of `on_message` in tasks of their own: several at a time, or bounded in time."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Data, checked_kind
 from wsdeco.connection.replies import ADVICE, send_stream
+from wsdeco.connection.timed_calls import TimedCalls
 from wsdeco.definition.plan import Plan
 
-__all__ = ["call_in_parallel"]
+__all__ = ["call_in_tasks"]
 
 LookUp: TypeAlias = Callable[[], tuple[Plan, Callable[[Data], Any]]]
 Begun: TypeAlias = Callable[[str], None]
 Over: TypeAlias = Callable[[BaseException | None, bool], bool]
 
 
-async def call_in_parallel(channel: Channel, look_up: LookUp, begun: Begun, over: Over) -> None:
+async def call_in_tasks(
+    channel: Channel, look_up: LookUp, begun: Begun, over: Over, timed: TimedCalls | None = None
+) -> None:
     """Take messages until the channel has ended, and return when the last call for one is over.
 
     Args:
@@ -26,7 +29,8 @@ async def call_in_parallel(channel: Channel, look_up: LookUp, begun: Begun, over
         look_up: Returns which of them are for the hook, and the hook.
         begun: Called at the beginning of each call, with the name of the hook.
         over: Called at its end, with what it has raised and whether no other call is under way; returns whether the
-            hook is to be looked up anew.
+            hook is to be looked up anew. That a call was cancelled for its time is nothing that it has raised.
+        timed: Bounds the time of each call; `None` for no bound.
     """
     plan, on_message = look_up()
     limit = channel.config.parallel
@@ -34,31 +38,41 @@ async def call_in_parallel(channel: Channel, look_up: LookUp, begun: Begun, over
     try:
         while True:
             data = channel.take() if len(running) < limit else None
-            if data is None:
+            if data is None and not running:
+                # As nearly always. It takes less memory than the wait for several.
+                if channel.reason is not None:
+                    break
+                if await channel.event():
+                    plan, on_message = look_up()
+            elif data is None:
                 waits: list[asyncio.Future[Any]] = [*running]
                 event: asyncio.Future[bool | None] | None = None
-                if len(running) < limit:
-                    if channel.reason is not None:
-                        break
+                if len(running) < limit and channel.reason is None:
                     event = channel.event()
                     waits.append(event)
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                if _settle(running, over) or (event is not None and event.done() and event.result()):
+                if _settle(running, over, timed) or (event is not None and event.done() and event.result()):
                     plan, on_message = look_up()
             elif plan.takes_text if isinstance(data, str) else plan.takes_binary:
-                running.add(channel.loop.create_task(_call(channel, plan, on_message, begun, data)))
+                running.add(channel.loop.create_task(_call(channel, plan, on_message, begun, timed, data)))
             else:
                 channel.undelivered += 1
-        while running:
-            await asyncio.wait(running)
-            _settle(running, over)
     except asyncio.CancelledError:
         await _cancel(running)
         raise
 
 
-async def _call(channel: Channel, plan: Plan, on_message: Callable[[Data], Any], begun: Begun, data: Data) -> None:
+async def _call(
+    channel: Channel,
+    plan: Plan,
+    on_message: Callable[[Data], Any],
+    begun: Begun,
+    timed: TimedCalls | None,
+    data: Data,
+) -> None:
     begun("on_message")
+    if timed is not None:
+        timed.begin(cast("asyncio.Task[None]", asyncio.current_task()))
     if plan.streams:
         await send_stream(channel, on_message(data))
     else:
@@ -67,11 +81,13 @@ async def _call(channel: Channel, plan: Plan, on_message: Callable[[Data], Any],
             await channel.send(checked_kind(reply, advice=ADVICE))
 
 
-def _settle(running: set[asyncio.Task[None]], over: Over) -> bool:
+def _settle(running: set[asyncio.Task[None]], over: Over, timed: TimedCalls | None) -> bool:
     is_redefined = False
     for task in [task for task in running if task.done()]:
         running.discard(task)
-        is_redefined |= over(asyncio.CancelledError() if task.cancelled() else task.exception(), not running)
+        is_late = timed is not None and timed.end(task)
+        cancelled = None if is_late else asyncio.CancelledError()
+        is_redefined |= over(cancelled if task.cancelled() else task.exception(), not running)
     return is_redefined
 
 

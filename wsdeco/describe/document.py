@@ -142,9 +142,13 @@ def _close_codes(config: ConnectionConfig) -> dict[str, str]:
     ]
     if limits:
         codes["1001"] = " or ".join(limits)
-    rates = [rate for rate in (config.message_rate, config.byte_rate) if rate is not None]
-    if rates and config.over_rate == "close":
-        codes["1008"] = f"more than {' or '.join(rates)}"
+    policy = [f"more than {rate}" for rate in (config.message_rate, config.byte_rate) if rate is not None]
+    if config.over_rate != "close":
+        policy.clear()
+    if config.first_message_timeout is not None:
+        policy.append(f"no message for {config.first_message_timeout:g} s")
+    if policy:
+        codes["1008"] = " or ".join(policy)
     if config.slow_consumer == "close" or config.send_timeout is not None:
         codes["1013"] = "the client reads too slowly"
     return dict(sorted(codes.items()))

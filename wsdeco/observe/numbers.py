@@ -195,7 +195,7 @@ def _kind(reason: DisconnectReason | None) -> str:
         case Close(code, _, by):
             return f"{code} {by}"
         case Timeout():
-            return f"{CloseCode.GOING_AWAY} server"
+            return f"{reason.code} server"
         case Error():
             return f"{CloseCode.INTERNAL_ERROR} server"
         case _:

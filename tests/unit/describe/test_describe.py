@@ -55,7 +55,14 @@ def documented_app() -> App:
     class Room:
         async def on_message(self, text: str) -> None: ...
 
-    @app.handler("/rooms/{room}/{n}", send_timeout=None, slow_consumer="drop", message_rate="20/s", over_rate="close")
+    @app.handler(
+        "/rooms/{room}/{n}",
+        send_timeout=None,
+        slow_consumer="drop",
+        message_rate="20/s",
+        over_rate="close",
+        first_message_timeout=5,
+    )
     class Watch:
         async def on_connect(self, addr: object, sink: object) -> None: ...
 
@@ -213,7 +220,7 @@ def test_docstrings_limits_parameters_and_codes_stand_in_it() -> None:
     assert channels["ws"]["x-close-codes"]["1009"] == "a message of more than 100 bytes"
     assert "1013" in channels["rooms_room_n"]["x-close-codes"]
     assert "1013" not in channels["rooms_room_n_2"]["x-close-codes"]
-    assert channels["rooms_room_n_2"]["x-close-codes"]["1008"] == "more than 20/s"
+    assert channels["rooms_room_n_2"]["x-close-codes"]["1008"] == "more than 20/s or no message for 5 s"
     assert channels["rooms_room_n"]["x-refusals"].keys() == {"500", "503"}
     assert channels["rooms_room_n_2"]["x-refusals"].keys() == {"403", "500", "503"}
     assert "x-limits" not in channels["both"]

@@ -1,0 +1,70 @@
+"""The time that each run of `on_message` has: `message_timeout`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from wsdeco.clock import Clock
+from wsdeco.connection.limits import CANCEL_AGAIN
+
+__all__ = ["TimedCalls"]
+
+_ROUNDING: Final = 1e-6
+"""Seconds that a sum of times may lack."""
+
+
+class TimedCalls:
+    """The calls under way. One deadline serves all of them, and outlives them, so that no message sets one of its own.
+
+    Args:
+        clock: What the deadline reads.
+        seconds: What each call has.
+        wait: Sets the deadline: calls a function so many seconds later.
+        late: Told of a call that is over its time; again and again, if it goes on.
+    """
+
+    __slots__ = ("_calls", "_clock", "_late", "_over", "_seconds", "_wait", "_waits")
+
+    def __init__(
+        self,
+        clock: Clock,
+        seconds: float,
+        wait: Callable[[float, Callable[[], object]], None],
+        late: Callable[[asyncio.Task[None]], None],
+    ) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._wait = wait
+        self._late = late
+        self._calls: dict[asyncio.Task[None], float] = {}
+        self._over: set[asyncio.Task[None]] = set()
+        self._waits = False
+
+    def begin(self, call: asyncio.Task[None]) -> None:
+        """Give a call its time, from now on."""
+        self._calls[call] = self._clock.time() + self._seconds
+        if not self._waits:
+            self._waits = True
+            self._wait(self._seconds, self._check)
+
+    def end(self, call: asyncio.Task[None]) -> bool:
+        """Forget a call; return whether it was over its time."""
+        self._calls.pop(call, None)
+        if call not in self._over:
+            return False
+        self._over.discard(call)
+        return True
+
+    def _check(self) -> None:
+        now = self._clock.time()
+        self._waits = False
+        for call, due in list(self._calls.items()):
+            if due - now < _ROUNDING:
+                self._calls[call] = now + CANCEL_AGAIN
+                self._over.add(call)
+                self._late(call)
+        if self._calls:
+            self._waits = True
+            self._wait(min(self._calls.values()) - now, self._check)
