@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Final, Protocol, cast
 
-__all__ = ["Clock", "Deadline", "Timer"]
+__all__ = ["Clock", "Deadline", "Timer", "sleep"]
 
 _MAX_LATENESS: Final = 0.5
 """Seconds by which a timer may be late before the event loop counts as having stood still."""
@@ -72,3 +73,14 @@ class Deadline:
             return
         action, self._action, self._timer = cast("Callable[[], object]", self._action), None, None
         action()
+
+
+async def sleep(clock: Clock, seconds: float) -> None:
+    """Wait until `seconds` of `clock` are over."""
+    over = asyncio.Event()
+    wake: Callable[[], object] = over.set
+    timer = clock.call_at(clock.time() + seconds, wake)
+    try:
+        await over.wait()
+    finally:
+        timer.cancel()

@@ -25,7 +25,7 @@ from wsdeco.backplanes.envelope import PUBLISHER_BYTES, open_envelope, seal
 from wsdeco.backplanes.interface import BackplaneCounters, BackplaneState
 from wsdeco.backplanes.link import Broker, BrokerRefusal, Link, Message
 from wsdeco.backplanes.numbers import Gaps, Numbers
-from wsdeco.clock import Clock, Timer
+from wsdeco.clock import Clock, Timer, sleep
 from wsdeco.messages import Data
 from wsdeco.reasons import printable
 
@@ -248,7 +248,7 @@ class Session:
                 if self._clock.time() - connected_at >= self._supervision.max_delay:
                     delays = self._delays()
             if not task.cancelling():
-                await self._sleep(next(delays))
+                await sleep(self._clock, next(delays))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         # Not in the task, which a script may end before it has begun.
@@ -267,14 +267,6 @@ class Session:
         while True:
             yield delay * (1 + self._supervision.jitter()) / 2
             delay = min(2 * delay, self._supervision.max_delay)
-
-    async def _sleep(self, seconds: float) -> None:
-        slept = asyncio.Event()
-        timer = self._clock.call_at(self._clock.time() + seconds, slept.set)
-        try:
-            await slept.wait()
-        finally:
-            timer.cancel()
 
     async def _connect(self) -> Link | None:
         backplane = self._backplane

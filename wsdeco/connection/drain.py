@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import random
-from collections.abc import Callable
 from typing import Final
 
-from wsdeco.clock import Clock
+from wsdeco.clock import Clock, sleep
 from wsdeco.connection.live import LiveConnections
 
-__all__ = ["drain", "sleep", "whole_seconds"]
+__all__ = ["drain", "whole_seconds"]
 
 _RANDOM: Final = random.Random()  # noqa: S311 - an order, no secret
 """Not the generator of the module: a program that seeds that one would have all its processes drain in one order."""
@@ -40,17 +38,6 @@ async def drain(connections: LiveConnections, clock: Clock, seconds: float, text
             await sleep(clock, left)
         if connection in connections:
             connection.shut_down(text)
-
-
-async def sleep(clock: Clock, seconds: float) -> None:
-    """Wait until `seconds` of `clock` are over."""
-    over = asyncio.Event()
-    wake: Callable[[], object] = over.set
-    timer = clock.call_at(clock.time() + seconds, wake)
-    try:
-        await over.wait()
-    finally:
-        timer.cancel()
 
 
 def whole_seconds(seconds: float) -> int:

@@ -8,7 +8,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias, TypeVar, cast
 
-from wsdeco.connection.drain import drain, sleep, whole_seconds
+from wsdeco.clock import sleep
+from wsdeco.connection.drain import drain, whole_seconds
 from wsdeco.definition.signatures import bindable, signature_of
 from wsdeco.reasons import HandlerError
 from wsdeco.routing.endpoints import Context

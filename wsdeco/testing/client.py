@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from starlette.types import ASGIApp, Message, Scope
 
 from wsdeco.channels.data import Outgoing, wire_size
-from wsdeco.clock import Clock
+from wsdeco.clock import Clock, sleep
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, Unknown
 
 if TYPE_CHECKING:
@@ -265,13 +265,7 @@ class Client:
         return self._found_forms
 
     async def _wait(self, seconds: float) -> None:
-        clock: Clock = self._clock or asyncio.get_running_loop()
-        over = asyncio.Event()
-        timer = clock.call_at(clock.time() + seconds, over.set)
-        try:
-            await over.wait()
-        finally:
-            timer.cancel()
+        await sleep(self._clock or asyncio.get_running_loop(), seconds)
 
     async def _shut(self) -> None:
         task = self._running_task()
