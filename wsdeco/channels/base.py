@@ -257,7 +257,7 @@ class Channel(ABC):
         if data is None:
             self.undelivered += 1
             text = f"message is longer than {self.config.max_message_size} bytes"
-            self.close(CloseCode.TOO_BIG, text, Close(CloseCode.TOO_BIG, text, by="server"))
+            self.close_by_server(CloseCode.TOO_BIG, text)
         elif self._reading_paused:
             self.wake_reader()
         return data
@@ -497,8 +497,11 @@ class Channel(ABC):
 
     def close_slow_consumer(self) -> None:
         """Close a peer that reads too slowly with 1013."""
-        text = "slow consumer"
-        self.close(CloseCode.TRY_AGAIN_LATER, text, Close(CloseCode.TRY_AGAIN_LATER, text, by="server"))
+        self.close_by_server(CloseCode.TRY_AGAIN_LATER, "slow consumer")
+
+    def close_by_server(self, code: int, text: str) -> None:
+        """Close with a code and a text that are also the reason of the end."""
+        self.close(code, text, Close(code, text, by="server"))
 
     def abort_slow_consumer(self) -> None:
         """Drop a peer that does not read within `send_timeout`."""

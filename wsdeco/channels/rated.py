@@ -18,7 +18,7 @@ from wsdeco.channels.direct import DirectChannel
 from wsdeco.clock import Timer
 from wsdeco.config import ConnectionConfig
 from wsdeco.rates import pace_of
-from wsdeco.reasons import Close, CloseCode
+from wsdeco.reasons import CloseCode
 
 __all__ = ["RatedAsgiChannel", "RatedDirectChannel", "channel_types"]
 
@@ -106,8 +106,7 @@ class _Rated(Channel):
                 kept.append(data)
             elif self.config.over_rate == "close":
                 _, limit, rate = over
-                text = f"{limit} of {rate} is exceeded"
-                self.close(CloseCode.POLICY, text, Close(CloseCode.POLICY, text, by="server"))
+                self.close_by_server(CloseCode.POLICY, f"{limit} of {rate} is exceeded")
                 return messages
             else:
                 self.undelivered += 1

@@ -14,7 +14,7 @@ from starlette.requests import HTTPConnection
 from wsdeco.channels.base import Channel, Owner
 from wsdeco.channels.data import Address, HeaderItems, Outgoing, checked_data, checked_kind, exceeds, wire_size
 from wsdeco.clock import Clock
-from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, check_close_code, cut_close_reason
+from wsdeco.reasons import CloseCode, ConnectionClosed, DisconnectReason, check_close_code, cut_close_reason
 
 __all__ = ["Sink", "channel_of"]
 
@@ -214,7 +214,7 @@ class Sink:
             except ConnectionClosed:
                 return
         if not channel.closed:
-            channel.close(code, reason, Close(code, reason, by="server"))
+            channel.close_by_server(code, reason)
         await channel.flushed()
 
     def close_nowait(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
@@ -241,7 +241,7 @@ class Sink:
         if channel.closed:
             return
         if channel.accepted:
-            channel.close(code, reason, Close(code, reason, by="server"))
+            channel.close_by_server(code, reason)
         else:
             # The upgrade has to come first, and an ASGI server takes it in an `await`.
             _ = self.create_task(self.close(code, reason))

@@ -182,7 +182,7 @@ class LimitedConnection:
         if self._shutting_down:
             return
         self._shutting_down = True
-        self.channel.close(CloseCode.SERVICE_RESTART, text, Close(CloseCode.SERVICE_RESTART, text, by="server"))
+        self.channel.close_by_server(CloseCode.SERVICE_RESTART, text)
         self._limit_hook(self._config.close_timeout)
 
     def limit_closing(self, seconds: float) -> None:

@@ -16,7 +16,7 @@ from wsdeco.backplanes.interface import CONTROL, Backplane
 from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Data
 from wsdeco.channels.sink import Sink, channel_of
-from wsdeco.reasons import Close, CloseCode
+from wsdeco.reasons import CloseCode
 from wsdeco.rooms.loops import running_loop
 from wsdeco.rooms.members import Members, route_key
 from wsdeco.wire.outgoing import Encoded
@@ -157,8 +157,7 @@ class Registry:
             return
         most = channel.config.max_rooms
         if most is not None and len(channel.rooms) >= most:
-            text = f"more than max_rooms={most} rooms"
-            channel.close(CloseCode.POLICY, text, Close(CloseCode.POLICY, text, by="server"))
+            channel.close_by_server(CloseCode.POLICY, f"more than max_rooms={most} rooms")
             raise channel.closed_error()
         members.enter(channel, sink)
         channel.note_room(members)

@@ -21,7 +21,7 @@ from wsdeco.connection.live import LiveConnections
 from wsdeco.connection.reading import ReadingLifecycle
 from wsdeco.connection.tickets import Refusal, Ticket
 from wsdeco.definition.base import Factory
-from wsdeco.reasons import Close, CloseCode, ConnectionClosed
+from wsdeco.reasons import CloseCode, ConnectionClosed
 from wsdeco.rooms.members import Members
 
 __all__ = ["Context", "HandlerEndpoint", "open_channel", "serve"]
@@ -188,7 +188,7 @@ async def _turn_away(channel: Channel, refusal: Refusal, name: str) -> None:
         if not await channel.connect():
             return
         if channel.accepted:
-            channel.close(refusal.code, text, Close(refusal.code, text, by="server"))
+            channel.close_by_server(refusal.code, text)
             await channel.flushed()
         else:
             await channel.refuse(refusal.status, refusal.phrase, refusal.headers)

@@ -11,7 +11,7 @@ from starlette.exceptions import WebSocketException
 
 from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Data
-from wsdeco.reasons import Close, CloseCode, cut_close_reason
+from wsdeco.reasons import CloseCode, cut_close_reason
 from wsdeco.typed.reader import ANSWER, OURS, Id, Invalid, Reader
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class Conversation:
             told = self._take_answer(frame, number)
         except WebSocketException as exc:
             text = cut_close_reason(exc.reason)
-            channel.close(exc.code, text, Close(exc.code, text, by="server"))
+            channel.close_by_server(exc.code, text)
         else:
             if told is not None:
                 channel.send_nowait(told)
