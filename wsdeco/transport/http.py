@@ -16,23 +16,20 @@ request for an upgrade in the same segment. Here
   to uvicorn;
 - an upgrade that fails ends the connection, and what was sent behind it is never a request.
 
-What is relied on of uvicorn's classes is written beside it. None of it has changed since uvicorn 0.35, and the tests
-of this module fail should it change.
+What both of uvicorn's HTTP classes lack is here; what differs is in `h11_impl` and `httptools_impl`, named as in
+uvicorn. What is relied on of uvicorn's classes is written beside it. None of it has changed since uvicorn 0.35, and the
+tests of this module fail should it change.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
 from abc import ABC, abstractmethod
 from http import HTTPStatus
-from importlib.util import find_spec
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, cast
 
-import h11
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from wsdeco.clock import Clock
@@ -40,27 +37,19 @@ from wsdeco.transport.deadlines import Deadlines, HttpDeadlines
 from wsdeco.transport.endings import half_close, say_end
 from wsdeco.transport.protocol import WebSocketProtocol
 from wsdeco.transport.shared import shared_of
-from wsdeco.wire.handshake import MAX_HEAD_LINES, MAX_HEAD_SIZE, read_handshake, refusal_response
+from wsdeco.wire.handshake import read_handshake, refusal_response
 
-__all__ = ["BoundedH11Protocol", "HttpProtocol"]
+__all__ = ["HEADER_LINE_SIZE", "REQUEST_LINE_SIZE", "TOO_LARGE", "BoundedHttpProtocol"]
 
 _LEAST_RATE: Final = 500
 """Bytes a second that a body has to bring, as with Apache's `RequestReadTimeout`."""
-_PIECE: Final = 1024
-"""Bytes that are parsed at once outside of a body: up to 57 requests, each of which takes about 6 KiB of memory."""
-_PIECE_OF_BODY: Final = 4096
-"""The same inside of a body, whose end may lie in it with requests behind it."""
-
-_REQUEST_LINE_SIZE: Final = len(b"GET  HTTP/1.1\r\n")
+REQUEST_LINE_SIZE: Final = len(b"GET  HTTP/1.1\r\n")
 """Bytes of a request line around its target."""
-_HEADER_LINE_SIZE: Final = len(b": \r\n")
+HEADER_LINE_SIZE: Final = len(b": \r\n")
 """Bytes of a header line around its name and value."""
 
-_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
-"""Header fields by which the end of a body is found."""
-_EMPTY_LINE: Final = b"\r\n"
-
-_TOO_LARGE: Final = "The request head is too large."
+TOO_LARGE: Final = "The request head is too large."
+"""What a peer is told with 431."""
 
 
 class _Flow(FlowControl):
@@ -77,7 +66,7 @@ class _Flow(FlowControl):
             super().resume_reading()
 
 
-class _BoundedProtocol(asyncio.Protocol, ABC):
+class BoundedHttpProtocol(asyncio.Protocol, ABC):
     """What both of uvicorn's HTTP classes lack.
 
     Attributes:
@@ -235,7 +224,7 @@ class _BoundedProtocol(asyncio.Protocol, ABC):
             msg: The body of the response.
         """
         status = self._status
-        message = _TOO_LARGE if status is HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE else msg
+        message = TOO_LARGE if status is HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE else msg
         if not self._answering:
             self._refuse(status, message)
         elif not self.cycle.more_body:
@@ -275,258 +264,3 @@ class _BoundedProtocol(asyncio.Protocol, ABC):
         protocol = self.transport.get_protocol()
         if early and isinstance(protocol, asyncio.Protocol) and not self.transport.is_closing():
             protocol.data_received(early)
-
-
-_H11Event: TypeAlias = "type[h11.NEED_DATA | h11.PAUSED] | h11.Event"
-
-
-class _H11Connection(h11.Connection):
-    """Checks requests before uvicorn sees them.
-
-    Attributes:
-        fault: The HTTP status for what the peer did wrong.
-        asked_to_upgrade: The newest request has an `Upgrade` header.
-        paused: What has arrived waits for the response to the newest request.
-    """
-
-    fault = HTTPStatus.BAD_REQUEST
-    asked_to_upgrade = False
-    paused = False
-
-    def next_event(self) -> _H11Event:
-        try:
-            event = super().next_event()
-            if isinstance(event, h11.Request):
-                self._check(event)
-        except h11.RemoteProtocolError as error:
-            self.fault = HTTPStatus(error.error_status_hint)
-            raise
-        self.paused = event is h11.PAUSED
-        return event
-
-    def _check(self, request: h11.Request) -> None:
-        size = _REQUEST_LINE_SIZE + len(request.target)
-        for name, value in request.headers:
-            size += len(name) + len(value) + _HEADER_LINE_SIZE
-            self.asked_to_upgrade |= name == b"upgrade"
-        if len(request.headers) >= MAX_HEAD_LINES or size > MAX_HEAD_SIZE:
-            raise h11.RemoteProtocolError(_TOO_LARGE, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-
-
-class BoundedH11Protocol(_BoundedProtocol, H11Protocol):
-    """uvicorn's class on h11, with bounds."""
-
-    conn: _H11Connection
-
-    def _take_http(self, data: bytes) -> None:
-        if not isinstance(self.conn, _H11Connection):
-            # uvicorn's parser has taken no bytes yet.
-            self.conn = _H11Connection(h11.SERVER, MAX_HEAD_SIZE + len(_EMPTY_LINE))
-        if self.conn.their_state is h11.IDLE:
-            self._head.add(self)
-        self._body_size += len(data)
-        H11Protocol.data_received(self, data)
-        if self.conn.their_state is not h11.IDLE:
-            self._end_head()
-
-    def handle_events(self) -> None:
-        """Do what the bytes say. uvicorn calls it for bytes, and for pipelined ones at the end of a response."""
-        flow = self._flow
-        if flow.holding:
-            flow.holding = False
-            flow.resume_reading()
-        super().handle_events()
-        flow.holding = self.conn.paused
-        if self.conn.their_state is not h11.SEND_BODY:
-            self._body.discard(self)
-        elif not self._deaf:
-            self._await_body()
-        if self.conn.asked_to_upgrade and self.cycle is not None:
-            # A task writes the response, unless the WebSocket protocol does, so it has not begun.
-            self.cycle.keep_alive = False
-
-    def send_400_response(self, msg: str) -> None:
-        """End a connection whose peer breaks HTTP."""
-        self._status = self.conn.fault
-        super().send_400_response(msg)
-
-    def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        """Hand the connection to the WebSocket protocol. uvicorn calls it instead of the app."""
-        if event.http_version != b"1.1":
-            self._refuse(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "A WebSocket handshake needs HTTP/1.1.")
-            return
-        self._end_head()
-        super().handle_websocket_upgrade(event)
-        early, _ = self.conn.trailing_data
-        self._pass_on(early)
-
-
-HttpProtocol: type[asyncio.Protocol] = BoundedH11Protocol
-"""uvicorn's class on httptools if that is installed, else the one on h11, with bounds."""
-
-if find_spec("httptools") is not None:
-    import httptools
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-    class _HeadTooLarge(Exception):
-        pass
-
-    class _BodyOf:
-        """Gets what a parser finds in the body of a request."""
-
-        def __init__(self, owner: BoundedHttpToolsProtocol) -> None:
-            self.on_body = owner.on_body
-            self.on_message_complete = owner.on_message_complete
-
-    class BoundedHttpToolsProtocol(_BoundedProtocol, HttpToolsProtocol):
-        """uvicorn's class on httptools, with bounds. What begins with `on_` is called by httptools."""
-
-        parser: httptools.HttpRequestParser
-        _data = b""
-        _start = 0
-        _end = 0
-        """Where the piece of the data that the parser has just now starts and ends."""
-        _held = b""
-        """What has arrived behind requests that wait."""
-        _head_size = 0
-        _head_lines = 0
-        _reading_body = False
-        _body_follows = False
-        """The parser takes the body for another protocol."""
-        _is_last = False
-        _parsed = False
-        _unparsed_size = 0
-
-        def _take_http(self, data: bytes) -> None:
-            if self._held:
-                # These bytes were read before reading was paused.
-                self._held += data
-                return
-            if not self._reading_body:
-                self._head.add(self)
-            self._data = data
-            self._end = 0
-            while self._end < len(data) and not self._deaf:
-                if self.pipeline:
-                    self._held = data[self._end :]
-                    break
-                self._parse_piece()
-            self._data = b""
-            self._flow.holding = bool(self.pipeline)
-            if self._reading_body and not self._deaf:
-                self._await_body(len(data))
-
-        def _parse_piece(self) -> None:
-            start = self._start = self._end
-            end = self._end = min(len(self._data), start + (_PIECE_OF_BODY if self._reading_body else _PIECE))
-            self._parsed = False
-            HttpToolsProtocol.data_received(self, self._data[start:end])
-            # The parser passes a header on when it is complete, and the bytes that it keeps until then count here.
-            self._unparsed_size = 0 if self._parsed else self._unparsed_size + end - start
-            if self._unparsed_size > MAX_HEAD_SIZE and not self._deaf:
-                self._status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-                self.send_400_response(_TOO_LARGE)
-
-        def on_response_complete(self) -> None:
-            """Go on with what waits. uvicorn calls it at the end of a response."""
-            super().on_response_complete()
-            if self._flow.holding and not self.pipeline:
-                # In the next turn of the loop, so that other connections have theirs.
-                self.loop.call_soon(self._go_on)
-
-        def _go_on(self) -> None:
-            if self.pipeline or self._deaf or self.transport.is_closing():
-                return
-            self._flow.holding = False
-            self._flow.resume_reading()
-            held, self._held = self._held, b""
-            if held:
-                self._take_http(held)
-
-        def on_message_begin(self) -> None:
-            """Start a request."""
-            self._parsed = True
-            self._head_size = _REQUEST_LINE_SIZE
-            self._head_lines = 1
-            super().on_message_begin()
-
-        def on_url(self, url: bytes) -> None:
-            """Take a piece of the request target."""
-            self._count(len(url))
-            super().on_url(url)
-
-        def on_header(self, name: bytes, value: bytes) -> None:
-            """Take a header, or a trailer."""
-            self._head_lines += 1
-            self._count(len(name) + len(value) + _HEADER_LINE_SIZE)
-            super().on_header(name, value)
-
-        def _count(self, size: int) -> None:
-            self._head_size += size
-            if self._head_size > MAX_HEAD_SIZE or self._head_lines > MAX_HEAD_LINES:
-                self._status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-                # httptools makes an HttpParserError of it, for which uvicorn calls `send_400_response`.
-                raise _HeadTooLarge
-
-        def on_headers_complete(self) -> None:
-            """Take the end of the head."""
-            self._parsed = self._reading_body = True
-            self._end_head()
-            before = self.cycle
-            super().on_headers_complete()
-            if self.cycle is not before and self.parser.should_upgrade():
-                # An upgrade to another protocol than WebSocket: the app answers as if there were none.
-                self.cycle.keep_alive = False
-                self._body_follows = any(name in _FRAMING for name, _ in self.headers)
-                if not self._body_follows:
-                    self._end_after_response()
-
-        def on_body(self, body: bytes) -> None:
-            """Take a piece of the body."""
-            self._parsed = True
-            super().on_body(body)
-
-        def on_message_complete(self) -> None:
-            """Take the end of a request."""
-            if self._body_follows:
-                return
-            self._reading_body = False
-            self._body.discard(self)
-            super().on_message_complete()
-            if self._is_last:
-                self._end_after_response()
-
-        def _unsupported_upgrade_warning(self) -> None:
-            # uvicorn calls it when it handles HttpParserUpgrade.
-            if not self._body_follows:
-                return
-            self._body_follows = False
-            self._is_last = True
-            (parsed,) = cast(Exception, sys.exception()).args
-            self._end = self._start + parsed
-            # A parser of the body alone. It has to be told how its end is found.
-            self.parser = httptools.HttpRequestParser(_BodyOf(self))
-            framing = b"".join(b"%s: %s\r\n" % pair for pair in self.headers if pair[0] in _FRAMING)
-            try:
-                self.parser.feed_data(b"POST / HTTP/1.1\r\n%s\r\n" % framing)
-            except httptools.HttpParserError:
-                self.send_400_response("Invalid HTTP request received.")
-
-        def handle_websocket_upgrade(self) -> None:
-            """Hand the connection to the WebSocket protocol. uvicorn calls it when it handles HttpParserUpgrade."""
-            if self._answering:
-                # Both would write to the transport at once.
-                self._end_after_response()
-                return
-            if self.scope["http_version"] != "1.1":
-                self._refuse(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "A WebSocket handshake needs HTTP/1.1.")
-                return
-            (parsed,) = cast(Exception, sys.exception()).args
-            early = self._data[self._start + parsed :]
-            self._end = len(self._data)
-            super().handle_websocket_upgrade()
-            self._pass_on(early)
-            # The parser refers back to its owner: a cycle, which only the garbage collector would free.
-            self.parser = cast(Any, None)
-
-    HttpProtocol = BoundedHttpToolsProtocol

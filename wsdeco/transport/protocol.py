@@ -30,6 +30,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final, cast
 
+from typing_extensions import Unpack
 from uvicorn.config import Config
 from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string, is_ssl
 from uvicorn.server import ServerState
@@ -44,7 +45,7 @@ from wsdeco.transport.keepalive import Keepalive
 from wsdeco.transport.outgoing import Outgoing
 from wsdeco.transport.shared import shared_of
 from wsdeco.wire import handshake
-from wsdeco.wire.contract import NOBODY, Receiver
+from wsdeco.wire.contract import NOBODY, Options, Receiver
 from wsdeco.wire.deflate import negotiate
 from wsdeco.wire.incoming import Framing, encode_ping
 
@@ -256,23 +257,15 @@ class WebSocketProtocol(Outgoing):
         cycle.start(scope, state.tasks, self.config)
 
     def accept(
-        self,
-        subprotocol: str | None = None,
-        headers: handshake.Headers = (),
-        *,
-        max_message_size: int | None = None,
-        compression: bool | Compression | None = None,
-        keepalive: tuple[float | None, float | None] | None = None,
+        self, subprotocol: str | None = None, headers: handshake.Headers = (), **options: Unpack[Options]
     ) -> None:
         """Accept the handshake; messages come from now on, also those that came with the request.
 
         Args:
             subprotocol: One of the subprotocols that the peer offers.
             headers: Further headers of the response.
-            max_message_size: Largest incoming message in bytes; uvicorn's `ws_max_size`, if not given.
-            compression: Agree on permessage-deflate, if offered; uvicorn's `ws_per_message_deflate`, if not given.
-            keepalive: Seconds between two pings, and seconds for an answer, past which the connection ends; `None` for
-                no pings, or no judgement. uvicorn's `ws_ping_interval` and `ws_ping_timeout`, if not given.
+            options: By default uvicorn's: `ws_max_size` for `max_message_size`, `ws_per_message_deflate` for
+                `compression`, and `ws_ping_interval` with `ws_ping_timeout` for `keepalive`.
 
         Raises:
             ValueError: The subprotocol is not offered, or a header cannot be sent.
@@ -280,7 +273,8 @@ class WebSocketProtocol(Outgoing):
         request = self._pending_request()
         sent = [*self._server_state.default_headers, *handshake.check_acceptance(request, subprotocol, headers)]
         deflate = None
-        if self.config.ws_per_message_deflate if compression is None else compression:
+        compression = options.get("compression", self.config.ws_per_message_deflate)
+        if compression:
             agreed = negotiate(
                 request.extensions, compression if isinstance(compression, Compression) else Compression()
             )
@@ -288,10 +282,10 @@ class WebSocketProtocol(Outgoing):
                 sent.append((b"Sec-WebSocket-Extensions", agreed[0].encode()))
                 deflate = agreed[1]
         self._log_outcome("[accepted]")
-        self._framing = Framing(max_message_size or self.config.ws_max_size, deflate=deflate)
+        self._framing = Framing(options.get("max_message_size", self.config.ws_max_size), deflate=deflate)
         self._framing.hold_pongs = self.write_paused
         self.send(handshake.accept_response(request.key, sent))
-        self.set_keepalive(*(keepalive or (self.config.ws_ping_interval, self.config.ws_ping_timeout)))
+        self.set_keepalive(*options.get("keepalive", (self.config.ws_ping_interval, self.config.ws_ping_timeout)))
         early, self._buffer = self._buffer, None
         self.request = self.scope = None
         self.last_activity = self._clock.time()

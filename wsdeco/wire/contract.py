@@ -26,7 +26,8 @@ class Options(TypedDict, total=False):
     Attributes:
         max_message_size: Largest incoming message in bytes.
         compression: Agree on permessage-deflate, if offered.
-        keepalive: Seconds between two pings, and seconds for an answer.
+        keepalive: Seconds between two pings, and seconds for an answer, past which the connection ends; `None` for no
+            pings, or no judgement.
     """
 
     max_message_size: int

@@ -19,9 +19,9 @@ from uvicorn.server import ServerState
 
 from tests.support.raw import Frame, Opcode, RawPeer, dial, handshake, text
 from tests.support.stacks import Server, soon, until, uvicorn_serve
+from wsdeco import http
+from wsdeco.http import BoundedH11Protocol, HttpProtocol
 from wsdeco.testing import ManualClock
-from wsdeco.transport import http
-from wsdeco.transport.http import BoundedH11Protocol, HttpProtocol
 from wsdeco.wire.handshake import MAX_HEAD_LINES, MAX_HEAD_SIZE
 
 TIMEOUT: Final = 10.0
