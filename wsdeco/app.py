@@ -286,8 +286,9 @@ class App(Application):
         `nats-server`. SIGHUP replaces them one by one with the code of the moment: the new one serves before the old
         one drains, and one that cannot start leaves the old one in place. `worker_timeout` is the seconds after which
         one whose event loop hangs is replaced, `max_connections_per_worker` the connections after which each is; by
-        default there is neither. `reload=True` does the same as soon as a Python file below the current folder changes
-        (extra `reload`), in one process or several.
+        default there is neither. In a program packed by PyInstaller each worker is that program, started again: if it
+        reads `sys.argv`, call `multiprocessing.freeze_support()` between the handlers and that. `reload=True` does the
+        same as soon as a Python file below the current folder changes (extra `reload`), in one process or several.
 
         Logging: uvicorn's and wsdeco's from level "warning" on, since the addresses are printed, and a line for each
         connection that is accepted, ends or is refused (logger `wsdeco.access`; `access_log=False` turns it off).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import sys
 import threading
 from typing import Any, Final
@@ -14,7 +15,7 @@ from wsdeco.server.background import BackgroundServer, run_in_background
 from wsdeco.server.banner import print_banner
 from wsdeco.server.foreground import serve_in_main_thread
 from wsdeco.server.in_loop import serve_in_loop
-from wsdeco.server.loading import Reference, is_loading, reference_to
+from wsdeco.server.loading import Reference, is_frozen, is_loading, reference_to
 from wsdeco.server.options import check_options, make_server
 from wsdeco.server.serving import in_event_loop, server_of
 from wsdeco.workers.run import run_workers
@@ -87,6 +88,9 @@ def run_in_foreground(
     _check_foreground(app)
     try:
         if workers > 1 or options.get("reload"):
+            if is_frozen():
+                # A worker is the program itself, started again, which gets no further than here.
+                multiprocessing.freeze_support()
             run_workers(app, reference or reference_to(app), host, port, workers, options)
         else:
             _run_alone(app, host, port, options)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 import click
 
@@ -13,7 +12,7 @@ from wsdeco import __version__
 __all__ = ["main"]
 
 _COMMANDS: Final = ("asyncapi", "connect", "routes", "run")
-"""Names of the commands, and of the modules beside this one that have them as `command`."""
+"""Names of the commands."""
 
 
 class _Commands(click.Group):
@@ -21,10 +20,18 @@ class _Commands(click.Group):
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        command: Any = importlib.import_module(f"wsdeco.cli.{cmd_name}").command
-        assert isinstance(command, click.Command)  # noqa: S101 - tells type checkers what the module is known for
+        # Statements, as programs that pack a script with its modules see no other imports.
+        match cmd_name:
+            case "asyncapi":
+                from wsdeco.cli.asyncapi import command  # noqa: PLC0415 - only the command that is asked for
+            case "connect":
+                from wsdeco.cli.connect import command  # noqa: PLC0415
+            case "routes":
+                from wsdeco.cli.routes import command  # noqa: PLC0415
+            case "run":
+                from wsdeco.cli.run import command  # noqa: PLC0415
+            case _:
+                return None
         return command
 
 

@@ -16,7 +16,7 @@ from wsdeco.reasons import ServerError
 from wsdeco.routing.application import Application
 from wsdeco.server.orphans import is_worker
 
-__all__ = ["Reference", "describe_failure", "find", "is_loading", "loading", "reference_to"]
+__all__ = ["Reference", "describe_failure", "find", "is_frozen", "is_loading", "loading", "reference_to"]
 
 _IMPORTING: Final = (importlib.__file__, "<frozen importlib")
 """How the names of files begin in whose frames a module is being imported."""
@@ -65,6 +65,11 @@ def is_loading() -> bool:
     return _loads > 0 or (not _loaded and is_worker())
 
 
+def is_frozen() -> bool:
+    """Return whether the script and its modules are packed into a program, by PyInstaller or its like."""
+    return bool(getattr(sys, "frozen", False))
+
+
 def find(target: str) -> tuple[Application, Reference]:
     """Return the app that `target` means, and where other processes find it.
 
@@ -91,7 +96,8 @@ def reference_to(app: Application) -> Reference:
         ServerError: It finds it nowhere.
     """
     main = sys.modules["__main__"]
-    if main.__spec__ is None and not Path(getattr(main, "__file__", None) or "<stdin>").is_file():
+    has_script = is_frozen() or Path(getattr(main, "__file__", None) or "<stdin>").is_file()
+    if main.__spec__ is None and not has_script:
         raise ServerError(
             "worker processes begin by importing the script, and there is none here: write the app into a file, "
             "app.py for instance, and `wsdeco run app.py --workers 4` in a shell"
