@@ -6,7 +6,7 @@ import inspect
 import logging
 from collections.abc import Callable, Collection, Iterable
 from types import FrameType, ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from typing_extensions import Unpack
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["App", "RouteInfo", "ws"]
 
-logger = logging.getLogger("wsdeco")
+logger: Final = logging.getLogger("wsdeco")
 
 HandlerClass = TypeVar("HandlerClass", bound=type)
 EndpointFunction = TypeVar("EndpointFunction", bound=Callable[..., Any])
@@ -378,5 +378,5 @@ def _check_decorated_path(decorator: str, path: object) -> None:
     check_path(path)
 
 
-ws = App()
+ws: Final = App()
 """The default app."""

@@ -22,7 +22,7 @@ from wsdeco.workers.run import run_workers
 
 __all__ = ["BackgroundServer", "run", "run_in_foreground", "serve"]
 
-logger = logging.getLogger("wsdeco")
+logger: Final = logging.getLogger("wsdeco")
 
 _OF_RUN: Final = {
     "background": "it serves in the event loop that runs; run(background=True) brings a thread",

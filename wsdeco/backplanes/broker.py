@@ -22,13 +22,13 @@ class BrokerBackplane:
     """
 
     def __init__(self, broker: Broker, prefix: str, supervision: Supervision) -> None:
-        self.counters = BackplaneCounters()
+        self.counters: BackplaneCounters = BackplaneCounters()
         self.error: str | None = None
         self.broker = broker
         self.supervision = supervision
         self.wanted: dict[str, str] = {}
         self._subjects: dict[str, str] = {}
-        self.max_payload = broker.max_payload
+        self.max_payload: int = broker.max_payload
         self._prefix = prefix
         self._session: Session | None = None
 

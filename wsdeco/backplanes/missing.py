@@ -12,7 +12,7 @@ from wsdeco.messages import Data
 
 __all__ = ["MissingBackplane", "number_of_workers"]
 
-logger = logging.getLogger("wsdeco")
+logger: Final = logging.getLogger("wsdeco")
 
 _SERVERS: Final = frozenset({"gunicorn", "hypercorn", "uvicorn"})
 
@@ -28,7 +28,7 @@ class MissingBackplane:
     """
 
     def __init__(self, advice: str) -> None:
-        self.counters = BackplaneCounters()
+        self.counters: BackplaneCounters = BackplaneCounters()
         self._advice = advice
         self._warned = False
 

@@ -31,7 +31,7 @@ from wsdeco.reasons import printable
 
 __all__ = ["Session", "Standing", "Supervision"]
 
-logger = logging.getLogger("wsdeco")
+logger: Final = logging.getLogger("wsdeco")
 
 _MAX_BATCH_BYTES: Final = 256 * 1024
 _MAX_BATCH_MESSAGES: Final = 1024

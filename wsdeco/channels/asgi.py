@@ -22,7 +22,7 @@ from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason,
 
 __all__ = ["AsgiChannel", "disconnect_reason", "refusal_done"]
 
-logger = logging.getLogger("wsdeco")
+logger: Final = logging.getLogger("wsdeco")
 
 _GONE: Final = (OSError, RuntimeError, WebSocketDisconnect)
 """What servers raise from `send` once the peer has gone: OSError by ASGI 2.4, the others in practice."""

@@ -131,14 +131,14 @@ class Channel(ABC):
 
     def __init__(self, request: HTTPConnection, config: ConnectionConfig, clock: Clock | None = None) -> None:
         self._request: HTTPConnection | PackedRequest = request
-        self.config = config
-        self.loop = asyncio.get_running_loop()
+        self.config: ConnectionConfig = config
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self.clock: Clock = clock if clock is not None else self.loop
         self.reason: DisconnectReason | None = None
-        self.accepted = False
+        self.accepted: bool = False
         self.subprotocol: str | None = None
-        self.dropped = 0
-        self.undelivered = 0
+        self.dropped: int = 0
+        self.undelivered: int = 0
         self.route_room: Membership | None = None
         self.rooms: tuple[Membership, ...] | dict[Membership, None] = ()
         self._last_frame_at = self.clock.time()

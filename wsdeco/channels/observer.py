@@ -82,8 +82,8 @@ class Observers(Observer):
 
     def __init__(self, *observers: Observer) -> None:
         self._observers = observers
-        self.sees_messages = any(each.sees_messages for each in observers)
-        self.sees_hooks = any(each.sees_hooks for each in observers)
+        self.sees_messages: bool = any(each.sees_messages for each in observers)
+        self.sees_hooks: bool = any(each.sees_hooks for each in observers)
 
     def begin(self, channel: Channel) -> Observer:
         """Return those who watch this one connection."""

@@ -48,6 +48,7 @@ class _Rated(Channel):
     __slots__ = ()
 
     _spent: _Spent
+    undelivered: int
 
     def _count(self, data: Data) -> tuple[float, str, str] | None:
         """Count a message; or return the seconds by which it is too early, the limit it exceeds, and its rate."""

@@ -47,10 +47,10 @@ class Slots:
     share: ClassVar[Share | None] = None
 
     def __init__(self, limit: int | None, total: int | None = None, name: str = "") -> None:
-        self.limit = limit
-        self.total = total
-        self.name = name
-        self.taken = 0
+        self.limit: int | None = limit
+        self.total: int | None = total
+        self.name: str = name
+        self.taken: int = 0
         self.by_client: dict[str, int] = {}
 
     def enter(self, scope: Scope) -> Ticket | Refusal:

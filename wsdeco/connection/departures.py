@@ -13,7 +13,7 @@ from wsdeco.reasons import ConnectionClosed, DisconnectReason
 
 __all__ = ["advise_at_end", "is_departure", "is_end_of_another"]
 
-logger = logging.getLogger("wsdeco")
+logger: Final = logging.getLogger("wsdeco")
 
 _advised: Final[set[str]] = set()
 """The hooks whose author has been told how to send to many."""

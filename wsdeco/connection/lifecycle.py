@@ -43,7 +43,7 @@ from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason,
 
 __all__ = ["Lifecycle"]
 
-logger = logging.getLogger("wsdeco")
+logger: Final = logging.getLogger("wsdeco")
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ __all__ = ["LiveConnections"]
 _AT_ONCE: Final = 64
 """Connections that are closed in one turn of the loop. About 3 ms."""
 
-logger = logging.getLogger("wsdeco")
+logger: Final = logging.getLogger("wsdeco")
 
 
 class LiveConnections:
@@ -30,9 +30,9 @@ class LiveConnections:
     def __init__(self) -> None:
         self._live: set[Lifecycle] = set()
         self._waiters: set[asyncio.Event] = set()
-        self.closing = False
+        self.closing: bool = False
         self.closing_time: float | None = None
-        self.retry_after = 1
+        self.retry_after: int = 1
 
     def __contains__(self, connection: Lifecycle) -> bool:
         """Return whether a connection lives."""

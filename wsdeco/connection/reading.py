@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from wsdeco.channels.base import Channel
 from wsdeco.connection.lifecycle import Lifecycle
@@ -17,7 +17,7 @@ from wsdeco.reasons import Unknown
 
 __all__ = ["ReadingLifecycle"]
 
-logger = logging.getLogger("wsdeco")
+logger: Final = logging.getLogger("wsdeco")
 
 
 class ReadingLifecycle(Lifecycle):

@@ -32,7 +32,11 @@ __all__ = ["ARGUMENTS", "HOOK_NAMES", "Hook", "Hooks", "find_hooks", "is_default
 
 HOOK_NAMES: Final = ("on_connect", "on_message", "on_disconnect")
 
-ARGUMENTS: Final = {"on_connect": ("addr", "sink"), "on_message": ("text",), "on_disconnect": ("reason",)}
+ARGUMENTS: Final[dict[str, tuple[str, ...]]] = {
+    "on_connect": ("addr", "sink"),
+    "on_message": ("text",),
+    "on_disconnect": ("reason",),
+}
 """What each hook is called with, positionally."""
 
 _BOUND: Final = (MethodType, partialmethod)
@@ -75,9 +79,10 @@ class Hook:
         """Describe what stands under `name` in the namespace of the class `owner`."""
         self.name = name
         self.raw = raw
-        self.function = _called(raw)
+        self.function: object = _called(raw)
         self._owner = owner
         self._bound = hasattr(type(raw), "__get__") and not _is_one_of(_BOUND, raw)
+        self.signature: inspect.Signature | None
         self._layer, self.signature = call_of(self.function, bound=self._bound)
         self._namespace = namespace_of(self.function)
 

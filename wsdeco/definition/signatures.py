@@ -8,7 +8,7 @@ from __future__ import annotations
 import builtins
 import inspect
 import sys
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial, partialmethod, singledispatchmethod
 from types import MethodType, NoneType, UnionType
@@ -46,6 +46,9 @@ Running: TypeAlias = Literal["coroutine", "stream", "plain"]
 _SELF: Final = object()
 _MOST_LAYERS: Final = 100
 _VARIADIC: Final = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+class_annotations: Callable[..., dict[str, Any]]
+"""Returns the annotations of a class, those of its bases not among them."""
 
 if sys.version_info >= (3, 14):  # pragma: no cover
     from annotationlib import Format

@@ -15,8 +15,8 @@ try:
     from prometheus_client.exposition import choose_encoder
     from prometheus_client.metrics_core import Metric
     from prometheus_client.registry import Collector
-except ImportError as exc:
-    raise ImportError("App(metrics=...) needs prometheus-client: pip install 'wsdeco[metrics]'") from exc
+except ImportError as _error:
+    raise ImportError("App(metrics=...) needs prometheus-client: pip install 'wsdeco[metrics]'") from _error
 
 __all__ = ["StatsCollector", "metrics_endpoint"]
 

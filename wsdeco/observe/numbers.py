@@ -126,8 +126,11 @@ class Visit(Observer):
 
     def __init__(self, numbers: Numbers, channel: Channel) -> None:
         self._numbers = numbers
-        self.began = channel.clock.time()
-        self.bytes_in = self.bytes_out = self.messages_in = self.messages_out = 0
+        self.began: float = channel.clock.time()
+        self.messages_in: int = 0
+        self.bytes_in: int = 0
+        self.messages_out: int = 0
+        self.bytes_out: int = 0
         self.path: str = channel.request.scope["path"]
 
     def refused(self, scope: Scope, status: int, cause: str) -> None:
@@ -221,7 +224,7 @@ class Numbers(Observer):
     """
 
     def __init__(self) -> None:
-        self.stats = Stats()
+        self.stats: Stats = Stats()
         self.visits: set[Visit] = set()
         self.log: AccessLog | None = None
         self._measures_lag = False

@@ -20,8 +20,8 @@ try:
     from opentelemetry import context, propagate, trace
     from opentelemetry.context import Context
     from opentelemetry.trace import Link, Span, SpanKind, StatusCode, Tracer
-except ImportError as exc:
-    raise ImportError("App(traces=True) needs the API of OpenTelemetry: pip install 'wsdeco[otel]'") from exc
+except ImportError as _error:
+    raise ImportError("App(traces=True) needs the API of OpenTelemetry: pip install 'wsdeco[otel]'") from _error
 
 __all__ = ["trace_connections"]
 

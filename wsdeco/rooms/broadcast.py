@@ -22,7 +22,7 @@ from wsdeco.rooms.registry import Registry
 
 __all__ = ["Broadcasts"]
 
-logger = logging.getLogger("wsdeco")
+logger: Final = logging.getLogger("wsdeco")
 
 _MAX_BURST_BYTES: Final = 64 * 1024
 """Bytes broadcast in one turn of the loop after which `await` gives it another one, so that they are written."""
@@ -43,7 +43,7 @@ class Broadcasts:
     """
 
     def __init__(self, registry: Registry, publish_errors: PublishErrors) -> None:
-        self.messages = Messages()
+        self.messages: Messages = Messages()
         self._registry = registry
         self._raises = publish_errors == "raise"
         self._burst_bytes = 0

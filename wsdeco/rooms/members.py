@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection
-from typing import Protocol
+from typing import Final, Protocol
 
 from wsdeco.backplanes.interface import ROUTE
 from wsdeco.channels.base import Channel
@@ -15,7 +15,7 @@ from wsdeco.wire.outgoing import Encoded
 
 __all__ = ["Home", "Members", "route_key"]
 
-logger = logging.getLogger("wsdeco")
+logger: Final = logging.getLogger("wsdeco")
 
 
 class Home(Protocol):
@@ -43,7 +43,7 @@ class Members:
     __slots__ = ("_rooms", "channels", "key")
 
     def __init__(self, key: str, rooms: Home) -> None:
-        self.key = key
+        self.key: str = key
         self.channels: dict[Channel, Sink | None] = {}
         self._rooms = rooms
 

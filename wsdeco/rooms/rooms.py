@@ -37,8 +37,8 @@ class Rooms(Registry):
         clock: Clock | None = None,
     ) -> None:
         super().__init__(backplane, find_backplane)
-        self.broadcasts = Broadcasts(self, publish_errors)
-        self.people = Control(self, clock, raises=publish_errors == "raise")
+        self.broadcasts: Broadcasts = Broadcasts(self, publish_errors)
+        self.people: Control = Control(self, clock, raises=publish_errors == "raise")
 
     def begin(self) -> None:
         """Take part in what processes tell each other, in a new event loop."""

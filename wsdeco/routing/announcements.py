@@ -12,7 +12,7 @@ from wsdeco.routing.registry import RouteInfo
 
 __all__ = ["announce_idle", "announce_limits", "announce_missing_lifespan", "is_interactive"]
 
-logger = logging.getLogger("wsdeco")
+logger: Final = logging.getLogger("wsdeco")
 
 _SERVERS_MAX_SIZE: Final = 16 * 1024 * 1024
 """Largest message that uvicorn and hypercorn take by default, in bytes."""

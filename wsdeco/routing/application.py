@@ -37,7 +37,7 @@ from wsdeco.routing.router import IndexedRouter
 
 __all__ = ["Application", "context_of", "draining_of", "not_found_of", "registry_of", "rooms_of"]
 
-logger = logging.getLogger("wsdeco")
+logger: Final = logging.getLogger("wsdeco")
 
 _PROTOCOL_MODULE: Final = "wsdeco.protocol"
 """Loaded before start-up by a server that uses wsdeco's own WebSocket implementation."""
@@ -118,7 +118,9 @@ class Application:
         )
         self._limits_announced = False
         self._idle_announced = False
-        self.app = BodyLimitingApp(debug=debug, middleware=middleware, exception_handlers=exception_handlers)
+        self.app: BodyLimitingApp = BodyLimitingApp(
+            debug=debug, middleware=middleware, exception_handlers=exception_handlers
+        )
         _limit_bodies(self.app, max_body_size)
         router = self.app.router = IndexedRouter(lifespan=self._run_lifespan)
         self._registry = Registry(router)

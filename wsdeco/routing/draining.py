@@ -16,7 +16,7 @@ from wsdeco.routing.endpoints import Context
 
 __all__ = ["DecoratedWarning", "Draining", "WarningFunction", "checked_warning"]
 
-logger = logging.getLogger("wsdeco")
+logger: Final = logging.getLogger("wsdeco")
 
 WarningFunction: TypeAlias = Callable[[], Awaitable[object]]
 """What is called when a drain begins: an async function without parameters."""
@@ -41,7 +41,7 @@ class Draining:
     def __init__(self, context: Context) -> None:
         self._context = context
         self.on_drain: WarningFunction | None = None
-        self.has_begun = False
+        self.has_begun: bool = False
 
     def time(self, seconds: float, delay: float) -> float:
         """Return the time that `run` takes at most."""

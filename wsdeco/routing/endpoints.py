@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Final
 
 from starlette.types import Receive, Scope, Send
 
@@ -26,7 +27,7 @@ from wsdeco.rooms.members import Members
 
 __all__ = ["Context", "HandlerEndpoint", "open_channel", "serve"]
 
-logger = logging.getLogger("wsdeco")
+logger: Final = logging.getLogger("wsdeco")
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
@@ -77,7 +78,7 @@ class HandlerEndpoint:
         self._admit_to(Slots(config.max_connections, config.max_connections_total, f"{name} {path}"))
 
     def _admit_to(self, slots: Slots) -> None:
-        self.admission = Admission(self.__name__, slots, self.config, self._context.hosts)
+        self.admission: Admission = Admission(self.__name__, slots, self.config, self._context.hosts)
         # One object for all connections.
         self._over = partial(self._connection_over, slots)
 

@@ -40,7 +40,7 @@ from wsdeco.routing.upgrade import WebSocketUpgrade
 
 __all__ = ["endpoint_routes"]
 
-logger = logging.getLogger("wsdeco")
+logger: Final = logging.getLogger("wsdeco")
 
 _CLOSE_MATCH: Final = 0.75
 """Similarity from which the name of a parameter counts as a misspelt one."""

@@ -22,7 +22,7 @@ from wsdeco.routing.endpoints import HandlerEndpoint
 
 __all__ = ["redefine"]
 
-logger = logging.getLogger("wsdeco")
+logger: Final = logging.getLogger("wsdeco")
 
 _PATIENCE: Final = 1.0
 """Seconds for the event loop of the connections, which a hook may block."""

@@ -11,7 +11,7 @@ from concurrent.futures import CancelledError
 from contextlib import ExitStack
 from html import escape
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from wsdeco.reasons import ServerError
 from wsdeco.routing.application import Application, registry_of
@@ -22,7 +22,7 @@ from wsdeco.server.termination import end_at_signals, forget
 
 __all__ = ["BackgroundServer", "run_in_background"]
 
-logger = logging.getLogger("wsdeco")
+logger: Final = logging.getLogger("wsdeco")
 
 T = TypeVar("T")
 

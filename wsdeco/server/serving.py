@@ -27,7 +27,7 @@ from wsdeco.server.threads import HookThreads
 
 __all__ = ["ANYIO_THREAD", "TLS_TIMEOUT", "Parent", "Server", "in_event_loop", "join_threads", "server_of"]
 
-logger = logging.getLogger("wsdeco")
+logger: Final = logging.getLogger("wsdeco")
 
 _LEFTOVERS: Final = 1.0
 """Seconds that cancelled tasks, generators and threads of hooks get, each in turn, after everything else."""
@@ -97,20 +97,25 @@ class Server(uvicorn.Server):
         parent: The parent of this worker process, which gets the signals of the terminal; `None` if it is none.
         is_replaced: Another process has taken its place, and the clients; set before its end is asked for.
         ended: Set when it has ended, or could not start.
+        should_exit: Whether its end has been asked for, as of every server of uvicorn.
+        servers: What accepts connections, likewise.
     """
+
+    should_exit: bool
+    servers: list[asyncio.Server]
 
     def __init__(self, app: Application, config: uvicorn.Config, own: OwnOptions | None = None) -> None:
         super().__init__(config)
         self.app = app
-        self.listeners = Listeners(config.host, config.port, [])
-        self.own = own or OwnOptions()
-        self.thread = threading.current_thread()
+        self.listeners: Listeners = Listeners(config.host, config.port, [])
+        self.own: OwnOptions = own or OwnOptions()
+        self.thread: threading.Thread = threading.current_thread()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.on_start: Callable[[], None] = lambda: None
         self.ticks: list[Callable[[], None]] = []
         self.parent: Parent | None = None
         self.is_replaced = False
-        self.ended = threading.Event()
+        self.ended: threading.Event = threading.Event()
         self._grace = config.timeout_graceful_shutdown
         self._descriptors = Descriptors()
 

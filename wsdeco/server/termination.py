@@ -15,7 +15,7 @@ from wsdeco.server.signals import handle_signal
 
 __all__ = ["end_at_signals", "forget"]
 
-logger = logging.getLogger("wsdeco")
+logger: Final = logging.getLogger("wsdeco")
 
 _NUMBERS: Final[list[int]] = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 

@@ -43,7 +43,7 @@ class HandshakeRefused(Exception):
     def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         super().__init__(f"HTTP {status}: {body.decode(errors='replace')}")
         self.status = status
-        self.headers = dict(headers)
+        self.headers: dict[str, str] = dict(headers)
         self.body = body
 
 

@@ -38,6 +38,9 @@ _OWN: Final = ("client", "scheme", "server", "extensions", "wsdeco.clock")
 class LiveClient(Client):
     """The peer of one connection, over a real socket."""
 
+    subprotocol: str | None
+    headers: list[tuple[str, str]]
+
     def __init__(self, app: ASGIApp, scope: Scope, timeout: float, clock: Clock | None) -> None:
         super().__init__(app, scope, timeout, clock)
         self._server: uvicorn.Server | None = None

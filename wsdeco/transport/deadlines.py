@@ -96,10 +96,10 @@ class HttpDeadlines:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.heads = Deadlines(clock, HEAD_TIMEOUT, _expire)
-        self.bodies = Deadlines(clock, BODY_TIMEOUT, _expire_body)
-        self.last_bodies = Deadlines(clock, _LINGER, _expire_body)
-        self.lingering = Deadlines(clock, _LINGER, _expire)
+        self.heads: Deadlines = Deadlines(clock, HEAD_TIMEOUT, _expire)
+        self.bodies: Deadlines = Deadlines(clock, BODY_TIMEOUT, _expire_body)
+        self.last_bodies: Deadlines = Deadlines(clock, _LINGER, _expire_body)
+        self.lingering: Deadlines = Deadlines(clock, _LINGER, _expire)
         self._first_heads: dict[int, Deadlines] = {0: self.heads}
 
     def first_heads(self, accepted_at: float) -> Deadlines:

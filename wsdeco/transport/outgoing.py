@@ -66,9 +66,9 @@ class Outgoing(asyncio.Protocol, ABC):
         self._outbox_size = 0
         self._flush_pending = False
         self._senders: OrderedDict[asyncio.Future[bool], Data | None] | None = None
-        self.closed = False
-        self.write_paused = False
-        self.senders_wait = False
+        self.closed: bool = False
+        self.write_paused: bool = False
+        self.senders_wait: bool = False
 
     def pause_writing(self) -> None:
         """Stop writing: the transport's buffer is full."""

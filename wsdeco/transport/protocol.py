@@ -106,6 +106,9 @@ class WebSocketProtocol(Outgoing):
         "scope",
     )
 
+    closed: bool
+    transport: asyncio.Transport
+
     def __init__(
         self,
         config: Config,
@@ -117,9 +120,9 @@ class WebSocketProtocol(Outgoing):
     ) -> None:
         if not config.loaded:
             config.load()
-        self.config = config
+        self.config: Config = config
         self._server_state = server_state
-        self.app_state = app_state
+        self.app_state: dict[str, Any] = app_state
         shared = shared_of(server_state, _loop)
         super().__init__(shared)
         self._clock: Clock = shared.loop if clock is None else clock
@@ -131,10 +134,10 @@ class WebSocketProtocol(Outgoing):
         self.receiver: Receiver = NOBODY
         self.scope: dict[str, Any] | None = None
         self.end: Close | Unknown | None = None
-        self.reading_paused = False
-        self.heard = False
-        self.last_activity = self._clock.time()
-        self.close_timeout = _CLOSE_TIMEOUT
+        self.reading_paused: bool = False
+        self.heard: bool = False
+        self.last_activity: float = self._clock.time()
+        self.close_timeout: float = _CLOSE_TIMEOUT
 
     # What asyncio and uvicorn call.
 

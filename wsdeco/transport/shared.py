@@ -62,7 +62,7 @@ class Shared:
         self._ending: deque[Callable[[], None]] = deque()
         self._keepalives: dict[tuple[float, float | None], Keepalive] = {}
         self._http_deadlines: HttpDeadlines | None = None
-        self.departures = Departures(loop)
+        self.departures: Departures = Departures(loop)
 
     def flush_later(self, connection: Flushed) -> None:
         """Flush `connection` in the next turn of the loop, in one callback with all others."""

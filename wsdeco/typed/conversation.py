@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from starlette.exceptions import WebSocketException
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Conversation"]
 
-logger = logging.getLogger("wsdeco")
+logger: Final = logging.getLogger("wsdeco")
 
 
 class _Request(NamedTuple):
@@ -57,7 +57,7 @@ class Conversation:
 
     def speak(self, dialogue: Dialogue) -> None:
         """Read and write messages as `dialogue` says from now on; requests go on waiting for their answers."""
-        self.dialogue = dialogue
+        self.dialogue: Dialogue = dialogue
         self._reader = dialogue.reader
         self._writer = dialogue.writer
 

@@ -33,8 +33,8 @@ class Dialogue:
             codec: The wire form.
         """
         self._wire = format_of(codec)
-        self.reader = None if message is None else Reader(message, self._wire)
-        self.writer = Writer(reply, self._wire)
+        self.reader: Reader | None = None if message is None else Reader(message, self._wire)
+        self.writer: Writer = Writer(reply, self._wire)
         self._answers: dict[Any, Reader] = {}
         self._json = Writer(reply, format_of("json"))
 

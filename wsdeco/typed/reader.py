@@ -46,8 +46,8 @@ class Invalid(Exception):
 
     def __init__(self, message: str, path: str = "$", id: Id | None = None) -> None:  # noqa: A002 - its name on the wire
         super().__init__(message)
-        self.message = _cut(message)
-        self.path = _cut(path)
+        self.message: str = _cut(message)
+        self.path: str = _cut(path)
         self.id = id
 
 

@@ -54,7 +54,7 @@ class Fragments:
         self._is_text = is_text
         self._pieces: list[bytes | bytearray] = []
         self._tail = b""
-        self.size = 0
+        self.size: int = 0
 
     def add(self, payload: bytes, *, ends: bool) -> None:
         """Take the payload of a fragment; `ends` says that it is the last one.
@@ -96,8 +96,8 @@ class LargeFrame:
     __slots__ = ("_decodes", "_is_text", "_key", "_pieces", "_tail", "_texts", "first", "missing")
 
     def __init__(self, first: int, key: bytes, length: int, *, is_text: bool) -> None:
-        self.first = first
-        self.missing = length
+        self.first: int = first
+        self.missing: int = length
         self._is_text = self._decodes = is_text
         self._key = key
         self._pieces: list[bytes | bytearray] = []

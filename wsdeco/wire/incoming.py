@@ -144,11 +144,11 @@ class Framing:
         self._pongs: list[bytes] | None = None
         self._held_pong = b""
         self.ended: Close | None = None
-        self.close_sent = False
-        self.unread = False
-        self.noticed = False
+        self.close_sent: bool = False
+        self.unread: bool = False
+        self.noticed: bool = False
         self.ping_payload: bytes | None = None
-        self.hold_pongs = False
+        self.hold_pongs: bool = False
 
     def receive(self, data: bytes) -> list[Data]:  # noqa: C901, PLR0912, PLR0915 - the fast path: a call costs
         """Take bytes from the peer and return the messages they complete.

@@ -48,10 +48,10 @@ class Encoded:
     __slots__ = ("compressed", "data", "frame", "size")
 
     def __init__(self, data: Data) -> None:
-        self.data = data
+        self.data: Data = data
         payload = data.encode() if isinstance(data, str) else data
-        self.size = len(payload)
-        self.frame = _frame(_TEXT if isinstance(data, str) else _BINARY, payload)
+        self.size: int = len(payload)
+        self.frame: bytes = _frame(_TEXT if isinstance(data, str) else _BINARY, payload)
         self.compressed: dict[tuple[int, int, int], bytes] = {}
 
 

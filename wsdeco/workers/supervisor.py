@@ -33,7 +33,7 @@ from wsdeco.workers.process import Slot, Task, Worker
 
 __all__ = ["Supervised", "Supervisor"]
 
-logger = logging.getLogger("wsdeco")
+logger: Final = logging.getLogger("wsdeco")
 
 _TICK: Final = 0.5
 """Seconds between two looks at what announces nothing."""

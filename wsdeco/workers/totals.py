@@ -24,7 +24,7 @@ from wsdeco.reasons import ServerError
 
 __all__ = ["NoShare", "Share", "Totals", "has_locks", "no_locks"]
 
-logger = logging.getLogger("wsdeco")
+logger: Final = logging.getLogger("wsdeco")
 
 _CELL: Final = struct.Struct("I")
 
