@@ -48,7 +48,7 @@ class LimitedConnection:
 
     def __init__(self, channel: Channel) -> None:
         """Prepare to limit what happens on `channel`."""
-        self.channel = channel
+        self.channel: Channel = channel
         self._config: ConnectionConfig = channel.config
         self._deadlines: Deadlines | None = None
         self._hook: str | None = None

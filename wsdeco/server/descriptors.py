@@ -16,7 +16,7 @@ from typing import Any, Final
 
 __all__ = ["Descriptors"]
 
-logger = logging.getLogger("wsdeco")
+logger: Final = logging.getLogger("wsdeco")
 
 _PAUSE: Final = 60.0
 """Seconds between two such lines, as the last descriptor may be given back and taken many times a second."""
