@@ -27,9 +27,9 @@ class _H11Connection(h11.Connection):
         paused: What has arrived waits for the response to the newest request.
     """
 
-    fault = HTTPStatus.BAD_REQUEST
-    asked_to_upgrade = False
-    paused = False
+    fault: HTTPStatus = HTTPStatus.BAD_REQUEST
+    asked_to_upgrade: bool = False
+    paused: bool = False
 
     def next_event(self) -> _H11Event:
         try:

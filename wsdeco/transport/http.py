@@ -106,7 +106,7 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
         self.server_state = server_state
         self.app_state = app_state
         self.connections: set[Any] = server_state.connections
-        self.loop = asyncio.get_running_loop() if _loop is None else _loop
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop() if _loop is None else _loop
         # With TLS the transport comes later, behind the TLS handshake, which the deadline includes.
         self._deadlines = shared_of(server_state, self.loop).http_deadlines(self.clock)
         self._accepted_at = self._deadlines.clock.time()
