@@ -255,6 +255,8 @@ class App(Application):
     def stats(self) -> Stats:
         """Return the numbers of the app at this moment: connections, messages, refusals, failures; from any thread.
 
+        In each worker process of `run` they are those of all workers: of this one as they are, of the others as they
+        were a second ago. What a worker has counted stays when it ends. On Windows each has its own.
         They are counted from the start of `run` on; elsewhere from the first call on, or by `App(metrics=...)`.
         """
         from wsdeco.observe.numbers import numbers_of  # noqa: PLC0415 - loaded only if it is asked for

@@ -5,7 +5,7 @@ import signal
 import socket
 import sys
 from collections.abc import Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from stat import S_IMODE
 from textwrap import dedent
@@ -118,6 +118,17 @@ def test_what_a_killed_server_has_left_is_taken_and_what_is_in_use_is_not(tmp_pa
         with pytest.raises(ServerError, match=f"the Unix socket {path} is taken: stop the server that uses it"):
             other.run(background=True, uds=path)
         assert answers(connection)
+    with socket.socket(socket.AF_UNIX) as busy, ExitStack() as waiting:
+        busy.bind(str(path))
+        busy.listen(0)
+        with suppress(BlockingIOError):
+            while True:
+                late = waiting.enter_context(socket.socket(socket.AF_UNIX))
+                late.setblocking(False)
+                late.connect(str(path))
+        with pytest.raises(ServerError, match=f"the Unix socket {path} is taken"):
+            other.run(background=True, uds=path)
+    path.unlink()
     path.write_text("precious", "utf-8")
     with pytest.raises(ServerError, match=f"{path} is a file, and no Unix socket: remove it"):
         app.run(background=True, uds=path)
@@ -317,14 +328,13 @@ def test_workers_on_a_unix_socket_are_replaced_and_leave_no_file(tmp_path: Path)
     assert not path.exists()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_systemd_hands_its_sockets_over(workers: int, tmp_path: Path) -> None:
+def test_systemd_hands_its_sockets_over(tmp_path: Path) -> None:
     path = tmp_path / "systemd.sock"
     with socket.create_server(("127.0.0.1", 0)) as one, socket.socket(socket.AF_UNIX) as other:
         other.bind(str(path))
         other.listen()
         port = one.getsockname()[1]
-        arguments = ["-c", ACTIVATE, f"{one.fileno()},{other.fileno()}", "run", "program.py", "--workers", str(workers)]
+        arguments = ["-c", ACTIVATE, f"{one.fileno()},{other.fileno()}", "run", "program.py", "--workers", "2"]
         with running(tmp_path, *arguments, pass_fds=(one.fileno(), other.fileno())) as program:
             program.expect(f"^Serving http://127.0.0.1:{port} and ws://127.0.0.1:{port} and unix:{path}$")
             for place in (client(f"ws://127.0.0.1:{port}/ws"), client_at(path)):

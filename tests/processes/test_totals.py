@@ -83,7 +83,7 @@ def test_what_a_worker_had_that_has_died_is_free_and_nothing_else(counts: Totals
     for name, number in (("a", 2), ("b", 1)):
         for share in (one, two, three):
             assert all(share.take(name, 100) for _ in range(number))
-    counts.clear(2)
+    counts.note_death(2)
     assert [one.take("a", 6) for _ in range(3)] == [True, True, False]
     assert [counts.share(2).take("b", 3) for _ in range(2)] == [True, False]
 
@@ -131,7 +131,7 @@ def test_processes_that_take_at_the_same_time_take_no_more_than_the_total(counts
         taken = one.receive(), two.receive()
         assert sum(taken) == 1234
         two.kill()
-        counts.clear(2)
+        counts.note_death(2)
         one.connection.send((2000, 1234))
         assert one.receive() == taken[1]
 

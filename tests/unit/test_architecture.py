@@ -69,6 +69,7 @@ LAZILY: Final[dict[tuple[str, str], str]] = {
     ("server/options", "observe/logs"): "make_server",
     ("server/options", "protocol"): "make_server",
     ("workers/run", "observe/numbers"): "_recycling",
+    ("workers/run", "observe/together"): "_counting_together",
     ("backplanes/choice", "backplanes/urls"): "_open_backplane",
     ("backplanes/urls", "backplanes/nats"): "_nats",
     ("backplanes/urls", "backplanes/redis"): "_redis",

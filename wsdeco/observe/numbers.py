@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Final
+from typing import ClassVar, Final
 from weakref import WeakKeyDictionary
 
 from starlette.types import Scope
@@ -26,6 +27,9 @@ __all__ = ["Histogram", "Numbers", "Stats", "Visit", "numbers_of"]
 
 _BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds in seconds: those of Prometheus' own clients, from a millisecond on."""
+
+_KINDS: Final = 64
+"""How many ends are told apart."""
 
 _LAG_INTERVAL: Final = 1.0
 """Seconds between two looks at the lag of the event loop."""
@@ -65,13 +69,15 @@ class Histogram:
 class Stats:
     """The numbers of an app, as `App.stats` returns them: a copy, which changes no more.
 
+    Those of several worker processes of `run` are added up.
+
     Attributes:
         open: Connections that are open now.
         accepted: Upgrades that were accepted.
         refused: Handshakes that were refused, by cause: `full`, `client`, `shutdown`, `origin`, `host`, `handler`,
             `failure`, `connect_timeout`, `gone`, and what other limits call theirs.
         ended: Connections that have ended, by close code and by whom, such as `"1000 client"`; `"lost"` without a close
-            frame.
+            frame. After 64 of these, what is new is counted under `"other client"` and `"other server"`.
         messages_received: Messages that arrived.
         bytes_received: Their payload, in bytes; that of long texts beyond ASCII is estimated.
         messages_sent: Messages that were handed to the server, the copy of each member of a broadcast included.
@@ -84,6 +90,9 @@ class Stats:
         handshakes: Time from the handshake to the upgrade.
         lives: Time from the upgrade to the end, of connections that have ended.
     """
+
+    OF_THE_MOMENT: ClassVar = ("open", "lag")
+    """What ends with the process."""
 
     open: int = 0
     accepted: int = 0
@@ -178,7 +187,11 @@ class Visit(Observer):
         stats.lives.add(seconds)
         stats.undelivered += channel.undelivered
         reason = channel.reason
-        stats.ended[_kind(reason)] += 1
+        kind = _kind(reason)
+        if kind not in stats.ended and len(stats.ended) >= _KINDS:
+            # Peers choose their codes, among thousands.
+            kind = f"other {kind.partition(' ')[2]}"
+        stats.ended[kind] += 1
         if isinstance(reason, Close) and reason.code == CloseCode.TRY_AGAIN_LATER and reason.by == "server":
             stats.slow_consumers += 1
         if numbers.log is not None:
@@ -221,12 +234,14 @@ class Numbers(Observer):
         stats: What has ended, without the messages of connections that are open.
         visits: The connections that are open.
         log: Where their beginning and end is written; `None` for nowhere.
+        together: Returns the numbers of all worker processes, given those of this one; `None` if there is no other.
     """
 
     def __init__(self) -> None:
         self.stats: Stats = Stats()
         self.visits: set[Visit] = set()
         self.log: AccessLog | None = None
+        self.together: Callable[[Stats], Stats] | None = None
         self._measures_lag = False
 
     def begin(self, channel: Channel) -> Visit:
@@ -240,7 +255,12 @@ class Numbers(Observer):
             self.log.refused(scope, status, cause)
 
     def taken(self) -> Stats:
-        """Return the numbers of this moment; from any thread."""
+        """Return the numbers of this moment, of all worker processes if there are several; from any thread."""
+        own = self.own()
+        return own if self.together is None else self.together(own)
+
+    def own(self) -> Stats:
+        """Return those of this process; from any thread."""
         taken = self.stats + Stats()
         visits = tuple(self.visits)
         taken.open = len(visits)

@@ -16,6 +16,7 @@ from wsdeco.server.banner import print_banner
 from wsdeco.server.foreground import serve_in_main_thread
 from wsdeco.server.loading import Reference, describe_failure
 from wsdeco.server.options import make_server
+from wsdeco.workers.board import Board, Place
 from wsdeco.workers.cluster import choose_backplane, use_backplane
 from wsdeco.workers.link import Link
 from wsdeco.workers.process import Task
@@ -48,17 +49,25 @@ def run_workers(
         stack.callback(server.release)
         server.listen()
         totals = stack.enter_context(_totals(app, workers))
+        # Where there are no locks, no memory is handed to processes either.
+        board = None if totals is None else stack.enter_context(closing(Board.create(workers + 1)))
         backplane, brokers = choose_backplane(app)
         for broker in brokers:
             stack.callback(broker.stop)
         paths = [info.path for info in app.route_infos]
-        arguments = (reference, host, options, backplane, totals)
+        arguments = (reference, host, options, backplane, totals, board)
+
+        def on_death(number: int) -> None:
+            for each in (totals, board):
+                if each is not None:
+                    each.note_death(number)
+
         supervisor = Supervisor(
             workers,
             Task(_serve_as_worker, (*arguments, paths), server.listeners),
             time_to_end=server.time_to_end,
             beside=brokers,
-            on_death=lambda number: None if totals is None else totals.clear(number),
+            on_death=on_death,
             worker_timeout=server.own.worker_timeout,
             patience=_RELOAD if server.own.reload else None,
         )
@@ -105,6 +114,7 @@ def _serve_as_worker(
     options: dict[str, Any],
     backplane: str | None,
     totals: Totals | None,
+    board: Board | None,
     paths: list[str],
 ) -> None:
     link.take_signals()
@@ -121,6 +131,8 @@ def _serve_as_worker(
         server.parent = link
         if server.own.max_connections_per_worker is not None:
             server.ticks.append(_recycling(app, server.own.max_connections_per_worker, link))
+        if board is not None:
+            server.ticks.append(_counting_together(app, board.place(link.number)))
         serve_in_main_thread(server)
     except ServerError as exc:
         link.failed(str(exc))
@@ -138,6 +150,12 @@ def _recycling(app: Application, count: int, link: Link) -> Callable[[], None]:
             link.be_replaced()
 
     return tick
+
+
+def _counting_together(app: Application, place: Place) -> Callable[[], None]:
+    from wsdeco.observe.together import count_together  # noqa: PLC0415 - only who serves by run() needs it
+
+    return count_together(context_of(app), place)
 
 
 def _check_paths(app: Application, paths: list[str]) -> None:

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import mmap
-import multiprocessing.reduction
-import os
 import struct
-import tempfile
 import time
 from functools import partial
 from hashlib import blake2b
 from typing import Any, Final
 
 from wsdeco.reasons import ServerError
+from wsdeco.workers.memory import Memory
 
 __all__ = ["NoShare", "Share", "Totals", "has_locks", "no_locks"]
 
@@ -52,12 +49,11 @@ _POLL: Final = 0.0005
 class Totals:
     """The cells of all workers. They reach a worker with the arguments of its process, and end with the last one."""
 
-    def __init__(self, workers: int, names: int, descriptor: int) -> None:
+    def __init__(self, workers: int, names: int, memory: Memory) -> None:
         self._workers = workers
         self._names = names
-        self._descriptor = descriptor
-        self._memory = mmap.mmap(descriptor, _size(workers, names))
-        self._cells = memoryview(self._memory).cast("I")
+        self._memory = memory
+        self._cells = memoryview(memory.bytes).cast("I")
 
     @classmethod
     def create(cls, workers: int, *, clients: bool = False) -> Totals:
@@ -70,24 +66,18 @@ class Totals:
         Raises:
             ServerError: The system has no room.
         """
-        try:
-            # Without a name, so that nobody has to remove it.
-            with tempfile.TemporaryFile(buffering=0) as file:
-                # No holes: a process ends if the disk is full when it writes into one.
-                names = _CLIENTS if clients else _NAMES
-                file.write(bytes(_size(workers, names)))
-                return cls(workers, names, os.dup(file.fileno()))
-        except OSError as exc:
-            raise ServerError(f"there is no room for counting connections over all workers: {exc}") from exc
+        names = _CLIENTS if clients else _NAMES
+        size = names * (_KEY + workers * _CELL.size)
+        return cls(workers, names, Memory.create(size, "counting connections"))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _attach, (self._workers, self._names, multiprocessing.reduction.DupFd(self._descriptor))
+        return Totals, (self._workers, self._names, self._memory)
 
     def share(self, worker: int) -> Share:
         """Return what the worker of this number, from 1 on, takes."""
-        return Share(self._memory, self._cells, self._workers, worker, self._descriptor)
+        return Share(self._memory, self._cells, self._workers, worker)
 
-    def clear(self, worker: int) -> None:
+    def note_death(self, worker: int) -> None:
         """Give back whatever a worker has taken, which has died."""
         size = _KEY_CELLS + self._workers
         for index in range(_KEY_CELLS + worker - 1, self._names * size, size):
@@ -97,16 +87,15 @@ class Totals:
         """Let go of the memory."""
         self._cells.release()
         self._memory.close()
-        os.close(self._descriptor)
 
 
 class Share:
     """What one worker has of the totals."""
 
-    def __init__(self, memory: mmap.mmap, cells: memoryview[int], workers: int, worker: int, descriptor: int) -> None:
+    def __init__(self, memory: Memory, cells: memoryview[int], workers: int, worker: int) -> None:
         from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, lockf  # noqa: PLC0415 - not everywhere
 
-        self._memory = memory
+        self._memory = memory.bytes
         self._cells = cells
         self._workers = workers
         self._worker = worker
@@ -115,8 +104,8 @@ class Share:
         self._attempts = _ATTEMPTS
         self._is_full = False
         # Unlike a lock of flock, this one is not inherited by the children of a worker, which may outlive it.
-        self._try_lock = partial(lockf, descriptor, LOCK_EX | LOCK_NB)
-        self._unlock = partial(lockf, descriptor, LOCK_UN)
+        self._try_lock = partial(lockf, memory.descriptor, LOCK_EX | LOCK_NB)
+        self._unlock = partial(lockf, memory.descriptor, LOCK_UN)
 
     def take(self, name: str, total: int) -> bool:
         """Take one, if all workers have less than `total` of `name`; return whether that was so."""
@@ -204,14 +193,3 @@ def no_locks(name: str) -> ServerError:
         "leave out workers, or write max_connections in the place of max_connections_total and "
         "max_connections_per_client"
     )
-
-
-def _size(workers: int, names: int) -> int:
-    return names * (_KEY + workers * _CELL.size)
-
-
-def _attach(workers: int, names: int, duplicate: Any) -> Totals:
-    descriptor = duplicate.detach()
-    # Programs that the worker starts have no business with it.
-    os.set_inheritable(descriptor, False)
-    return Totals(workers, names, descriptor)
