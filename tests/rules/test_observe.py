@@ -159,6 +159,78 @@ async def test_time_is_that_of_the_clock_of_the_app_and_timeouts_end_with_1001()
     assert stats.lives.total == pytest.approx(3)
 
 
+async def test_who_asks_for_numbers_learns_how_long_hooks_take_and_what_waits(stack: Stack) -> None:
+    app = App()
+    go_on = asyncio.Event()
+
+    @app.handler("/ws")
+    class Slow:
+        async def on_connect(self, addr: object, sink: Sink) -> None:
+            sink.send_nowait("x" * 1000)
+
+        async def on_message(self, text: str) -> None:
+            await go_on.wait()
+
+    app.stats()
+    async with stack.serve(app) as server, server.connect("/ws") as peer:
+        await peer.receive()
+        for _ in range(3):
+            await peer.send("y" * 2000)
+        await until(lambda: app.stats().inbox_high_water >= 4000)
+        assert app.stats().hooks.keys() == {"on_connect"}
+        go_on.set()
+        await until(lambda: app.stats().hooks.get("on_message", Histogram()).count == 3)
+    stats = app.stats()
+    assert stats.outbox_high_water >= 1000
+    assert {hook: times.count for hook, times in stats.hooks.items()} == {
+        "on_connect": 1,
+        "on_message": 3,
+        "on_disconnect": 1,
+    }
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+async def test_hooks_are_timed_by_the_clock_of_the_app_side_by_side_too(parallel: int) -> None:
+    clock = ManualClock()
+    app = App(clock=clock)
+    doors = {"a": asyncio.Event(), "b": asyncio.Event()}
+
+    @app.handler("/ws", parallel=parallel)
+    class Slow:
+        async def on_message(self, text: str) -> str:
+            await doors[text].wait()
+            return text
+
+    app.stats()
+    async with connect(app, "/ws") as client:
+        for text, door in doors.items():
+            await client.send(text)
+            await clock.advance(1.5)
+            if parallel == 1:
+                door.set()
+                await client.expect(text)
+        if parallel > 1:
+            doors["b"].set()
+            await client.expect("b")
+            await clock.advance(3)
+            doors["a"].set()
+            await client.expect("a")
+    times = app.stats().hooks["on_message"]
+    # 6 s and 1.5 s of them side by side, or 1.5 s twice.
+    assert times.count == 2
+    assert times.total == pytest.approx(3 if parallel == 1 else 7.5)
+
+
+async def test_who_does_not_ask_for_numbers_pays_for_no_hook() -> None:
+    app = echo_app()
+    numbers = numbers_of(context_of(app))
+    async with connect(app, "/ws") as client:
+        await client.send("x")
+        await client.expect("x")
+    stats = numbers.taken()
+    assert (stats.messages_received, stats.hooks, stats.inbox_high_water) == (1, {}, 0)
+
+
 async def test_the_lag_of_the_loop_is_measured_while_somebody_is_connected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsdeco.observe.numbers._LAG_INTERVAL", 0.001)
     app = echo_app()
@@ -171,7 +243,11 @@ async def test_the_lag_of_the_loop_is_measured_while_somebody_is_connected(monke
 
 
 def test_numbers_of_several_processes_add_up() -> None:
-    first, second = Stats(open=1, lag=0.1), Stats(open=2, lag=0.3)
+    first, second = Stats(open=1, lag=0.1, inbox_high_water=9), Stats(open=2, lag=0.3, inbox_high_water=5)
+    for each, hooks in ((first, ("on_connect", "on_message")), (second, ("on_message", "on_disconnect"))):
+        for hook in hooks:
+            each.hooks[hook] = Histogram()
+            each.hooks[hook].add(1)
     first.refused["full"] = second.refused["full"] = 2
     first.handshakes.add(0.002)
     second.handshakes.add(100)
@@ -179,6 +255,12 @@ def test_numbers_of_several_processes_add_up() -> None:
     assert (both.open, both.lag, both.refused["full"], both.handshakes.count) == (3, 0.3, 4, 2)
     assert both.handshakes.total == pytest.approx(100.002)
     assert first.open == 1
+    assert both.inbox_high_water == 9
+    assert {hook: times.count for hook, times in both.hooks.items()} == {
+        "on_connect": 1,
+        "on_message": 2,
+        "on_disconnect": 1,
+    }
     assert Histogram().count == 0
 
 
@@ -205,6 +287,9 @@ async def test_prometheus_reads_the_numbers() -> None:
     assert found["wsdeco_connections_ended_total", "lost", "network"] == 2
     assert found["wsdeco_received_bytes_total",] == 1
     assert found["wsdeco_handshake_seconds_bucket", "+Inf"] == 1
+    assert found["wsdeco_hook_seconds_count", "on_message"] == 1
+    assert found["wsdeco_inbox_high_water_bytes",] >= 1
+    assert found["wsdeco_outbox_high_water_bytes",] == 0
     assert found["wsdeco_connection_seconds_count",] == 1
 
 

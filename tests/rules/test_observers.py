@@ -1,7 +1,9 @@
 """The events of a connection, as observers are told them, on every server."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
 
 import pytest
 from starlette.exceptions import HTTPException
@@ -264,3 +266,47 @@ async def test_an_observer_of_one_connection_sees_that_one_alone_and_no_messages
             await client.close(code)
     assert visits.visits == [[Close(4001, "", by="client")], [Close(4002, "", by="client")]]
     assert (Visit.sees_messages, Visit.sees_hooks) == (False, False)
+
+
+async def test_each_of_several_calls_is_told_in_its_own_task_also_when_it_is_cancelled(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    task: ContextVar[object] = ContextVar("task")
+    told: list[str] = []
+
+    class Calls(Observer):
+        def hook_started(self, channel: Channel, hook: str) -> None:
+            task.set(asyncio.current_task())
+            told.append(f"{hook} started")
+
+        def hook_ended(self, channel: Channel, hook: str, exception: BaseException | None) -> None:
+            assert task.get() is asyncio.current_task()
+            told.append(f"{hook} {type(exception).__name__}")
+
+    clock = ManualClock()
+    app = App(clock=clock)
+    context_of(app).observe(Calls())
+
+    @app.handler("/ws", parallel=3, max_connection_duration=5)
+    class Hangs:
+        async def on_message(self, text: str) -> None:
+            if text != "ends":
+                await asyncio.Event().wait()
+
+    async with connect(app, "/ws") as client:
+        for text in ("hangs", "ends", "hangs"):
+            await client.send(text)
+        await clock.advance(5)
+        await client.expect_close(1001)
+    await clock.settle()
+    assert told == [
+        "on_connect started",
+        "on_connect NoneType",
+        *["on_message started"] * 2,
+        "on_message NoneType",
+        "on_message started",
+        *["on_message CancelledError"] * 2,
+        "on_disconnect started",
+        "on_disconnect NoneType",
+    ]
+    assert [record.levelname for record in caplog.records if record.levelno > logging.INFO] == ["WARNING"]

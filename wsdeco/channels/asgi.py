@@ -299,6 +299,11 @@ class AsgiChannel(Channel):
             # The traceback of an exception raised here holds this frame.
             del written, queued
 
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait in the outbox: what the server holds, it does not show."""
+        return self._outbox_size
+
     def send_nowait(self, data: Data) -> bool:
         """Leave the message to the task that empties the outbox."""
         if self.closed:
@@ -307,12 +312,11 @@ class AsgiChannel(Channel):
         if self._outbox_size + size > self.config.max_outbox:
             self.drop_message()
             return False
+        held = size + (_MESSAGE_OVERHEAD if len(self._outbox) >= _FREE_MESSAGES else 0)
+        self._outbox.append(_Queued(data, held, None))
+        self._outbox_size += held
         if self.message_observer is not None:
             self.message_observer.message_sent(self, size)
-        if len(self._outbox) >= _FREE_MESSAGES:
-            size += _MESSAGE_OVERHEAD
-        self._outbox.append(_Queued(data, size, None))
-        self._outbox_size += size
         if self.accepted:
             self._flush_soon()
         return True

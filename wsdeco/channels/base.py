@@ -241,6 +241,16 @@ class Channel(ABC):
             self._addr = Address(str(client[0]), int(client[1])) if client else Address("", 0)
         return self._addr
 
+    @property
+    def inbox_size(self) -> int:
+        """Bytes of memory of the messages that wait for a hook."""
+        return self._inbox_size
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that were sent and that the peer has yet to make room for, as far as the server shows it."""
+        return 0
+
     def take(self) -> Data | None:
         """Return the next message in order; `None` while none waits, and when the channel has ended."""
         inbox = self._inbox

@@ -200,6 +200,11 @@ class DirectChannel(Channel):
         if not is_sent:
             raise self.closed_error()
 
+    @property
+    def unsent(self) -> int:
+        """Bytes that were sent and that the peer has yet to make room for."""
+        return self._connection.unsent + self._early_size
+
     def send_nowait(self, data: Data) -> bool:
         """Write by the end of the loop's turn, within the bound of the outbox."""
         if self.closed:

@@ -181,12 +181,11 @@ class Lifecycle(LimitedConnection):
                     channel.pack_request()
                 if self._awaits_first_message:
                     await self._first_message_there()
-                is_plain = self._config.parallel == 1 and self._config.message_timeout is None
-                await (self._call_on_message() if is_plain else self._call_in_tasks())
+                await (self._call_in_tasks() if self._has_tasks else self._call_on_message())
             except BaseException as exc:
                 if self._is_thrown_away():
                     raise
-                self._tell_hook_ended(exc)
+                self._tell_failure(exc)
                 waits = not channel.accepted and channel.reason is None
                 if waits and isinstance(exc, HTTPException | WebSocketException):
                     connected = None
@@ -290,10 +289,20 @@ class Lifecycle(LimitedConnection):
                 left = _MESSAGES_AT_ONCE
                 await asyncio.sleep(0)
 
+    @property
+    def _has_tasks(self) -> bool:
+        return self._config.parallel > 1 or self._config.message_timeout is not None
+
+    def _tell_failure(self, exc: BaseException) -> None:
+        # Calls in tasks of their own tell their end there.
+        if self._hook != "on_message" or not self._has_tasks:
+            self._tell_hook_ended(exc)
+
     async def _call_in_tasks(self) -> None:
         seconds = self._config.message_timeout
         timed = None if seconds is None else TimedCalls(self.channel.clock, seconds, self._time_call, self._call_late)
-        await call_in_tasks(self.channel, self._look_up, self._begin_hook, self._call_over, timed)
+        told = self._begin_hook, self._tell_hook_ended
+        await call_in_tasks(self.channel, self._look_up, *told, self._call_over, timed)
 
     def _call_late(self, call: asyncio.Task[None]) -> None:
         seconds = cast(float, self._config.message_timeout)
@@ -306,7 +315,6 @@ class Lifecycle(LimitedConnection):
             call.cancel()
 
     def _call_over(self, exc: BaseException | None, is_last: bool) -> bool:
-        self._tell_hook_ended(exc)
         if exc is not None and not is_end_of_another(self.channel, exc, self._where):
             self._fail(exc)
         return self._hook_over() if is_last else self._after_hook >= REDEFINED

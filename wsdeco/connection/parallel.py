@@ -16,20 +16,22 @@ __all__ = ["call_in_tasks"]
 
 LookUp: TypeAlias = Callable[[], tuple[Plan, Callable[[Data], Any]]]
 Begun: TypeAlias = Callable[[str], None]
+Ended: TypeAlias = Callable[[BaseException | None], None]
 Over: TypeAlias = Callable[[BaseException | None, bool], bool]
 
 
 async def call_in_tasks(
-    channel: Channel, look_up: LookUp, begun: Begun, over: Over, timed: TimedCalls | None = None
+    channel: Channel, look_up: LookUp, begun: Begun, ended: Ended, over: Over, timed: TimedCalls | None = None
 ) -> None:
     """Take messages until the channel has ended, and return when the last call for one is over.
 
     Args:
         channel: Where they come from; `parallel` of its limits is how many are handled at a time.
         look_up: Returns which of them are for the hook, and the hook.
-        begun: Called at the beginning of each call, with the name of the hook.
-        over: Called at its end, with what it has raised and whether no other call is under way; returns whether the
-            hook is to be looked up anew. That a call was cancelled for its time is nothing that it has raised.
+        begun: Called at the beginning of each call, in its task, with the name of the hook.
+        ended: Called at its end, in its task, with what it has raised.
+        over: Called when that is known, with the same and whether no other call is under way; returns whether the hook
+            is to be looked up anew. That a call was cancelled for its time is nothing that it has raised.
         timed: Bounds the time of each call; `None` for no bound.
     """
     plan, on_message = look_up()
@@ -54,7 +56,7 @@ async def call_in_tasks(
                 if _settle(running, over, timed) or (event is not None and event.done() and event.result()):
                     plan, on_message = look_up()
             elif plan.takes_text if isinstance(data, str) else plan.takes_binary:
-                running.add(channel.loop.create_task(_call(channel, plan, on_message, begun, timed, data)))
+                running.add(channel.loop.create_task(_call(channel, plan, on_message, begun, ended, timed, data)))
             else:
                 channel.undelivered += 1
     except asyncio.CancelledError:
@@ -67,18 +69,24 @@ async def _call(
     plan: Plan,
     on_message: Callable[[Data], Any],
     begun: Begun,
+    ended: Ended,
     timed: TimedCalls | None,
     data: Data,
 ) -> None:
     begun("on_message")
     if timed is not None:
         timed.begin(cast("asyncio.Task[None]", asyncio.current_task()))
-    if plan.streams:
-        await send_stream(channel, on_message(data))
-    else:
-        reply = await on_message(data)
-        if reply is not None:
-            await channel.send(checked_kind(reply, advice=ADVICE))
+    try:
+        if plan.streams:
+            await send_stream(channel, on_message(data))
+        else:
+            reply = await on_message(data)
+            if reply is not None:
+                await channel.send(checked_kind(reply, advice=ADVICE))
+    except (Exception, asyncio.CancelledError) as exc:
+        ended(exc)
+        raise
+    ended(None)
 
 
 def _settle(running: set[asyncio.Task[None]], over: Over, timed: TimedCalls | None) -> bool:

@@ -57,6 +57,15 @@ def _metrics(stats: Stats) -> Iterator[Metric]:
     ):
         yield CounterMetricFamily(name, text, value)
     yield _labelled("wsdeco_hook_failures", "Exceptions of hooks.", "hook", stats.hook_failures)
+    for name, text, value in (
+        ("wsdeco_inbox_high_water_bytes", "Memory of messages of one connection that waited.", stats.inbox_high_water),
+        ("wsdeco_outbox_high_water_bytes", "What one peer had yet to make room for.", stats.outbox_high_water),
+    ):
+        yield GaugeMetricFamily(name, text, value)
+    hooks = HistogramMetricFamily("wsdeco_hook_seconds", "Time that hooks took.", labels=["hook"])
+    for hook, histogram in sorted(stats.hooks.items()):
+        hooks.add_metric([hook], buckets=_buckets(histogram), sum_value=histogram.total)
+    yield hooks
     yield _histogram("wsdeco_handshake_seconds", "Time from the handshake to the upgrade.", stats.handshakes)
     yield _histogram("wsdeco_connection_seconds", "Lives of connections that have ended.", stats.lives)
 
@@ -69,12 +78,16 @@ def _labelled(name: str, text: str, label: str, counts: dict[str, int]) -> Metri
 
 
 def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
+    return HistogramMetricFamily(name, text, buckets=_buckets(histogram), sum_value=histogram.total)
+
+
+def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
     buckets: list[tuple[str, float]] = []
     below = 0
     for bound, count in zip((*map(str, histogram.bounds), "+Inf"), histogram.counts, strict=True):
         below += count
         buckets.append((bound, below))
-    return HistogramMetricFamily(name, text, buckets=buckets, sum_value=histogram.total)
+    return buckets
 
 
 def metrics_endpoint(read: Callable[[], Stats]) -> Callable[[Request], Response]:

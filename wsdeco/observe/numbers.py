@@ -10,8 +10,11 @@ import asyncio
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
-from typing import ClassVar, Final
+from sys import getsizeof
+from time import perf_counter
+from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
 from starlette.types import Scope
@@ -87,12 +90,15 @@ class Stats:
         slow_consumers: Connections that were closed because their peer read too slowly (1013).
         hook_failures: Exceptions of hooks, by hook.
         lag: How late the event loop ran a timer in the last second, in seconds; the worst of all processes.
+        inbox_high_water: Most bytes of memory that messages of one connection have taken at a time, as they waited for
+            a hook; of the worst process, and from when on `hooks` counts.
+        outbox_high_water: Most bytes that one peer has had to make room for at a time, as far as the server shows it;
+            as above.
+        hooks: Time that each hook took, sending included, by its name: of connections that began after the first call
+            of `App.stats`, or with `App(metrics=...)`, since it costs two calls for each message.
         handshakes: Time from the handshake to the upgrade.
         lives: Time from the upgrade to the end, of connections that have ended.
     """
-
-    OF_THE_MOMENT: ClassVar = ("open", "lag")
-    """What ends with the process."""
 
     open: int = 0
     accepted: int = 0
@@ -107,16 +113,30 @@ class Stats:
     slow_consumers: int = 0
     hook_failures: Counter[str] = field(default_factory=Counter[str])
     lag: float = 0.0
+    inbox_high_water: int = 0
+    outbox_high_water: int = 0
+    hooks: dict[str, Histogram] = field(default_factory=dict[str, Histogram])
     handshakes: Histogram = field(default_factory=Histogram)
     lives: Histogram = field(default_factory=Histogram)
 
     def __add__(self, other: Stats) -> Stats:
         """Return the numbers of both together."""
         both = Stats()
-        for each in fields(Stats):
-            setattr(both, each.name, getattr(self, each.name) + getattr(other, each.name))
-        both.lag = max(self.lag, other.lag)
+        for name in (each.name for each in fields(Stats)):
+            mine, others = getattr(self, name), getattr(other, name)
+            setattr(both, name, max(mine, others) if name in _WORST else _both(mine, others))
         return both
+
+
+_WORST: Final = frozenset({"lag", "inbox_high_water", "outbox_high_water"})
+"""What several processes have the worst of, and not the sum."""
+
+
+def _both(mine: Any, others: Any) -> Any:
+    if type(mine) is not dict:
+        return mine + others
+    histograms = cast("dict[str, Histogram]", mine)
+    return others | {name: each + others.get(name, Histogram()) for name, each in histograms.items()}
 
 
 class Visit(Observer):
@@ -206,6 +226,47 @@ class Visit(Observer):
         stats.bytes_sent += self.bytes_out
 
 
+_hook_began: Final[ContextVar[float]] = ContextVar("wsdeco_hook_began", default=0.0)
+"""When the hook began that this task calls; hooks of one connection may run side by side."""
+
+
+class DetailedVisit(Visit):
+    """Measures hooks and what waits besides."""
+
+    __slots__ = ("_time",)
+
+    def __init__(self, numbers: Numbers, channel: Channel) -> None:
+        super().__init__(numbers, channel)
+        # That of uvloop stands still for one turn, and with it while a hook blocks.
+        self._time = perf_counter if channel.clock is channel.loop else channel.clock.time
+
+    def messages_received(self, channel: Channel, messages: list[Data]) -> None:
+        """Count messages that arrived, and those that wait."""
+        super().messages_received(channel, messages)
+        waiting = channel.inbox_size + sum(map(getsizeof, messages))
+        self._numbers.stats.inbox_high_water = max(self._numbers.stats.inbox_high_water, waiting)
+
+    def message_sent(self, channel: Channel, size: int) -> None:
+        """Count a message that was sent, and what waits."""
+        self.messages_out += 1
+        self.bytes_out += size
+        waiting = channel.unsent
+        self._numbers.stats.outbox_high_water = max(self._numbers.stats.outbox_high_water, waiting)
+
+    def hook_started(self, channel: Channel, hook: str) -> None:
+        """Take the time."""
+        _hook_began.set(self._time())
+
+    def hook_ended(self, channel: Channel, hook: str, exception: BaseException | None) -> None:
+        """Count the time and a failure."""
+        seconds = self._time() - _hook_began.get()
+        hooks = self._numbers.stats.hooks
+        if hook not in hooks:
+            hooks[hook] = Histogram()
+        hooks[hook].add(seconds)
+        super().hook_ended(channel, hook, exception)
+
+
 def _kind(reason: DisconnectReason | None) -> str:
     match reason:
         case Close(code, _, by):
@@ -234,6 +295,7 @@ class Numbers(Observer):
         stats: What has ended, without the messages of connections that are open.
         visits: The connections that are open.
         log: Where their beginning and end is written; `None` for nowhere.
+        is_detailed: Whether connections that begin from now on are measured in detail.
         together: Returns the numbers of all worker processes, given those of this one; `None` if there is no other.
     """
 
@@ -241,12 +303,13 @@ class Numbers(Observer):
         self.stats: Stats = Stats()
         self.visits: set[Visit] = set()
         self.log: AccessLog | None = None
+        self.is_detailed = False
         self.together: Callable[[Stats], Stats] | None = None
         self._measures_lag = False
 
     def begin(self, channel: Channel) -> Visit:
         """Return what counts for one connection."""
-        return Visit(self, channel)
+        return DetailedVisit(self, channel) if self.is_detailed else Visit(self, channel)
 
     def refused(self, scope: Scope, status: int, cause: str) -> None:
         """Count and log a handshake that was refused."""

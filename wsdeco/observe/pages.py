@@ -26,7 +26,9 @@ def pages(context: Context, metrics: str | None, health: str | None) -> Iterator
     if metrics is not None:
         from wsdeco.observe.metrics import metrics_endpoint  # noqa: PLC0415 - it needs an extra
 
-        yield metrics, metrics_endpoint(numbers_of(context).taken)
+        numbers = numbers_of(context)
+        numbers.is_detailed = True
+        yield metrics, metrics_endpoint(numbers.taken)
     if health is not None:
         yield health, _health_endpoint(context)
 

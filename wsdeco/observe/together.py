@@ -20,6 +20,9 @@ from wsdeco.routing.endpoints import Context
 
 __all__ = ["Place", "count_together"]
 
+_OF_THE_MOMENT: Final = frozenset({"open", "lag"})
+"""What ends with its process."""
+
 _INTERVAL: Final = 1.0
 """Seconds between two times that a worker shows its numbers unasked."""
 
@@ -94,7 +97,7 @@ def _decode(data: bytes, *, is_alive: bool) -> Stats:
     stats = Stats()
     values: Mapping[str, Any] = json.loads(data) if data else {}
     for name in {each.name for each in fields(Stats)} & values.keys():
-        if is_alive or name not in Stats.OF_THE_MOMENT:
+        if is_alive or name not in _OF_THE_MOMENT:
             setattr(stats, name, _rich(getattr(stats, name), values[name]))
     return stats
 
