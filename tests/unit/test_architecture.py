@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import io
+import re
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -255,6 +256,21 @@ def assert_no_circle(graph: dict[str, set[str]]) -> None:
     except graphlib.CycleError as error:
         circle: list[str] = error.args[1]
         pytest.fail("an import circle: " + " -> ".join(reversed(circle)))
+
+
+def defined_in(node: ast.AST, prefix: str = "") -> Iterator[str]:
+    """Yield the qualified names of the functions and classes below `node`."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield prefix + child.name
+            yield from defined_in(child, f"{prefix}{child.name}.")
+
+
+def test_the_page_on_the_architecture_names_what_there_is() -> None:
+    page = (CHECKOUT / "ARCHITECTURE.md").read_text("utf-8")
+    named = re.findall(r"`([a-z_/]+)\.py`:\s+`([A-Za-z_.]+)`", page)
+    assert len(named) > 20
+    assert [each for each in named if each[1] not in defined_in(parsed(modules()[each[0]]))] == []
 
 
 def test_each_module_says_what_it_is_for(module: str) -> None:
