@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import Final, Protocol, cast
 
-__all__ = ["Clock", "Deadline", "Timer", "sleep"]
+__all__ = ["Clock", "Deadline", "Timer", "seconds_until", "sleep"]
 
 _MAX_LATENESS: Final = 0.5
 """Seconds by which a timer may be late before the event loop counts as having stood still."""
@@ -31,6 +34,30 @@ class Clock(Protocol):
     def call_at(self, when: float, callback: Callable[[], object], /) -> Timer:
         """Call `callback` once `time()` has reached `when`."""
         ...
+
+
+def seconds_until(when: float | datetime) -> float:
+    """Return the seconds until a time of the calendar; 0 if it is over.
+
+    Args:
+        when: Seconds since 1970, or a `datetime` with a time zone.
+
+    Raises:
+        TypeError: It is no time.
+        ValueError: It has no time zone, or is not finite.
+    """
+    if isinstance(when, datetime):
+        if when.tzinfo is None:
+            raise ValueError(f"a time needs its zone, such as datetime.now(UTC) + timedelta(hours=1), not {when!r}")
+        when = when.timestamp()
+    elif isinstance(when, bool) or not isinstance(when, int | float):
+        raise TypeError(
+            f"a time must be seconds since 1970, such as time.time() + 3600, or a datetime, not "
+            f"{type(when).__name__}: {when!r}"
+        )
+    if not math.isfinite(when):
+        raise ValueError(f"a time must be finite, not {when!r}: write None for no end")
+    return max(0.0, when - time.time())
 
 
 class Deadline:

@@ -91,6 +91,7 @@ class Limits(TypedDict, total=False):
     client: Callable[[HTTPConnection], object] | None
     max_connection_duration: Seconds | None
     idle_timeout: Seconds | None
+    refuse_after_upgrade: bool
     connect_timeout: Seconds
     first_message_timeout: Seconds | None
     message_timeout: Seconds | None
@@ -137,6 +138,10 @@ class ConnectionConfig:
             that still runs is cancelled. `None` sets no limit.
         idle_timeout: Time without an incoming frame after which the connection is closed with 1001; it never
             runs out while a hook runs. `None` sets no limit.
+        refuse_after_upgrade: Whether who is refused (full, too many of one client, shutting down, an `HTTPException`)
+            gets the upgrade and then a close with 4000 + the status, such as 4401, and the detail: scripts in browsers
+            do not see the status of a refused handshake. A `WebSocketException` closes with its own code then. Foreign
+            origins and hosts are refused before the upgrade all the same.
         connect_timeout: Time `on_connect` may take before the upgrade is accepted; then HTTP 503.
         first_message_timeout: Time from the upgrade to the first message; then the connection is closed with 1008.
             `None` sets no limit.
@@ -193,6 +198,7 @@ class ConnectionConfig:
     client: Callable[[HTTPConnection], object] | None
     max_connection_duration: float | None
     idle_timeout: float | None
+    refuse_after_upgrade: bool
     connect_timeout: float
     first_message_timeout: float | None
     message_timeout: float | None
@@ -228,6 +234,7 @@ class ConnectionConfig:
         client: Callable[[HTTPConnection], object] | None = None,
         max_connection_duration: Seconds | None = None,
         idle_timeout: Seconds | None = None,
+        refuse_after_upgrade: bool = False,
         connect_timeout: Seconds = 10.0,
         first_message_timeout: Seconds | None = None,
         message_timeout: Seconds | None = None,
@@ -261,6 +268,7 @@ class ConnectionConfig:
             "client": _optional(_client, "client", client),
             "max_connection_duration": _optional(_positive, "max_connection_duration", max_connection_duration),
             "idle_timeout": _optional(_positive, "idle_timeout", idle_timeout),
+            "refuse_after_upgrade": _flag("refuse_after_upgrade", refuse_after_upgrade),
             "connect_timeout": _positive("connect_timeout", connect_timeout),
             "first_message_timeout": _optional(_positive, "first_message_timeout", first_message_timeout),
             "message_timeout": _optional(_positive, "message_timeout", message_timeout),
@@ -367,6 +375,12 @@ def _choice(name: str, value: object, *choices: str) -> str:
         return choices[choices.index(value)]
     fault = ValueError if isinstance(value, str) else TypeError
     raise fault(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}")
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {type(value).__name__}: {value!r}")
+    return value
 
 
 def _client(name: str, value: object) -> object:

@@ -49,6 +49,7 @@ class CloseCode:
     INTERNAL_ERROR: Final = 1011
     SERVICE_RESTART: Final = 1012
     TRY_AGAIN_LATER: Final = 1013
+    TOKEN_EXPIRED: Final = 4401
 
 
 _TIMEOUT_CODES: Final[dict[LimitName, int]] = {

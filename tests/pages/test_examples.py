@@ -207,6 +207,30 @@ async def test_a_post_reaches_the_pages_of_one_user() -> None:
             await expect_text(client, f"for {user}")
 
 
+async def test_a_token_comes_in_four_ways() -> None:
+    ways: list[dict[str, Any]] = [
+        {"additional_headers": {"Authorization": "Bearer TOKEN"}},
+        {"subprotocols": ["chat", "bearer.TOKEN"]},
+        {"additional_headers": {"Cookie": "session=TOKEN"}},
+        {},
+    ]
+    async with script("sign_in") as server:
+        for way in ways:
+            for token, user in (("ann-1", "ann"), ("eve-1", None)):
+                options = ast.literal_eval(repr(way).replace("TOKEN", token))
+                async with connect(server.url("ws", "/ws"), proxy=None, **options) as client:
+                    assert client.subprotocol == ("chat" if "subprotocols" in way else None)
+                    if not way:
+                        await client.send(token)
+                    if user is None:
+                        with pytest.raises(ConnectionClosedError, match=r"4401.*unknown token"):
+                            await client.recv()
+                        continue
+                    for text in ("hi", "renew bob-1"):
+                        await client.send(text)
+                        await expect_text(client, f"{'bob' if 'bob' in text else user}: {text}")
+
+
 async def test_a_dashboard_has_the_last_value_at_once_and_then_the_next_ones() -> None:
     async with script("dashboard") as server:
         for _ in range(2):

@@ -82,6 +82,7 @@ OPTIONAL: Final = [
 
 STORED_AS: Final[dict[object, object]] = {
     bool | Compression: bool | Compression,
+    bool: bool,
     int: int,
     int | None: int | None,
     Seconds: float,
@@ -125,6 +126,7 @@ def test_defaults() -> None:
         "max_connection_duration": None,
         "idle_timeout": None,
         "connect_timeout": 10.0,
+        "refuse_after_upgrade": False,
         "first_message_timeout": None,
         "message_timeout": None,
         "on_message_timeout": "close",

@@ -71,6 +71,7 @@ class Plain:
 @app.handler(
     "/limits/{room}",
     connect_timeout=5,
+    refuse_after_upgrade=True,
     first_message_timeout=timedelta(seconds=5),
     message_timeout=30,
     on_message_timeout="continue",

@@ -70,6 +70,13 @@ class Owner(Protocol):
         """Run `work` in a task that ends with the connection."""
         ...
 
+    async def first_message(self, seconds: float) -> Data:
+        """Return the first message, which `on_connect` wants to have itself."""
+        ...
+
+    def expire_in(self, seconds: float | None) -> None:
+        """Close with 4401 in so many seconds; `None` takes that back."""
+
     def transport_lost(self) -> None:
         """The transport is gone; called once, by channels that can tell."""
 
@@ -169,6 +176,13 @@ class Channel(ABC):
     @abstractmethod
     async def refuse(self, status: int, body: str, headers: Mapping[str, str] | None = None) -> None:
         """Answer the handshake with an HTTP response instead of the upgrade."""
+
+    async def refuse_after_upgrade(self, code: int, text: str) -> None:
+        """Answer the handshake with the upgrade and a close frame, which a script in a browser can read."""
+        # Nobody is told of a connection, and no broadcast goes to it.
+        self.observer = self.message_observer = self.route_room = None
+        await self.accept()
+        self.close_by_server(code, text)
 
     @abstractmethod
     async def send(self, data: Data) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Coroutine, Mapping
+from datetime import datetime
 from operator import attrgetter
 from typing import Any, Final, TypeVar
 
@@ -13,7 +14,7 @@ from starlette.requests import HTTPConnection
 
 from wsdeco.channels.base import Channel, Owner
 from wsdeco.channels.data import Address, HeaderItems, Outgoing, checked_data, checked_kind, exceeds, wire_size
-from wsdeco.clock import Clock
+from wsdeco.clock import Clock, seconds_until
 from wsdeco.reasons import CloseCode, ConnectionClosed, DisconnectReason, check_close_code, cut_close_reason
 
 __all__ = ["Sink", "channel_of"]
@@ -103,6 +104,37 @@ class Sink:
         if self._channel.accepted:
             raise RuntimeError("the upgrade has been accepted already: call accept() in on_connect, before any send()")
         await self._channel.accept(subprotocol, headers)
+
+    async def first_message(self, timeout: float = 10.0) -> str | bytes:  # noqa: ASYNC109 - the clock of the connection
+        """Return the first message as it came, in `on_connect`: a token, say, where a browser can send no header.
+
+        Accepts the upgrade, if that has not been done. What comes next goes to `on_message`, or is returned if this is
+        called again.
+
+        Args:
+            timeout: Seconds to wait for it. Then the connection is closed with 1008, as by `first_message_timeout`,
+                and `ConnectionClosed` need not be caught.
+
+        Raises:
+            ConnectionClosed: The connection has ended.
+            RuntimeError: `on_connect` is over, or the call comes from another event loop.
+        """
+        return await self._open_owner().first_message(timeout)
+
+    def expire_at(self, when: float | datetime | None) -> None:
+        """Close with 4401, "token expired", at a time. The next call moves that, when the peer has renewed its token.
+
+        Args:
+            when: Seconds since 1970, as in the member `exp` of a JSON Web Token, or a `datetime` with a time zone. A
+                time in the past closes at once; `None` lets the connection live.
+
+        Raises:
+            ConnectionClosed: The connection has ended.
+            RuntimeError: The call comes from another event loop.
+            TypeError: `when` is no time.
+            ValueError: `when` has no time zone, or is not finite.
+        """
+        self._open_owner().expire_in(None if when is None else seconds_until(when))
 
     async def send(self, data: Outgoing) -> None:
         """Send one message; wait while the peer's buffer is full.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Final
 
 from starlette.exceptions import HTTPException, WebSocketException
 
@@ -11,7 +12,10 @@ from wsdeco.channels.base import Channel
 from wsdeco.channels.observer import Observer
 from wsdeco.reasons import Close, DisconnectReason, Error, Timeout, check_close_code, cut_close_reason, printable
 
-__all__ = ["close_of", "described", "refusal_of", "tell_end", "tell_refusal"]
+__all__ = ["LATE_REFUSAL", "close_of", "described", "late_refusal_of", "refusal_of", "tell_end", "tell_refusal"]
+
+LATE_REFUSAL: Final = 4000
+"""What is added to the HTTP status of a refusal behind the upgrade, to make it a close code."""
 
 
 def refusal_of(exc: HTTPException | WebSocketException) -> tuple[int, str, Mapping[str, str] | None]:
@@ -29,6 +33,19 @@ def refusal_of(exc: HTTPException | WebSocketException) -> tuple[int, str, Mappi
         return exc.status_code, detail, exc.headers
     headers = {name.lower(): value for name, value in (exc.headers or {}).items()}
     return exc.status_code, json.dumps(detail), {"content-type": "application/json"} | headers
+
+
+def late_refusal_of(exc: HTTPException | WebSocketException) -> tuple[int, int, str]:
+    """Return status, close code and text of a refusal that is told behind the upgrade.
+
+    Raises:
+        TypeError: As `refusal_of`.
+        ValueError: As `refusal_of`; or no endpoint may send such a code.
+    """
+    status, body, _ = refusal_of(exc)
+    if isinstance(exc, WebSocketException):
+        return status, check_close_code(exc.code), cut_close_reason(exc.reason or "")
+    return status, check_close_code(LATE_REFUSAL + status), cut_close_reason(body)
 
 
 def close_of(exc: WebSocketException) -> Close | TypeError | ValueError:

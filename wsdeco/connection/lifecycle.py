@@ -30,7 +30,7 @@ from starlette.exceptions import HTTPException, WebSocketException
 from wsdeco.channels.base import Channel, Conversation
 from wsdeco.channels.data import Address, Data, checked_kind
 from wsdeco.channels.sink import Sink
-from wsdeco.connection.answers import close_of, described, refusal_of, tell_end, tell_refusal
+from wsdeco.connection.answers import close_of, described, late_refusal_of, refusal_of, tell_end, tell_refusal
 from wsdeco.connection.departures import advise_at_end, is_departure, is_end_of_another
 from wsdeco.connection.limits import INTERRUPTED, REDEFINED, LimitedConnection
 from wsdeco.connection.parallel import call_in_tasks
@@ -352,14 +352,22 @@ class Lifecycle(LimitedConnection):
         try:
             if isinstance(exc, WebSocketException):
                 logger.info("%s refused by %s: %s", self.channel.addr, self._name, described(exc))
-            refusal = refusal_of(exc)
-            await self.channel.refuse(*refusal)
+            await self._answer_refusal(exc)
         except BaseException as failure:
             if self._is_thrown_away():
                 raise
             self._fail(failure)
+
+    async def _answer_refusal(self, exc: HTTPException | WebSocketException) -> None:
+        channel = self.channel
+        if self._config.refuse_after_upgrade:
+            status, code, text = late_refusal_of(exc)
+            tell_refusal(channel, status)
+            await channel.refuse_after_upgrade(code, text)
         else:
-            tell_refusal(self.channel, refusal[0])
+            refusal = refusal_of(exc)
+            await channel.refuse(*refusal)
+            tell_refusal(channel, refusal[0])
 
     def _fail(self, exc: BaseException, where: str | None = None) -> None:
         if where is None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Final, cast
 
 from wsdeco.channels.base import Channel
+from wsdeco.channels.data import Data
 from wsdeco.config import ConnectionConfig
 from wsdeco.connection.deadlines import Deadlines
 from wsdeco.reasons import Close, CloseCode, LimitName, Timeout
@@ -24,7 +26,9 @@ CANCEL_AGAIN: Final = 1.0
 
 _FIRST: Final = "first_message_timeout"
 
-_LIMITS: Final = ("connect_timeout", _FIRST, "idle_timeout", "max_connection_duration")
+_EXPIRY: Final = "expire_at"
+
+_LIMITS: Final = ("connect_timeout", _FIRST, "idle_timeout", "max_connection_duration", _EXPIRY)
 """The deadlines of a connection that has not ended."""
 
 
@@ -108,10 +112,41 @@ class LimitedConnection:
             await channel.event()
         self._cancel_deadlines(_FIRST)
 
+    async def first_message(self, seconds: float) -> Data:
+        """Return the first message; close with 1008 if it does not come in so many seconds.
+
+        Raises:
+            ConnectionClosed: The connection has ended before.
+            RuntimeError: `on_connect` is over.
+        """
+        channel = self.channel
+        if self._hook != "on_connect":
+            raise RuntimeError("first_message() belongs into on_connect: what comes later goes to on_message")
+        self._set_deadline("first_message", seconds, partial(self._time_out, _FIRST, seconds))
+        try:
+            await channel.accept()
+            data = await channel.receive()
+        finally:
+            self._cancel_deadlines("first_message")
+        if data is None:
+            raise channel.closed_error()
+        self._cancel_deadlines(_FIRST)
+        return data
+
     def _check_first_message(self) -> None:
         # It may wait for the end of on_connect.
         if not self.channel.waiting:
             self._time_out(_FIRST, cast(float, self._config.first_message_timeout))
+
+    def expire_in(self, seconds: float | None) -> None:
+        """Close with 4401 in so many seconds; `None` takes that back."""
+        if seconds is None:
+            self._cancel_deadlines(_EXPIRY)
+        else:
+            self._set_deadline(_EXPIRY, seconds, self._expire)
+
+    def _expire(self) -> None:
+        self.channel.close_by_server(CloseCode.TOKEN_EXPIRED, "token expired")
 
     def _time_out(self, limit: LimitName, seconds: float) -> None:
         message = f"{limit} of {seconds:g} s is over"

@@ -16,6 +16,7 @@ from wsdeco.channels.rated import channel_types
 from wsdeco.clock import Clock
 from wsdeco.config import ConnectionConfig
 from wsdeco.connection.admission import Admission, Slots
+from wsdeco.connection.answers import LATE_REFUSAL
 from wsdeco.connection.hosts import Hosts
 from wsdeco.connection.lifecycle import Lifecycle
 from wsdeco.connection.live import LiveConnections
@@ -28,6 +29,9 @@ from wsdeco.rooms.members import Members
 __all__ = ["Context", "HandlerEndpoint", "open_channel", "serve"]
 
 logger: Final = logging.getLogger("wsdeco")
+
+_FOREIGN: Final = frozenset({"origin", "host"})
+"""Causes of refusals that a foreign page is not told in a way that it could read."""
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
@@ -190,6 +194,9 @@ async def _turn_away(channel: Channel, refusal: Refusal, name: str) -> None:
             return
         if channel.accepted:
             channel.close_by_server(refusal.code, text)
+            await channel.flushed()
+        elif channel.config.refuse_after_upgrade and refusal.cause not in _FOREIGN:
+            await channel.refuse_after_upgrade(LATE_REFUSAL + refusal.status, text)
             await channel.flushed()
         else:
             await channel.refuse(refusal.status, refusal.phrase, refusal.headers)

@@ -142,6 +142,12 @@ class Owner:
     def channel_ended(self) -> None:
         self.heard.append("channel_ended")
 
+    async def first_message(self, seconds: float) -> str:
+        raise NotImplementedError
+
+    def expire_in(self, seconds: float | None) -> None:
+        raise NotImplementedError
+
     def transport_lost(self) -> None:
         self.heard.append("transport_lost")
 
