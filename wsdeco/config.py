@@ -441,7 +441,7 @@ def _origins(value: object) -> Literal["*"] | tuple[str, ...] | None:
                 f"allowed_origins holds {origin!r}, which is not an origin (RFC 6454): "
                 "write scheme, host and port alone, such as 'https://example.com'"
             )
-    # As Starlette's CORS middleware takes it.
+    # Starlette's CORS middleware takes the same.
     return "*" if "*" in origins else origins
 
 

@@ -90,7 +90,7 @@ def _checked(name: str, value: object, examples: str, *, has_unit: bool) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a rate such as {examples}, not {type(value).__name__}: {value!r}")
     amount, seconds = _parsed(value)
-    # What lets in less than one message or byte at a time lets in nothing.
+    # A burst of less than one message or byte lets nothing in.
     if amount < 1 or not seconds or ("B" in value) is not has_unit:
         raise ValueError(f"{name} must be a rate of 1 or more per s, min or h, such as {examples}, not {value!r}")
     return value

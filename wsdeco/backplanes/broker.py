@@ -91,7 +91,7 @@ class BrokerBackplane:
 
     def subject_of(self, key: str) -> str:
         """Return what a room is called at the broker."""
-        # Kept for rooms with members here and no others, as names come from peers.
+        # Only rooms with members here are kept, as names come from peers.
         return self._subjects.get(key) or subject_of(self._prefix, key)
 
     def __repr__(self) -> str:

@@ -67,7 +67,7 @@ def open_envelope(sealed: bytes, max_size: int = sys.maxsize) -> Envelope:
     if version != _VERSION or kind not in (_TEXT, _BINARY):
         raise ValueError(f"an envelope of version {version} and kind {kind} is none of version {_VERSION}")
     payload = sealed[ENVELOPE_BYTES:]
-    # What is no UTF-8 is a UnicodeDecodeError, which is a ValueError.
+    # Bytes that are no UTF-8 raise UnicodeDecodeError, which is a ValueError.
     return Envelope(publisher, number, payload.decode() if kind == _TEXT else payload)
 
 

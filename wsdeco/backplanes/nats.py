@@ -52,7 +52,7 @@ class NatsBroker:
     def __init__(self, name: str, urls: Sequence[SplitResult]) -> None:
         self.name = name
         self.max_payload = _DEFAULT_MAX_PAYLOAD
-        # Taken out, as nats-py would send the escapes of a URL as part of the credentials.
+        # nats-py would send the escapes of a URL as part of the credentials.
         self._servers = [url._replace(netloc=url.netloc.rpartition("@")[2]).geturl() for url in urls]
         self._credentials: dict[str, str] = _credentials(urls)
         self._encrypted = any(url.scheme == "tls" for url in urls)
@@ -192,12 +192,12 @@ class _NatsLink:
             self._drop()
 
     def _drop(self) -> None:
-        # An orderly close waits for a server that does not read, and nats-py has no other one.
+        # nats-py only has an orderly close, which waits for a server that does not read.
         writer = getattr(getattr(self._client, "_transport", None), "_io_writer", None)
         if writer is not None:
             writer.transport.abort()
         if self._subscription is not None:
-            # Of a close that was given up the task is left.
+            # A close that was given up leaves its task.
             with suppress(AttributeError):
                 self._subscription._wait_for_msgs_task.cancel()
 

@@ -119,7 +119,7 @@ class _RedisLink:
 
     async def close(self) -> None:
         for connection in (self._publishing, self._listening):
-            # An orderly close waits for a server that does not read, and redis-py has no other one.
+            # redis-py only has an orderly close, which waits for a server that does not read.
             writer: Any = getattr(connection, "_writer", None)
             if writer is not None:
                 writer.transport.abort()

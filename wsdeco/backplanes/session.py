@@ -120,7 +120,7 @@ class Session:
         self._deliver = deliver
         self._loop = asyncio.get_running_loop()
         self._clock: Clock = backplane.supervision.clock or self._loop
-        # Made here and not once for all, as processes that were forked must not share it.
+        # Not made at import: processes that were forked must not share it.
         self._publisher = os.urandom(PUBLISHER_BYTES)
         self._numbers = Numbers()
         self._gaps = Gaps()
@@ -164,7 +164,7 @@ class Session:
 
     def publish(self, subject: str, payload: bytes, *, is_text: bool) -> bool:
         """Put a message into the queue; return whether it went in."""
-        # Numbered also when it is lost, so that receivers see the gap.
+        # A message that is lost has a number too, so that receivers see the gap.
         message = subject, seal(self._publisher, self._numbers.next(subject), payload, is_text=is_text)
         size = _size(message)
         is_full = self._queue and self._queued + size > self._supervision.max_queue
@@ -251,7 +251,7 @@ class Session:
                 await sleep(self._clock, next(delays))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        # Not in the task, which a script may end before it has begun.
+        # Not in the task itself, which a script may cancel before it has begun.
         if self._queue:
             logger.warning(
                 "backplane %s: ended before %d messages were sent, which are lost: `await app.shut_down()` at the "
@@ -285,7 +285,7 @@ class Session:
         was_lost = self.state == "reconnecting"
         self.state = "connected"
         if was_lost:
-            # Of the same level as the loss, so that whoever has read of that reads of its end.
+            # The level of the loss, so that whoever has read of the loss reads this.
             logger.warning(
                 "backplane %s: connected again; %d broadcasts have been lost until now, and %d may have been",
                 backplane.broker.name,
@@ -364,7 +364,7 @@ class Session:
 
     def _flush_soon(self) -> None:
         if not self._flushing and self._link is not None:
-            # What else is published in this turn goes with it.
+            # Other messages of this turn of the loop go with it.
             self._flushing = True
             self._loop.call_soon(self._flush)
 
@@ -406,7 +406,7 @@ class Session:
 
     def _settle(self, taken: bool) -> None:
         if not self._unsettled:
-            # Confirmed by a connection that has been given up.
+            # The confirmation comes from a connection that was given up.
             return
         self._settled_at = self._loop.time()
         self._unsettled_bytes -= self._unsettled.popleft()
@@ -420,7 +420,7 @@ class Session:
             self._idle.set()
 
     def _watch(self) -> None:
-        # One timer for all that is in doubt, and not one for each.
+        # One timer for all messages in doubt.
         self._watching = None
         if self._unsettled:
             due = self._settled_at + self._supervision.answer_timeout
@@ -504,7 +504,7 @@ class Session:
         try:
             self._deliver(key, envelope.data)
         except Exception:
-            # That of one room is not to end the connection of all.
+            # The failure of one room must not end the connection of all.
             logger.exception("backplane %s: a message was not delivered", self._backplane.broker.name)
 
 

@@ -59,7 +59,7 @@ def command(url: str, headers: tuple[str, ...], subprotocols: tuple[str, ...], b
     try:
         code, reason = Conversation(connection, binary=binary, wait=wait).run()
     except KeyboardInterrupt:
-        # As a shell says it of a program that Ctrl-C has ended.
+        # The status that a shell gives a program that Ctrl-C has ended.
         sys.exit(130)
     if code != 1000:
         said = f": {printable(reason)}" if reason else ""

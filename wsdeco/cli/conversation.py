@@ -56,7 +56,7 @@ class Conversation:
         try:
             self._send()
         except ConnectionClosed:
-            # The thread that receives has read why, or is about to.
+            # The thread that receives reads why the connection ended.
             self._over.wait()
         except KeyboardInterrupt:
             if not self._over.is_set():
@@ -89,7 +89,7 @@ class Conversation:
             yield from map(_text, sys.stdin.buffer)
 
     def _typed(self) -> Iterator[str | bytes]:
-        # Line editing and history, on a Python that has them.
+        # Gives line editing and history, on a Python that has them.
         with suppress(ImportError):
             __import__("readline")
         if self._to_terminal:
@@ -112,7 +112,7 @@ class Conversation:
         try:
             self._show(message)
         except BrokenPipeError:
-            # Whoever reads has what it wanted, `head` for instance.
+            # The reader of the pipe, `head` for instance, has left.
             _redirect_to_nowhere()
             self._has_enough = True
             self._end()

@@ -74,7 +74,7 @@ async def answer_of(question: Question, request: Scope) -> dict[str, Any]:
             try:
                 await request["app"](_handshake(question, request), client.receive, client.send)
             except Exception:
-                # The server would log it for a handshake; here the page is told.
+                # A server logs the failure of a handshake; here the page shows it.
                 client.status = client.status or 500
     text = client.body[:_LONGEST_ANSWER].decode(errors="replace")
     return {"status": client.status, "text": text or _phrase(client.status)}
@@ -110,7 +110,7 @@ class _Client:
                 if not message.get("more_body", False):
                     self._over.set()
             case _:
-                # What a handler says to a client that has left already.
+                # The client has left already, so what the handler says is dropped.
                 pass
 
 

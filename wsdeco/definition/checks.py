@@ -173,7 +173,7 @@ def _shared_attributes(cls: type) -> Iterator[tuple[str, object]]:
 
 
 def _is_mutable(value: object) -> bool:
-    # Most of what stands in a class is functions, and the classes of `collections.abc` are slow to say no.
+    # Most members of a class are functions; `isinstance` with the classes of `collections.abc` is slow to say no.
     return not isinstance(value, FunctionType) and isinstance(value, (MutableSequence, MutableMapping, MutableSet))
 
 
@@ -333,6 +333,6 @@ def _meant_hook(name: str, other_names: Mapping[str, str]) -> str | None:
 
 @lru_cache(maxsize=1024)
 def _close_hook(name: str) -> str | None:
-    # To compare takes 40 us, and the methods of many classes have the same names.
+    # Comparing takes 40 us, and many classes have methods of the same names.
     close = difflib.get_close_matches(name, HOOK_NAMES, 1, _CLOSE_MATCH)
     return close[0] if close else None

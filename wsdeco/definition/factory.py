@@ -105,7 +105,7 @@ def build_factory(cls: type, path: str, factory: object | None = None) -> Factor
     require_class(cls)
     found = find_hooks(cls)
     raise_class_faults(cls, chain(handler_faults(cls, found), _factory_faults(factory)))
-    # An abstract class only says what the factory's handlers look like.
+    # An abstract class says what the handlers of the factory look like; it is never instantiated.
     if not inspect.isabstract(cls):
         keep_hooks(cls, found)
     return _from_headers(factory)

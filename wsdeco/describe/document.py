@@ -77,7 +77,7 @@ def _server(url: str) -> dict[str, Any]:
 
 
 def _key(path: str, taken: Iterable[str]) -> str:
-    # A word, since it becomes part of references.
+    # Only word characters, since the name becomes part of references.
     word = "_".join(re.findall(r"[A-Za-z0-9]+", path)) or "root"
     key, number = word, 1
     while key in taken:
@@ -108,7 +108,7 @@ def _channel(each: Registered, messages: Messages) -> dict[str, Any]:
 
 
 def _kinds() -> dict[type, str]:
-    # Applications may add some of their own.
+    # Applications may add convertors of their own.
     return {type(convertor): name for name, convertor in reversed(CONVERTOR_TYPES.items())}
 
 
@@ -168,7 +168,7 @@ def _refusals(config: ConnectionConfig) -> dict[str, str]:
 def _plain(value: object) -> object:
     if isinstance(value, tuple):
         return list(cast("tuple[object, ...]", value))
-    # What has no form in JSON is a codec of the user's, or a group of limits.
+    # Values without a form in JSON are a codec of the user's, or a group of limits.
     is_plain = value is None or isinstance(value, str | int | float)
     return value if is_plain else type(value).__name__
 

@@ -96,7 +96,7 @@ class _Schemas:
             if "$ref" in schema:
                 schema = self.named[schema["$ref"].rpartition("/")[2]]
             if is_union and kind.is_object and kind.own_tag is None:
-                # What tells it from the others is no field of its class.
+                # The tag is no field of the class.
                 name, (value, *_) = kind.tag
                 payload = schema | {
                     "properties": {name: {"const": value}} | schema.get("properties", {}),
@@ -125,7 +125,7 @@ class _Schemas:
         """Return `schema` with its `components` under names that no other classes have."""
         renamed: dict[str, str] = {}
         for name, component in components.items():
-            # Two classes of one name, in different modules.
+            # Two modules may have a class of the same name.
             free, number = name, 1
             while self.named.get(free, component) != component:
                 number += 1

@@ -61,7 +61,7 @@ def watch(app: Application, config: Config, *, is_shown: bool) -> None:
     logging.getLogger("asyncio").addFilter(PRINTABLE_TRACEBACKS)
     logging.getLogger("uvicorn.access").addFilter(_PRINTABLE_ARGUMENTS)
     if not is_shown or logging.getLogger().handlers:
-        # Somebody has said where the log goes.
+        # The program has said where the log goes.
         return
     # uvicorn sets the level that it was told on this one; that of its root stays INFO.
     wsdeco.setLevel(logging.getLogger("uvicorn.error").level)

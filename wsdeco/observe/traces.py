@@ -62,7 +62,7 @@ class _Traced(Observer):
             "client.address": channel.addr.host,
             "client.port": channel.addr.port,
         }
-        # The path is no name: each user of `/users/{id}` would have one of their own.
+        # The path is not part of the name: each user of `/users/{id}` would have a name of their own.
         self._handshake: Span | None = tracer.start_span(
             "GET",
             context=propagate.extract(dict(channel.request.headers)),

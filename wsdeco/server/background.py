@@ -36,7 +36,7 @@ def run_in_background(app: Application, host: str, port: int, options: dict[str,
     server, before = make_server(app, host, port, options), server_of(app)
     with ExitStack() as undo:
         undo.callback(server.release)
-        # A server that runs goes on until it is known that this one can take its place.
+        # The server that runs is ended only once it is known that this one can take its place.
         if not _has_place(before, server, port):
             server.listen()
         server.claim()
@@ -155,7 +155,7 @@ class BackgroundServer:
         try:
             result = asyncio.run_coroutine_threadsafe(work, self._loop_of_others())
         except BaseException:
-            # Or Python would warn that it was never awaited.
+            # Otherwise Python warns that the coroutine was never awaited.
             work.close()
             raise
         try:
@@ -203,7 +203,7 @@ class BackgroundServer:
         return f"<p>{escape(self.url)}: {state}</p><table>{''.join(rows)}</table>"
 
     def _serve(self) -> None:
-        # A daemon thread ends with the interpreter, in the middle of whatever it does.
+        # A daemon thread would be cut off at the end of the interpreter, in the middle of its work.
         atexit.register(self._stop_at_exit)
         try:
             self._server.run()

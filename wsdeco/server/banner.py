@@ -24,7 +24,7 @@ _SIZES: Final = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1))
 def print_banner(server: Server, hint: str) -> None:
     """Print what `server` serves, and `hint`: how it ends."""
     lines = [_as_json(server)] if server.own.log_format == "json" else _as_text(server, hint)
-    # A full disk, or a stream that is closed: a server serves all the same.
+    # The disk may be full, or the stream closed: no reason not to serve.
     with suppress(OSError, ValueError):
         try:
             print(*lines, sep="\n", flush=True)  # noqa: T201 - the address to open belongs on stdout
@@ -59,7 +59,7 @@ def route_lines(app: Application) -> list[str]:
 
 
 def _redirect_to_nowhere() -> None:
-    # Nobody will read this pipe any more, but the interpreter would try again at its end, and fail.
+    # The reader of this pipe is gone; the interpreter would flush it at its end, and fail.
     descriptor = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(descriptor, sys.stdout.fileno())

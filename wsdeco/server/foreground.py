@@ -79,7 +79,7 @@ def serve_in_main_thread(server: Server) -> None:
         server.run()
         left = join_threads(server.thread_prefix, ANYIO_THREAD)
     if left:
-        # The interpreter would wait for them for ever, and nothing can interrupt them.
+        # The interpreter waits for such threads for ever, and nothing can interrupt them.
         end_process(f"the process ends though hooks have left threads that still run: {', '.join(left)}", 0)
 
 
@@ -131,7 +131,7 @@ def watch_end(server: Server, received: queue.SimpleQueue[bool]) -> None:
         server: The server.
         received: `True` for each signal that ends it, and `False` for its end.
     """
-    # A thread, because a hook may block the event loop and with it everything else that could notice.
+    # A thread: a hook that blocks the event loop blocks everything in it that could notice.
     if not received.get():
         return
     limit = server.time_to_end
@@ -144,7 +144,7 @@ def watch_end(server: Server, received: queue.SimpleQueue[bool]) -> None:
 
 
 def _wait_for_end(server: Server, received: queue.SimpleQueue[bool], limit: float) -> bool | None:
-    # Whether it has come; False is a second signal before that, and None neither within the limit.
+    # Returns True for the end, False for a second signal before it, and None for neither within the limit.
     if server.parent is not None:
         server.parent.ending(limit)
         over = time.monotonic() + limit
@@ -175,7 +175,7 @@ def waiting_for(limit: float) -> str:
 
 def stacks() -> str:
     """Return what all threads do at this moment."""
-    # faulthandler keeps all other threads waiting while it writes: into a full pipe that would be for ever.
+    # faulthandler stops all other threads while it writes, which into a full pipe takes for ever: so into a file.
     try:
         with tempfile.TemporaryFile() as file:
             faulthandler.dump_traceback(file)
@@ -202,14 +202,14 @@ def briefly(function: Callable[..., object], *arguments: object) -> None:
     """Call what writes to a stream or a log, in a last resort: without waiting for it long, or minding its failure."""
 
     def call() -> None:
-        # A stream may be closed, or its reader gone; what a log does is the program's.
+        # A stream may be closed, its reader gone, or the log may be a program's own and raise.
         with suppress(Exception):
             function(*arguments)
 
-    # What a stuck thread holds may be the lock of a buffer, or the end of a full pipe.
+    # A stuck thread may hold the lock of the buffer, or the pipe may be full: writing could block for ever.
     writer = threading.Thread(target=call, daemon=True)
     with suppress(RuntimeError, MemoryError):
-        # Of which the first says that the system has no room for a thread.
+        # RuntimeError says that the system has no room for a thread.
         writer.start()
         writer.join(_FLUSH)
 

@@ -24,7 +24,7 @@ async def serve_in_loop(app: Application, host: str, port: int, options: dict[st
     current = server_of(app)
     if current is not None:
         current.check_replaceable()
-        # In another thread: clients of that server may live in this loop.
+        # Another thread waits, as clients of that server may live in this loop.
         await asyncio.to_thread(current.end)
     server.loop = asyncio.get_running_loop()
     server.claim()

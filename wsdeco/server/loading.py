@@ -169,7 +169,7 @@ def _import_named(dotted: str, target: str) -> ModuleType:
         with loading():
             return importlib.import_module(dotted)
     except ModuleNotFoundError as exc:
-        # What the module itself misses is for its author to see.
+        # A module that the app itself fails to import is for its author to see.
         if exc.name is None or not f"{dotted}.".startswith(f"{exc.name}."):
             raise
     raise ServerError(f"there is no module {dotted!r} in {Path.cwd()} or where Python looks: is this the right folder?")
@@ -219,5 +219,5 @@ def _named(module: ModuleType, name: str, place: str) -> Application:
 
 
 def _globals(module: ModuleType) -> Iterator[tuple[str, object]]:
-    # Copied, as another thread may import at this moment.
+    # A copy, as another thread may import at this moment.
     return iter(list(getattr(module, "__dict__", {}).items()))

@@ -130,7 +130,7 @@ def make_server(app: Application, host: str, port: int, options: dict[str, Any])
         "log_config": log_config(own.log_format),
     }
     if sys.stdout is None or sys.stdout.closed:
-        # uvicorn would ask it whether it has colours.
+        # uvicorn asks the stream whether it shows colours.
         defaults["use_colors"] = False
     if options.get("ssl_ca_certs"):
         # uvicorn's default asks no client for a certificate, and these would do nothing.
@@ -147,7 +147,7 @@ def make_server(app: Application, host: str, port: int, options: dict[str, Any])
     except Exception as exc:
         if "log_config" not in options:
             raise
-        # Whatever reads the file, it is that which cannot be used.
+        # Several libraries read the file; whichever fails, the file cannot be used.
         raise ServerError(f"log_config={options['log_config']!r} cannot be used: {type(exc).__name__}: {exc}") from exc
     try:
         _check_files(options)

@@ -198,7 +198,7 @@ class Server(uvicorn.Server):
         try:
             loop.run_until_complete(serving)
         except (SystemExit, KeyboardInterrupt):
-            # Another task asks for the end of the process: that comes after the end of the connections.
+            # A task asks for the end of the process. The connections end first.
             self.should_exit = True
             loop.run_until_complete(serving)
             raise
@@ -223,7 +223,7 @@ class Server(uvicorn.Server):
             trust_local_peers(config)
         tls: dict[str, Any] = {}
         if config.ssl is not None:
-            # uvicorn leaves it at asyncio's minute.
+            # uvicorn leaves the default of asyncio, a minute.
             tls = {"ssl": config.ssl, "ssl_handshake_timeout": TLS_TIMEOUT}
         self.servers = []
         for listener in sockets or ():
@@ -241,7 +241,7 @@ class Server(uvicorn.Server):
             try:
                 tick()
             except Exception:
-                # None of them is worth the connections.
+                # A tick that fails must not end the connections.
                 logger.exception("what is done now and then has failed: %s", tick)
         return await super().on_tick(counter)
 
@@ -250,7 +250,7 @@ class Server(uvicorn.Server):
         await super().main_loop()
         delay = self.own.drain_delay
         if self.is_replaced:
-            # The others accept what comes from now on. What this one has accepted already is answered.
+            # Other processes accept from now on; this one answers what it has accepted already.
             delay = _ARRIVING
             for server in self.servers:
                 server.close()
@@ -359,7 +359,7 @@ def server_of(app: Application) -> Server | None:
 
 
 def _whole_seconds(seconds: float) -> int:
-    # uvicorn's deadline is one, and 0 would end what is about to end by itself.
+    # uvicorn takes whole seconds, and 0 would cut off what is about to end by itself.
     return max(0, math.floor(seconds)) + 1
 
 

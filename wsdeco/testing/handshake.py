@@ -57,7 +57,7 @@ def connect(
     defaults += [(b"sec-websocket-key", b64encode(os.urandom(16))), (b"sec-websocket-version", b"13")]
     defaults += [(b"user-agent", b"wsdeco.testing")]
     fields[:0] = [field for field in defaults if field[0] not in given]
-    # As servers have them: those of all fields of the name.
+    # Servers join the values of all fields of the name.
     names = [name.strip() for key, value in fields if key == b"sec-websocket-protocol" for name in value.split(b",")]
     raw_path, _, query = path.partition("?")
     scope: Scope = {

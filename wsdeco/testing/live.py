@@ -81,7 +81,7 @@ class LiveClient(Client):
             raise self._refused
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Only the scope is another one, so the connection takes the way that it takes with `run`.
+        # Only the scope differs, so the connection takes the same way as with `run`.
         try:
             own = {name: self._scope[name] for name in _OWN if name in self._scope}
             await self._app({**scope, **own}, receive, send)
@@ -138,7 +138,7 @@ class LiveClient(Client):
         if writer is None or writer.transport.is_closing() or self._protocol.state is State.CLOSED:
             return
         if message["code"] == CloseCode.ABNORMAL:
-            # A reset, as of a client that was killed: nothing is waited for.
+            # The kernel resets the connection, as for a client that was killed.
             sock: socket.socket | None = writer.get_extra_info("socket")
             if sock is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

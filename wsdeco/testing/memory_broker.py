@@ -67,7 +67,7 @@ class _MemoryBackplane:
 
     def hand_over(self, key: str, data: str | bytes) -> None:
         if self._loop is not None:
-            # A loop that has been closed is that of a process that is gone.
+            # A closed loop stands for a process that is gone.
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._receive, key, data)
 

@@ -65,7 +65,7 @@ class _Json:
         return isinstance(frame, str)
 
     def may_have_id(self, frame: str) -> bool:
-        # The name may be written with escapes.
+        # JSON may write the name with escapes.
         return '"id"' in frame or "\\u" in frame
 
     def load(self, frame: str) -> str:
@@ -132,7 +132,7 @@ class _Own:
         try:
             return self._codec.decode(frame)
         except Exception as exc:
-            # Whatever it raises, the peer's bytes are the cause.
+            # A codec of the user's may raise anything; the peer's bytes are the cause.
             raise ValueError(f"Not a message of {self.name}: {type(exc).__name__}") from exc
 
     def decoder(self, form: Any) -> Callable[[Any], Any]:

@@ -114,7 +114,7 @@ class Conversation:
         if message is not ANSWER:
             self._invalid = 0
             if self._requests is not None:
-                # What comes while the hook runs may be an answer that it waits for.
+                # The hook may wait for an answer, which comes while it runs.
                 self._watch()
         return message, number
 
@@ -163,7 +163,7 @@ class Conversation:
         channel = self._channel
         requests = self._requests = {}
         self._looked_at = 0
-        # Told of the end of the channel as a room is.
+        # A room is told of the end of the channel, and so is this.
         channel.note_room(self)
         # The answer comes behind what was sent before it, which must be read to find it; within bounds all the same.
         config = self._config

@@ -208,7 +208,7 @@ def _literals(hints: dict[str, object]) -> tuple[Tag, ...]:
 
 
 def _own_tag(literals: tuple[Tag, ...]) -> Tag | None:
-    # One named like the tag goes first, then one that has one value only; other choices are data.
+    # A field named like the tag goes first, then one with a single value; fields with several values are data.
     tags = [tag for tag in literals if tag.field == TAG] or [tag for tag in literals if len(tag.values) == 1]
     return tags[0] if tags else None
 

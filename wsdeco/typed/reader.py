@@ -139,7 +139,7 @@ class Reader:
         try:
             number, *tags = self._members(content)
         except msgspec.ValidationError:
-            # No object, which a list may be, or whatever `Any` is.
+            # The message is no object: a list, for instance, or anything if the type is `Any`.
             if self._one is None:
                 raise
             return self._one, None
@@ -223,7 +223,7 @@ def _number(value: Any) -> Id | None:
 def _fault_of(exc: Exception) -> tuple[str, str]:
     """Return what is wrong and where, by the exception of a decoder."""
     if hasattr(exc, "errors"):
-        # pydantic's: its text has several lines, and repeats the input.
+        # The text of pydantic's error has several lines, and repeats the input.
         error: Any = exc
         first: dict[str, Any] = error.errors(include_url=False, include_context=False, include_input=False)[0]
         steps: tuple[int | str, ...] = first["loc"]

@@ -33,7 +33,7 @@ def choose_backplane(app: Application) -> tuple[str | None, list[NatsServer]]:
 def use_backplane(app: Application, url: str | None) -> None:
     """Let `app`, in this worker process, use the backplane that `choose_backplane` has chosen."""
     if url is not None:
-        # For this app alone: another one in the process, which is mounted in it, has rooms of its own.
+        # For this app alone: an app that is mounted in it has rooms of its own.
         rooms_of(app).backplane = open_backplane(url)
     elif not _is_chosen(app):
         advice = f"`pip install 'wsdeco[cluster]'`, or name a broker in {BACKPLANE_VARIABLE}"

@@ -54,7 +54,7 @@ class Link:
         leave_to_link()
 
     def _obey(self, server: Server, end: Callable[[], None]) -> None:
-        # Beside orders only the end of the parent comes here.
+        # EOFError and OSError say that the parent is no more.
         with suppress(EOFError, OSError):
             while True:
                 order: Order = self._connection.recv()
@@ -70,7 +70,7 @@ class Link:
 
     def _answer(self, server: Server) -> None:
         loop = server.loop
-        # It is closed at the end.
+        # The loop is closed at the end.
         with suppress(RuntimeError):
             if loop is not None:
                 loop.call_soon_threadsafe(self._send, "alive", None)
@@ -79,7 +79,7 @@ class Link:
     def take_signals() -> None:
         """Let the parent answer what a terminal sends to the whole process group, from now on."""
         for number in TERMINAL_SIGNALS:
-            # Programs that the worker starts do not inherit a handler, as they would what is ignored.
+            # A handler, since programs that the worker starts inherit SIG_IGN but no handler.
             handle_signal(number, lambda _number, _frame: None)
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, TERMINAL_SIGNALS)
@@ -103,6 +103,6 @@ class Link:
             self._send("replace", None)
 
     def _send(self, kind: str, value: object) -> None:
-        # A parent that has died reads no more.
+        # The parent may have died.
         with suppress(OSError):
             self._connection.send((kind, value))

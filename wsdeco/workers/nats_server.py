@@ -166,7 +166,7 @@ class NatsServer:
         deadline = time.monotonic() + _START
         while time.monotonic() < deadline and self._process.poll() is None:
             for file in self._folder.glob("*.ports"):
-                # It may be half written.
+                # The file may be half written.
                 with suppress(ValueError, LookupError):
                     return int(json.loads(file.read_text("utf-8"))["nats"][0].rpartition(":")[2])
             time.sleep(_POLL)

@@ -88,7 +88,7 @@ class Worker:
         """
         self.ending_at = time.monotonic()
         self._tell(RETIRE if is_replaced else END)
-        # It may be importing and not read yet, or have closed its end.
+        # The worker may still import and not read, or have closed its end.
         if self.ready_at is None or self.connection.closed:
             self.process.terminate()
 

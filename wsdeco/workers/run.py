@@ -41,7 +41,7 @@ def run_workers(
     """
     _check_picklable(options)
     if options.get("reload"):
-        # Who changes code does not wait for a drain.
+        # A developer who changes code should not wait for a drain.
         options = options | {"drain_timeout": 0, "drain_delay": 0}
     server = make_server(app, host, port, options)
     server.claim()
@@ -73,7 +73,7 @@ def run_workers(
         )
 
         def on_ready() -> None:
-            # The code of those that come later may be new, and have other routes.
+            # Later workers may run new code, with other routes.
             supervisor.task = Task(_serve_as_worker, (*arguments, []), server.listeners)
             if server.own.reload:
                 # Not before: a worker could not be replaced yet.

@@ -88,7 +88,7 @@ class Supervisor:
         self._worker_timeout = worker_timeout
         self._patience = patience
         self._slots = [Slot() for _ in range(count)]
-        # One more than there are places, for the one that is being replaced.
+        # One more than workers, for the one that is being replaced.
         self._numbers = list(range(1, count + 2))
         self._turns: deque[Slot] = deque()
         self._signals: queue.SimpleQueue[float] = queue.SimpleQueue()
@@ -188,7 +188,7 @@ class Supervisor:
         failure = f"worker processes cannot be started: {exc}"
         if not self._workers:
             raise ServerError(failure) from exc
-        # Those there are serve already, and end like all others.
+        # The workers so far serve already, and end like all others.
         say(failure)
         self._status = 1
 
@@ -197,7 +197,7 @@ class Supervisor:
         with suppress(queue.Empty):
             while why := self._restarts.get_nowait():
                 say(f"{why}: the worker processes are replaced one by one")
-                # What they said last time may have been mended meanwhile.
+                # The fault that they reported may be mended by now.
                 self._reported.clear()
                 self._turns = deque(self._slots)
         if not self._serving or not self._turns or any(slot.next or slot.previous for slot in self._slots):
@@ -300,11 +300,11 @@ class Supervisor:
                     case _:
                         self._report(value)
             return
-        # It has ended, or closed its end.
+        # The worker has ended, or closed its end.
         worker.connection.close()
 
     def _report(self, failure: str) -> None:
-        # Each attempt would say the same.
+        # Each attempt would report the same.
         if failure not in self._reported:
             self._reported.add(failure)
             say(failure)
@@ -395,7 +395,7 @@ def _without_interrupts() -> Generator[None]:
         return
     from multiprocessing import resource_tracker  # noqa: PLC0415 - there is none if signals cannot be blocked
 
-    # Its start would let the signals in again.
+    # Starting the resource tracker would unblock the signals.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL_SIGNALS)
     try:

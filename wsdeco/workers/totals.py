@@ -127,7 +127,7 @@ class Share:
         """Give one back."""
         cell = self._held[name] + self._worker - 1
         if self._cells[cell] == 1:
-            # From here on they may become those of another name.
+            # From here on another name may take these cells.
             del self._held[name]
         self._cells[cell] -= 1
 
@@ -143,7 +143,7 @@ class Share:
                 return True
         if self._attempts > 1:
             logger.warning("connections over all workers cannot be counted: is a worker process stopped?")
-            # This blocks the event loop: once, and not for each connection.
+            # This blocks the event loop, once for each worker.
             self._attempts = 1
         return False
 
