@@ -40,6 +40,7 @@ class Conversation:
         self._wait = wait
         self._from_terminal = sys.stdin.isatty()
         self._to_terminal = sys.stdout.isatty()
+        self._reading = threading.Lock()
         self._is_reading = False
         self._has_enough = False
         self._over = threading.Event()
@@ -51,7 +52,7 @@ class Conversation:
             KeyboardInterrupt: Somebody has pressed Ctrl-C.
             UsageError: The input is no UTF-8.
         """
-        receiving = threading.Thread(target=self._receive, daemon=True)
+        receiving = threading.Thread(target=self._receive, name="receiving", daemon=True)
         receiving.start()
         try:
             self._send()
@@ -71,16 +72,23 @@ class Conversation:
         return self._connection.close_code or 1006, self._connection.close_reason or ""
 
     def _send(self) -> None:
-        for message in self._messages():
-            self._is_reading = False
-            self._connection.send(message)
-            self._is_reading = True
+        if self._read():
+            for message in self._messages():
+                self._is_reading = False
+                self._connection.send(message)
+                if not self._read():
+                    break
         self._is_reading = False
         if not self._from_terminal:
             self._over.wait(self._wait)
 
+    def _read(self) -> bool:
+        """Return whether to wait for input: not if the connection has ended, as nothing would end the wait."""
+        with self._reading:
+            self._is_reading = not self._over.is_set()
+        return self._is_reading
+
     def _messages(self) -> Iterator[str | bytes]:
-        self._is_reading = True
         if self._from_terminal:
             yield from self._typed()
         elif self._binary:
@@ -118,9 +126,10 @@ class Conversation:
             self._end()
 
     def _end(self) -> None:
-        self._over.set()
-        if self._is_reading and hasattr(signal, "pthread_kill"):
-            self._is_reading = False
+        with self._reading:
+            self._over.set()
+            is_reading, self._is_reading = self._is_reading, False
+        if is_reading and hasattr(signal, "pthread_kill"):
             # Nothing else ends a thread that waits for a line.
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -299,6 +300,42 @@ def test_answers_to_a_pipe_of_input_are_shown_in_a_terminal(url: str) -> None:
         opened.process.stdin.close()
         opened.expect("< a\\u{1b}b\r\n")
         assert opened.process.wait(PATIENCE) == 0
+
+
+def test_a_server_that_closes_while_the_line_is_sent_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = threading.Event()
+
+    class Closes:
+        """A connection that its peer closes as the first line comes."""
+
+        close_code = 1001
+        close_reason = ""
+        subprotocol = None
+
+        def __iter__(self) -> Iterator[str]:
+            closed.wait(PATIENCE)
+            raise ConnectionClosedOK(None, None)
+
+        def send(self, message: object) -> None:
+            closed.set()
+            for thread in threading.enumerate():
+                if thread is not threading.current_thread() and thread.name == "receiving":
+                    thread.join(PATIENCE)
+
+        def close(self) -> None: ...
+
+    def lines() -> Iterator[bytes]:
+        yield b"line\n"
+        pytest.fail("it reads on, and would wait for ever")
+
+    class Pipe:
+        buffer = lines()
+
+        def isatty(self) -> bool:
+            return False
+
+    monkeypatch.setattr(sys, "stdin", Pipe())
+    assert Conversation(cast("Any", Closes()), binary=False, wait=0).run() == (1001, "")
 
 
 def test_a_server_that_is_faster_than_the_line_is_told_by_its_close_code(monkeypatch: pytest.MonkeyPatch) -> None:
