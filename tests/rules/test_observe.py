@@ -387,6 +387,32 @@ async def test_a_flood_is_one_line_a_second_and_a_count(lines: list[str], monkey
         assert sum(each.get("count", 1) for each in told) == 100
 
 
+async def test_a_flood_of_one_handler_hides_no_failure_of_another(
+    lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsdeco.observe.floods._SECOND", 3600)
+    logger = logging.getLogger("wsdeco.test_observe")
+
+    def flood(times: int) -> None:
+        for _ in range(times):
+            for where in ("One.on_message", "Other.on_message"):
+                for error in (ValueError(), KeyError()):
+                    logger.error("%s failed for %s", where, Address("192.0.2.1", 1), exc_info=error)
+            for cause in ("full", "origin"):
+                logger.info("%s (%s)", Address("192.0.2.1", 1), cause, extra={"event": "refused", "cause": cause})
+
+    flood(3)
+    told = [json.loads(line) for line in lines]
+    assert len([each for each in told if "exception" in each]) == 4
+    assert [each["cause"] for each in told if "cause" in each] == ["full", "origin"]
+    monkeypatch.setattr("wsdeco.observe.floods._SECOND", 0)
+    flood(1)
+    summaries = [each["message"] for each in map(json.loads, lines) if "count" in each]
+    assert summaries[0] == "2 more like this in the last second: %s failed for %s (One.on_message, ValueError)"
+    assert summaries[-1] == "2 more like this in the last second: %s (%s) (origin)"
+    assert len(summaries) == 6
+
+
 def test_without_a_loop_nothing_is_held_back(lines: list[str]) -> None:
     logger = logging.getLogger("wsdeco.test_observe")
     for _ in range(3):

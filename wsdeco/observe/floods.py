@@ -11,14 +11,15 @@ __all__ = ["FloodFilter"]
 
 _SECOND: Final = 1.0
 
-Key: TypeAlias = tuple[str, str]
+Key: TypeAlias = tuple[str, str, str]
+"""The name of the logger, the format, and what else tells kinds apart."""
 
 
 class FloodFilter(logging.Filter):
     """Lets the first of a kind through in each second, and one line that counts those like it.
 
-    Two records are of one kind if one logger makes them of one format. Warnings, errors and refusals are held back,
-    nothing else.
+    Two records are of one kind if one logger makes them of one format, about the same handler, for the same cause and
+    with an exception of the same class. Warnings, errors and refusals are held back, nothing else.
     """
 
     def __init__(self) -> None:
@@ -32,8 +33,7 @@ class FloodFilter(logging.Filter):
             return True
         if record.levelno < logging.WARNING and getattr(record, "event", "") != "refused":
             return True
-        # Formats are those of this package: no peer chooses what is kept.
-        key = record.name, str(record.msg)
+        key = record.name, str(record.msg), _details(record)
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -52,6 +52,16 @@ class FloodFilter(logging.Filter):
     def _sum_up(self, key: Key) -> None:
         count = self._held_back.pop(key, 0)
         if count:
-            name, message = key
+            name, message, details = key
             extra = {"is_summary": True, "event": "flood", "count": count}
-            logging.getLogger(name).warning("%d more like this in the last second: %s", count, message, extra=extra)
+            text = f"{message} ({details})" if details else message
+            logging.getLogger(name).warning("%d more like this in the last second: %s", count, text, extra=extra)
+
+
+def _details(record: logging.LogRecord) -> str:
+    # No peer chooses what is kept: lines that begin with a text begin with the name of a handler or a hook.
+    first = record.args[0] if isinstance(record.args, tuple) and record.args else None
+    handler = first if isinstance(first, str) and str(record.msg).startswith("%s") else ""
+    kind = record.exc_info[0] if record.exc_info else None
+    named = handler, getattr(record, "cause", ""), "" if kind is None else kind.__qualname__
+    return ", ".join(each for each in named if each)
