@@ -23,7 +23,7 @@ from wsdeco.config import ConnectionConfig
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, Error, Unknown
 from wsdeco.wire.outgoing import Encoded
 
-__all__ = ["Channel", "Conversation", "Membership", "Owner", "wake"]
+__all__ = ["Channel", "Conversation", "Membership", "Owner", "RouteRoom", "wake"]
 
 T = TypeVar("T")
 
@@ -91,6 +91,16 @@ class Membership(Protocol):
         """Let go of the channel, if it is a member."""
 
 
+class RouteRoom(Membership, Protocol):
+    """The room of a route.
+
+    Attributes:
+        key: What it is called among those of the app.
+    """
+
+    key: str
+
+
 class Channel(ABC):
     """One connection as the lifecycle sees it.
 
@@ -146,7 +156,7 @@ class Channel(ABC):
         self.subprotocol: str | None = None
         self.dropped: int = 0
         self.undelivered: int = 0
-        self.route_room: Membership | None = None
+        self.route_room: RouteRoom | None = None
         self.rooms: tuple[Membership, ...] | dict[Membership, None] = ()
         self._last_frame_at = self.clock.time()
         self.observer: Observer | None = None

@@ -8,11 +8,11 @@ say.
 from __future__ import annotations
 
 from contextvars import ContextVar, Token
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from starlette.types import Scope
 
-from wsdeco.channels.base import Channel
+from wsdeco.channels.base import Channel, RouteRoom
 from wsdeco.channels.observer import Observer
 from wsdeco.routing.endpoints import Context as AppContext
 
@@ -24,6 +24,9 @@ except ImportError as _error:
     raise ImportError("App(traces=True) needs the API of OpenTelemetry: pip install 'wsdeco[otel]'") from _error
 
 __all__ = ["trace_connections"]
+
+_ROUTE: Final = "route:"
+"""What the key of the room begins with that all connections of a route are in."""
 
 _call: Final[ContextVar[tuple[Span, Token[Context]] | None]] = ContextVar("wsdeco_traced_call", default=None)
 """The span of the hook that this task is calling; hooks of one connection may run side by side."""
@@ -48,23 +51,24 @@ class _Tracing(Observer):
 class _Traced(Observer):
     """Traces one connection."""
 
-    __slots__ = ("_handshake", "_link", "_path", "_tracer")
+    __slots__ = ("_attributes", "_handshake", "_link", "_tracer")
 
     def __init__(self, tracer: Tracer, channel: Channel) -> None:
         scope = channel.request.scope
         self._tracer = tracer
-        self._path: str = scope["path"]
-        attributes: dict[str, Any] = {
+        # Only connections of a route are watched.
+        route = cast("RouteRoom", channel.route_room).key.removeprefix(_ROUTE)
+        self._attributes: dict[str, Any] = {"url.path": scope["path"], "http.route": route}
+        attributes = self._attributes | {
             "http.request.method": "GET",
             "url.scheme": scope["scheme"],
-            "url.path": self._path,
             "network.protocol.name": "websocket",
             "client.address": channel.addr.host,
             "client.port": channel.addr.port,
         }
         # The path is not part of the name: each user of `/users/{id}` would have a name of their own.
         self._handshake: Span | None = tracer.start_span(
-            "GET",
+            f"GET {route}",
             context=propagate.extract(dict(channel.request.headers)),
             kind=SpanKind.SERVER,
             attributes=attributes,
@@ -82,7 +86,7 @@ class _Traced(Observer):
     def hook_started(self, channel: Channel, hook: str) -> None:
         """Begin a span, which is the parent of those that the hook begins."""
         span = self._tracer.start_span(
-            hook, context=Context(), links=[self._link], attributes={"url.path": self._path, "code.function.name": hook}
+            hook, context=Context(), links=[self._link], attributes=self._attributes | {"code.function.name": hook}
         )
         _call.set((span, context.attach(trace.set_span_in_context(span))))
 

@@ -110,8 +110,8 @@ class HandlerEndpoint:
             return False
         try:
             channel = self._channel_type(scope, connection, self.config, context.clock)
-            channel.watch(context.observer)
             channel.route_room = self.room
+            channel.watch(context.observer)
             connection.receiver = channel
             begun = Lifecycle(channel, self._factory, self.__name__)
             is_slot = ticket is self.admission.slots
@@ -153,8 +153,8 @@ def open_channel(
         channel = asgi(scope, receive, send, config, clock)
     else:
         channel = direct(scope, connection, config, clock)
-    channel.watch(context.observer)
     channel.route_room = room
+    channel.watch(context.observer)
     return channel
 
 

@@ -1,5 +1,6 @@
 """Traces, read by the in-memory exporter of the SDK."""
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ async def test_a_handshake_and_each_call_of_a_hook_are_spans_of_their_own(
     app = App(traces=True)
     inside: list[int] = []
 
-    @app.handler("/ws")
+    @app.handler("/{room}")
     class Echo:
         async def on_message(self, text: str) -> str:
             inside.append(trace.get_current_span().get_span_context().span_id)
@@ -49,13 +50,14 @@ async def test_a_handshake_and_each_call_of_a_hook_are_spans_of_their_own(
         await peer.expect_close(1011)
     take_errors(caplog)
     spans = exporter.get_finished_spans()
-    (handshake,) = (each for each in spans if each.name == "GET")
+    (handshake,) = (each for each in spans if each.name == "GET /{room}")
     assert handshake.parent is not None
     assert handshake.context is not None
     assert (handshake.parent.span_id, handshake.context.trace_id) == (0xB7AD6B7169203331, int(parent[3:35], 16))
     assert handshake.attributes is not None
     assert handshake.attributes["http.response.status_code"] == 101
     assert handshake.attributes["url.path"] == "/ws"
+    assert {each.attributes["http.route"] for each in spans if each.attributes is not None} == {"/{room}"}
     calls = [each for each in spans if each is not handshake]
     assert [each.name for each in calls] == ["on_connect", "on_message", "on_message", "on_disconnect"]
     assert {link.context.span_id for each in calls for link in each.links} == {handshake.context.span_id}
@@ -92,3 +94,19 @@ def test_a_missing_api_is_named_with_its_extra() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert "pip install 'wsdeco[otel]'" in done.stdout
+
+
+async def test_each_of_several_calls_side_by_side_has_a_span_that_ends(exporter: InMemorySpanExporter) -> None:
+    app = App(traces=True)
+
+    @app.handler("/ws", parallel=2)
+    class Slow:
+        async def on_message(self, text: str) -> str:
+            await asyncio.sleep(0)
+            return text
+
+    async with connect(app, "/ws") as peer:
+        await peer.send("a")
+        await peer.send("b")
+        assert {await peer.receive(), await peer.receive()} == {"a", "b"}
+    assert [each.name for each in exporter.get_finished_spans()].count("on_message") == 2
