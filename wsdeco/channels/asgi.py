@@ -5,27 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Final, Literal, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 from starlette.requests import HTTPConnection
 from starlette.types import Message, Receive, Scope, Send
-from starlette.websockets import WebSocketDisconnect
 
 from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Data, HeaderItems, checked_headers, exceeds, payload_estimate, wire_size
+from wsdeco.channels.events import GONE, abort_of, disconnect_reason, refusal_done, sent_event
 from wsdeco.channels.extension import end_of, extension_of, wire_options
 from wsdeco.clock import Clock, Deadline
 from wsdeco.config import ConnectionConfig
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, Error, Unknown
 
-__all__ = ["AsgiChannel", "disconnect_reason", "refusal_done"]
+__all__ = ["AsgiChannel"]
 
 logger: Final = logging.getLogger("wsdeco")
-
-_GONE: Final = (OSError, RuntimeError, WebSocketDisconnect)
-"""What servers raise from `send` once the peer has gone: OSError by ASGI 2.4, the others in practice."""
 
 _MESSAGE_OVERHEAD: Final = 128
 """Bytes that each message in the outbox counts for besides its own, once `_FREE_MESSAGES` are there."""
@@ -36,11 +33,6 @@ _WRITE_OVERHEAD: Final = 2048
 """Bytes that each message counts for in that besides its own: servers take about ten microseconds for one."""
 _EVENTS_AT_ONCE: Final = 32
 """Events after which the reader gives the loop to others, for the same reason."""
-_TURNS_TO_CLOSE: Final = 3
-"""Turns of the event loop after which a transport that was told to close has closed."""
-
-_SERVER_CODES: Final = frozenset({CloseCode.PROTOCOL_ERROR, CloseCode.INVALID_UTF8, CloseCode.TOO_BIG})
-"""Codes that a server uses on its own account; ASGI does not say which side sent them."""
 
 
 class _Queued(NamedTuple):
@@ -52,31 +44,6 @@ class _Queued(NamedTuple):
 class _ReadingPause(NamedTuple):
     begun: asyncio.Future[None]
     over: asyncio.Future[None]
-
-
-def disconnect_reason(message: Message) -> DisconnectReason:
-    """Return the reason that a `websocket.disconnect` event stands for.
-
-    Servers report a lost transport as 1006, or (uvicorn) as 1005 without the key `reason`; their own shutdown as
-    1012 without that key.
-    """
-    # With wsproto underneath, the code is a member of an enumeration of its own.
-    code = int(message.get("code", CloseCode.NO_STATUS))
-    text: str | None = message.get("reason")
-    if code == CloseCode.ABNORMAL or (code == CloseCode.NO_STATUS and text is None):
-        return Unknown()
-    by_server = code in _SERVER_CODES or (code == CloseCode.SERVICE_RESTART and text is None)
-    by: Literal["client", "server"] = "server" if by_server else "client"
-    return Close(code, text or "", by)
-
-
-async def refusal_done() -> None:
-    """Wait until the transport of a refused handshake is closed.
-
-    An application that returns sooner is blamed by uvicorn, at ERROR, for an incomplete handshake.
-    """
-    for _ in range(_TURNS_TO_CLOSE):
-        await asyncio.sleep(0)
 
 
 class AsgiChannel(Channel):
@@ -140,7 +107,7 @@ class AsgiChannel(Channel):
         self._pause: _ReadingPause | None = None
         self._lost_timer: Deadline | None = None
         self._extension = extension = extension_of(scope)
-        self._abort_transport = _abort_of(receive) if extension is None else extension.abort
+        self._abort_transport = abort_of(receive) if extension is None else extension.abort
         if extension is not None:
             # So they hold whatever middleware stands between the wire and the route.
             extension.set_options(close_timeout=config.close_timeout, **wire_options(config))
@@ -271,9 +238,9 @@ class AsgiChannel(Channel):
         if self._writing or self._outbox:
             await self._write_in_turn(data)
         elif self.accepted:
-            await self._write(_send_message(data))
+            await self._write(sent_event(data))
         else:
-            await self._write(self._accept_message(), _send_message(data))
+            await self._write(self._accept_message(), sent_event(data))
         if self.message_observer is not None:
             self.message_observer.message_sent(self, payload_estimate(data))
         self._burst += len(data) + _WRITE_OVERHEAD
@@ -382,7 +349,7 @@ class AsgiChannel(Channel):
                 raise
             raise self.closed_error() from exc
         except Exception as exc:
-            if not isinstance(exc, _GONE):
+            if not isinstance(exc, GONE):
                 logger.exception("the server's send() failed for %s", self.addr)
             self._writer = None
             self._break()
@@ -423,7 +390,7 @@ class AsgiChannel(Channel):
                 if written is not None and written.done():
                     continue
                 if isinstance(message, str | bytes):
-                    message = _send_message(message)
+                    message = sent_event(message)
                 try:
                     await self._write(message)
                 finally:
@@ -485,18 +452,3 @@ class AsgiChannel(Channel):
                 queued.written.set_exception(self.closed_error())
         self._outbox.clear()
         self._outbox_size = 0
-
-
-def _send_message(data: Data) -> Message:
-    if isinstance(data, str):
-        return {"type": "websocket.send", "text": data}
-    return {"type": "websocket.send", "bytes": data}
-
-
-def _abort_of(receive: Receive) -> Callable[[], None] | None:
-    # uvicorn passes bound methods of its asyncio protocol. ASGI itself has no way to drop a peer that does not
-    # read: after the application's end such a server waits for the peer to read, however long that takes.
-    protocol: Any = getattr(receive, "__self__", None)
-    transport: Any = getattr(protocol, "transport", None)
-    abort: Any = getattr(transport, "abort", None)
-    return cast("Callable[[], None]", abort) if callable(abort) else None

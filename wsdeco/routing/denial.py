@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from wsdeco.channels.asgi import refusal_done
+from wsdeco.channels.events import refusal_done
 from wsdeco.reasons import CloseCode
 
 __all__ = ["deny"]
