@@ -27,6 +27,7 @@ from wsdeco.routing.routes import SocketRoute
 
 if TYPE_CHECKING:
     from wsdeco.launch import BackgroundServer
+    from wsdeco.observe.connections import ConnectionInfo
     from wsdeco.observe.numbers import Stats
 
 __all__ = ["App", "RouteInfo", "ws"]
@@ -265,6 +266,24 @@ class App(Application):
         numbers = numbers_of(self._context)
         numbers.is_detailed = True
         return numbers.taken()
+
+    def connections(self, path: str | None = None) -> list[ConnectionInfo]:
+        """Return the connections of this process that are open, with what is known of each; from any thread.
+
+        Their messages are counted as those of `stats`, and round trips are measured from the first call on.
+
+        Args:
+            path: The path of a route as it is registered, for its connections alone.
+
+        Raises:
+            RouteError: No connections are served on `path`.
+        """
+        from wsdeco.observe.connections import open_connections  # noqa: PLC0415 - loaded only if it is asked for
+
+        key = None if path is None else self._registry.room_keys.get(path)
+        if path is not None and key is None:
+            raise unknown_path(path, self._registry.room_keys)
+        return open_connections(self._context, key)
 
     def run(
         self,

@@ -31,7 +31,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "routing": {"connection", "definition", "channels", "rooms", "backplanes"},
     "console": {"describe", "routing"},
     "describe": {"routing", "definition"},
-    "observe": {"routing", "channels"},
+    "observe": {"routing", "channels", "rooms"},
     "connection": {"definition", "channels", "rooms"},
     "definition": {"channels"},
     "typed": {"channels"},
@@ -62,6 +62,7 @@ Arrows go down only. Imports for type checkers count like all others.
 LAZILY: Final[dict[tuple[str, str], str]] = {
     ("__init__", "server/background"): "__getattr__",
     ("app", "launch"): "_launch",
+    ("app", "observe/connections"): "App.connections",
     ("app", "observe/numbers"): "App.stats",
     ("observe/pages", "observe/metrics"): "pages",
     ("routing/application", "observe/pages"): "Application._add_pages",

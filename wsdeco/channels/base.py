@@ -361,6 +361,11 @@ class Channel(ABC):
         return self._last_frame_at
 
     @property
+    def round_trip(self) -> float | None:
+        """Seconds from the last ping to its answer, if it can tell; asked once, it is measured from then on."""
+        return None
+
+    @property
     def closed(self) -> bool:
         """Whether nothing can be sent any more."""
         return self.reason is not None

@@ -107,6 +107,11 @@ class DirectChannel(Channel):
         return self._connection.last_activity
 
     @property
+    def round_trip(self) -> float | None:
+        """Seconds from the last ping to its answer; asked once, it is measured from then on."""
+        return self._connection.round_trip
+
+    @property
     def closed(self) -> bool:
         """Whether nothing can be sent any more.
 

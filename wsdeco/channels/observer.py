@@ -37,6 +37,10 @@ class Observer:
         """Return who watches this one connection, whose handshake has arrived: itself, or one of its own."""
         return self
 
+    def parts(self) -> tuple[Observer, ...]:
+        """Return the observers that it is made of: itself, or several."""
+        return (self,)
+
     def refused(self, scope: Scope, status: int, cause: str) -> None:
         """A handshake was answered with this HTTP status.
 
@@ -88,6 +92,10 @@ class Observers(Observer):
     def begin(self, channel: Channel) -> Observer:
         """Return those who watch this one connection."""
         return Observers(*(each.begin(channel) for each in self._observers))
+
+    def parts(self) -> tuple[Observer, ...]:
+        """Return those of all."""
+        return tuple(part for each in self._observers for part in each.parts())
 
     def refused(self, scope: Scope, status: int, cause: str) -> None:
         """Tell all of them."""

@@ -74,6 +74,9 @@ class Keepalive:
         self._resting: dict[Pinged, float] = {}
         self._awaited: dict[Pinged, float] = {}
         self._doubted: dict[Pinged, float] = {}
+        # Of all connections or of none: nothing is kept as long as nobody asks.
+        self._sent: dict[Pinged, float] | None = None
+        self._round_trips: dict[Pinged, float] = {}
         self._timer: Timer | None = None
         self._timer_due = 0.0
 
@@ -90,9 +93,25 @@ class Keepalive:
         """Ping `connection` no more."""
         for queue in (self._resting, self._awaited, self._doubted):
             queue.pop(connection, None)
+        if self._sent is not None:
+            self._sent.pop(connection, None)
+            self._round_trips.pop(connection, None)
         if self._timer is not None and len(self) == 0:
             self._timer.cancel()
             self._timer = None
+
+    def round_trip(self, connection: Pinged) -> float | None:
+        """Return the seconds from the last ping to its answer; they are measured from the first call on."""
+        if self._sent is None:
+            self._sent = {}
+        return self._round_trips.get(connection)
+
+    def answered(self, connection: Pinged) -> None:
+        """The last ping has been answered."""
+        if self._sent is not None:
+            sent = self._sent.pop(connection, None)
+            if sent is not None:
+                self._round_trips[connection] = self._clock.time() - sent
 
     def _set_timer(self) -> None:
         heads = [next(iter(queue.values())) for queue in (self._resting, self._awaited, self._doubted) if queue]
@@ -116,6 +135,8 @@ class Keepalive:
         for connection in take_due(self._resting, now):
             self._resting[connection] = now + self._interval
             self._await_answer(connection, now)
+            if self._sent is not None:
+                self._sent[connection] = now
             connection.send_keepalive_ping()
         self._set_timer()
 

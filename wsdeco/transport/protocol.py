@@ -347,6 +347,8 @@ class WebSocketProtocol(Outgoing):
             self.last_activity = self._clock.time()
         if pongs and not self.closed:
             self.send(pongs)
+        if self._keepalive is not None and framing.ping_payload is None:
+            self._keepalive.answered(self)
         if framing.ended is not None:
             self._shared.end(self._input_over)
 
@@ -425,6 +427,11 @@ class WebSocketProtocol(Outgoing):
             self._let_send()
 
     # Keepalive.
+
+    @property
+    def round_trip(self) -> float | None:
+        """Seconds from the last ping to its answer; asked once, it is measured from then on."""
+        return None if self._keepalive is None else self._keepalive.round_trip(self)
 
     def set_keepalive(self, interval: float | None, timeout: float | None) -> None:
         """Ping an open connection from now on.

@@ -97,6 +97,11 @@ class Connection(Protocol):
         """Bytes that the peer has yet to make room for."""
         ...
 
+    @property
+    def round_trip(self) -> float | None:
+        """Seconds from the last ping to its answer; asked once, it is measured from then on."""
+        ...
+
     def accept(self, subprotocol: str | None = None, headers: Headers = (), **options: Unpack[Options]) -> None:
         """Accept the handshake."""
 

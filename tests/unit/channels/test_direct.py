@@ -161,6 +161,7 @@ class Stuck:
         self.write_paused = False
         self.handshake_pending = True
         self.unsent = 0
+        self.round_trip: float | None = None
         self.wire: list[Any] = []
         self.room = asyncio.Event()
 
