@@ -15,6 +15,9 @@ __all__ = ["EXTENSION", "end_of", "extension_of", "wire_options"]
 EXTENSION: Final = "wsdeco"
 """The key of `scope["extensions"]` under which the protocol offers it."""
 
+_ONE_READ: Final = 256 * 1024
+"""Bytes that an event loop may read from a connection at once."""
+
 
 def extension_of(scope: Scope) -> Extension | None:
     """Return the extension, if the server speaks wsdeco's own protocol."""
@@ -28,6 +31,8 @@ def wire_options(config: ConnectionConfig) -> Options:
         "max_message_size": config.max_message_size,
         "compression": config.compression,
         "keepalive": (config.ping_interval, config.ping_timeout),
+        # Else what is held of one read is within what the limits allow to be held anyhow.
+        "small_reads": config.max_message_size + 2 * config.max_outbox < _ONE_READ,
     }
 
 

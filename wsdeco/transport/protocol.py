@@ -43,6 +43,7 @@ from wsdeco.transport.departures import has_vanished
 from wsdeco.transport.endings import half_close, say_end
 from wsdeco.transport.keepalive import Keepalive
 from wsdeco.transport.outgoing import Outgoing
+from wsdeco.transport.reads import SmallReads
 from wsdeco.transport.shared import shared_of
 from wsdeco.wire import handshake
 from wsdeco.wire.contract import NOBODY, Options, Receiver
@@ -285,6 +286,8 @@ class WebSocketProtocol(Outgoing):
                 sent.append((b"Sec-WebSocket-Extensions", agreed[0].encode()))
                 deflate = agreed[1]
         self._log_outcome("[accepted]")
+        if options.get("small_reads"):
+            self.transport.set_protocol(SmallReads(self, self._shared.small_buffer))
         self._framing = Framing(options.get("max_message_size", self.config.ws_max_size), deflate=deflate)
         self._framing.hold_pongs = self.write_paused
         self.send(handshake.accept_response(request.key, sent))

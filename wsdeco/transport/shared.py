@@ -14,6 +14,7 @@ from wsdeco.clock import Clock
 from wsdeco.transport.deadlines import HttpDeadlines
 from wsdeco.transport.departures import Departures
 from wsdeco.transport.keepalive import Keepalive
+from wsdeco.transport.reads import READ_SIZE
 
 __all__ = ["Shared", "shared_of"]
 
@@ -50,6 +51,7 @@ class Shared:
         loop: The event loop of the server.
         task_free_start: What takes connections without a task to call the app in; `None` until there is one.
         departures: What notices the end of peers that are not read.
+        small_buffer: What is read into of connections with small reads.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -63,6 +65,7 @@ class Shared:
         self._keepalives: dict[tuple[float, float | None], Keepalive] = {}
         self._http_deadlines: HttpDeadlines | None = None
         self.departures: Departures = Departures(loop)
+        self.small_buffer: bytearray = bytearray(READ_SIZE)
 
     def flush_later(self, connection: Flushed) -> None:
         """Flush `connection` in the next turn of the loop, in one callback with all others."""

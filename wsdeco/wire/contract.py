@@ -28,11 +28,13 @@ class Options(TypedDict, total=False):
         compression: Agree on permessage-deflate, if offered.
         keepalive: Seconds between two pings, and seconds for an answer, past which the connection ends; `None` for no
             pings, or no judgement.
+        small_reads: Let one read bring little, since what hooks have not come to is held (`wsdeco.transport.reads`).
     """
 
     max_message_size: int
     compression: bool | Compression
     keepalive: tuple[float | None, float | None]
+    small_reads: bool
 
 
 class Receiver(Protocol):
