@@ -35,10 +35,11 @@ def has_heard(client: Client, number: int) -> bool:
 
 
 def round_trips(port: int, until: Callable[[], bool]) -> list[float]:
-    """Speak on a connection of one's own; return the milliseconds that each echo took."""
-    took: list[float] = []
+    """Speak on a connection of one's own; return the milliseconds that its handshake and each echo took."""
+    began = time.monotonic()
     with crowd_of(port) as crowd:
         (client,) = crowd.enter(1)
+        took = [(time.monotonic() - began) * 1000]
         while not until():
             begin = time.monotonic()
             heard = client.messages

@@ -316,7 +316,7 @@ class SoakServer:
         """End it by force, if it still runs."""
         if self.running():
             self._popen.kill()
-            self._popen.communicate()
+        self._popen.communicate()
 
 
 Serve: TypeAlias = Callable[..., SoakServer]
