@@ -219,6 +219,10 @@ def _parameter_faults(hook: Hook, wanted: str) -> Iterator[str]:
         if written is not None and not receivers(written, 1):
             yield f"has no parameter for `self`: {wanted}"
     elif not bindable(hook.signature, len(arguments)):
+        written = signature_of(hook.function)
+        if written is not None and next(iter(written.parameters), None) == arguments[0]:
+            yield f"has no `self` in front of `{arguments[0]}`: {wanted}"
+            return
         yield f"{_misfit(hook.signature, arguments)}: {wanted}"
     elif hook.name == "on_connect" and _is_swapped(hook.parameters[0], hook.parameters[1]):
         yield f"takes the sink first, and is called with the address first: {wanted}"

@@ -10,7 +10,7 @@ from typing import Final
 
 from wsdeco.routing.registry import RouteInfo
 
-__all__ = ["announce_idle", "announce_limits", "announce_missing_lifespan", "is_interactive"]
+__all__ = ["announce_empty", "announce_idle", "announce_limits", "announce_missing_lifespan", "is_interactive"]
 
 logger: Final = logging.getLogger("wsdeco")
 
@@ -51,6 +51,14 @@ def announce_idle(infos: Iterable[RouteInfo]) -> None:
 def is_interactive() -> bool:
     """Return whether somebody types into a notebook or a shell, whose event loop is not the program's."""
     return hasattr(builtins, "__IPYTHON__") or hasattr(sys, "ps1")
+
+
+def announce_empty() -> None:
+    """Warn of an app that serves nothing (`run` refuses one)."""
+    logger.warning(
+        "no handler is registered in the app that is served here: decorate a class with @ws.handler('/ws'), in the "
+        "module that the server imports or in one that this imports"
+    )
 
 
 def announce_missing_lifespan() -> None:

@@ -25,7 +25,7 @@ from wsdeco.connection.hosts import Hosts, checked_hosts
 from wsdeco.definition.paths import check_path
 from wsdeco.reasons import printable
 from wsdeco.rooms.rooms import Rooms
-from wsdeco.routing.announcements import announce_idle, announce_limits, announce_missing_lifespan
+from wsdeco.routing.announcements import announce_empty, announce_idle, announce_limits, announce_missing_lifespan
 from wsdeco.routing.bodies import BodyLimitingApp
 from wsdeco.routing.draining import Draining
 from wsdeco.routing.endpoints import Context, HandlerEndpoint
@@ -286,6 +286,8 @@ class Application:
                 self._announce_idle()
         try:
             async with nullcontext() if self._lifespan is None else self._lifespan(app) as state:
+                if not self.app.routes:
+                    announce_empty()
                 yield state
                 await self._end_connections()
         finally:

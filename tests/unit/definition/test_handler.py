@@ -81,7 +81,10 @@ FAULTS: Final = {
     ),
     "only keywords": ("async def on_message(self, **keywords): ...", ["takes none", MESSAGE]),
     "no self": ("async def on_message(): ...", ["no parameter for `self`", MESSAGE]),
-    "self forgotten": ("async def on_message(text): ...", ["on_message(text)", "takes none", MESSAGE]),
+    "self forgotten": (
+        "async def on_message(text): ...",
+        ["on_message(text)", "has no `self` in front of `text`", MESSAGE],
+    ),
     "swapped by name": ("async def on_connect(self, sink, addr): ...", ["takes the sink first", CONNECT]),
     "sink first": ("async def on_connect(self, sink, _): ...", ["takes the sink first", CONNECT]),
     "address second": ("async def on_connect(self, _, address): ...", ["takes the sink first", CONNECT]),

@@ -461,6 +461,24 @@ async def test_idle_timeout_is_announced_to_count_messages_only(caplog: pytest.L
     assert warnings_of(caplog) == [announced]
 
 
+async def test_an_app_without_a_handler_says_so_when_another_server_starts_it(caplog: pytest.LogCaptureFixture) -> None:
+    async with MEMORY.serve(App()):
+        assert [each.partition(":")[0] for each in warnings_of(caplog)] == [
+            "no handler is registered in the app that is served here"
+        ]
+    caplog.clear()
+    # Who registers at start-up is in time.
+    app = App(lifespan=lambda inside: registering(app))
+    async with MEMORY.serve(app):
+        assert warnings_of(caplog) == []
+
+
+@asynccontextmanager
+async def registering(app: App) -> AsyncGenerator[None]:
+    app.add("/ws", Echo)
+    yield
+
+
 def page_of(response: Response) -> Callable[[], Response]:
     def page() -> Response:
         return response
