@@ -172,7 +172,8 @@ class App(Application):
 
         No handshake is let in any more, and all connections are open still. It may take 5 seconds beyond the
         `drain_delay` of `run`. Servers that close the connections before the end of the lifespan, as uvicorn does, call
-        it afterwards: see `drain`. Each of several workers calls it, and its broadcasts reach the members of all.
+        it afterwards: see `drain`. Of several workers whose rooms are one, one calls it, and the others wait for it;
+        without a backplane each does. A worker that is replaced does not call it, since the app goes on.
 
         Raises:
             HandlerError: The function is not async, or cannot be called without arguments.

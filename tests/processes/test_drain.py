@@ -1,12 +1,15 @@
 """Drains: load balancers notice, rooms are warned, and clients leave one after the other."""
 
 import asyncio
+import multiprocessing
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
 from typing import Any, Final
 
 import httpx
@@ -19,7 +22,9 @@ from tests.support.recording import refusal, take_errors
 from tests.support.stacks import Stack, soon, until
 from wsdeco import Address, App, Close, ConnectionClosed, DisconnectReason, HandlerError, Sink
 from wsdeco.routing import draining
+from wsdeco.server.listen import Listeners
 from wsdeco.testing import ManualClock, connect
+from wsdeco.workers.link import Link
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -265,8 +270,8 @@ async def test_a_signal_drains_the_server_and_nothing_unread_is_lost(workers: in
         ended = await asyncio.to_thread(program.end)
     finally:
         program.discard()
-    # Each worker warns the room, which reaches over all of them.
-    assert [sorted(sizes) for sizes, _, _ in ends] == [[len("going down")] * workers + [size] * 2] * count
+    # One worker warns the room, which reaches over all of them.
+    assert [sorted(sizes) for sizes, _, _ in ends] == [[len("going down"), size, size]] * count
     assert {reason for _, _, reason in ends} == {"service restart; retry=2"}
     times = [when for _, when, _ in ends]
     # How even it is stands above; here a machine that does other things may hold several up.
@@ -274,3 +279,32 @@ async def test_a_signal_drains_the_server_and_nothing_unread_is_lost(workers: in
     assert ended.code == 0
     assert ended.errors.count("Traceback") == 0
     assert ended.output.count("left: closed by the server with 1012 (service restart; retry=2)") == count
+
+
+async def test_workers_whose_rooms_are_one_warn_once_and_others_each() -> None:
+    told: list[str] = []
+
+    async def function() -> None:
+        told.append("warned")
+
+    ours, theirs = multiprocessing.Pipe()
+    server: Any = SimpleNamespace(loop=asyncio.get_running_loop(), is_replaced=False)
+    link = Link(theirs, 1, Listeners("127.0.0.1", 0, []))
+    ended = asyncio.Event()
+
+    def end() -> None:
+        server.loop.call_soon_threadsafe(ended.set)
+
+    link.obey(server, end)
+    ours.send("follow")
+    await soon(ended.wait())
+    # Without a broker it follows nobody.
+    await link.warn(function)
+    assert ours.recv() == ("warned", None)
+    link.rooms_are_one = True
+    following = asyncio.create_task(link.warn(function))
+    ours.send("warned")
+    await soon(following)
+    ours.close()
+    await until(lambda: all(each.name != "wsdeco-link" for each in threading.enumerate()))
+    assert told == ["warned"]

@@ -14,7 +14,7 @@ from wsdeco.definition.signatures import bindable, signature_of
 from wsdeco.reasons import HandlerError
 from wsdeco.routing.endpoints import Context
 
-__all__ = ["DecoratedWarning", "Draining", "WarningFunction", "checked_warning"]
+__all__ = ["DecoratedWarning", "Draining", "WarningFunction", "call_warning", "checked_warning"]
 
 logger: Final = logging.getLogger("wsdeco")
 
@@ -23,8 +23,16 @@ WarningFunction: TypeAlias = Callable[[], Awaitable[object]]
 
 DecoratedWarning = TypeVar("DecoratedWarning", bound=WarningFunction)
 
+Warn: TypeAlias = Callable[[WarningFunction], Awaitable[object]]
+"""What has such a function called."""
+
 _WARNING: Final = 5.0
 """Seconds that the function may take beyond the delay of the drain."""
+
+
+def call_warning(function: WarningFunction) -> Awaitable[object]:
+    """Call the function under `on_drain`."""
+    return function()
 
 
 class Draining:
@@ -47,14 +55,15 @@ class Draining:
         """Return the time that `run` takes at most."""
         return seconds + delay + (0.0 if self.on_drain is None else _WARNING)
 
-    async def run(self, seconds: float, delay: float, *, is_replaced: bool = False) -> None:
+    async def run(self, seconds: float, delay: float, *, is_replaced: bool = False, warn: Warn = call_warning) -> None:
         """Refuse handshakes, wait for `delay`, then close the connections evenly over `seconds`.
 
         Args:
             seconds: How long that takes.
             delay: Seconds before it.
             is_replaced: Another process takes the clients already. Handshakes that have reached this one are served, as
-                nobody else can answer them, and clients may come back at once.
+                nobody else can answer them, and clients may come back at once. Nobody is warned: the app goes on.
+            warn: Calls the function under `on_drain`, or sees to it that it is called.
         """
         self.has_begun = True
         connections = self._context.connections
@@ -63,7 +72,9 @@ class Draining:
             connections.retry_after = whole_seconds(seconds + delay)
         loop = asyncio.get_running_loop()
         clock = self._context.clock or loop
-        warning = None if self.on_drain is None else loop.create_task(_warn(self.on_drain))
+        warning = None
+        if self.on_drain is not None and not is_replaced:
+            warning = loop.create_task(_warn(warn, self.on_drain))
         if delay:
             await sleep(clock, delay)
         if warning is not None:
@@ -74,9 +85,9 @@ class Draining:
             await drain(connections, clock, seconds, f"service restart; retry={retry}")
 
 
-async def _warn(function: WarningFunction) -> None:
+async def _warn(warn: Warn, function: WarningFunction) -> None:
     try:
-        await function()
+        await warn(function)
     except Exception:
         logger.exception("on_drain failed")
 

@@ -19,6 +19,7 @@ from wsdeco.config import DEFAULT_CONFIG
 from wsdeco.origins import is_loopback
 from wsdeco.reasons import ServerError
 from wsdeco.routing.application import Application, context_of, draining_of, not_found_of, registry_of
+from wsdeco.routing.draining import WarningFunction, call_warning
 from wsdeco.server.descriptors import Descriptors
 from wsdeco.server.listen import Listeners, inherit, inherit_activated, listen, listen_on
 from wsdeco.server.own import OwnOptions
@@ -75,6 +76,9 @@ class Parent(Protocol):
 
     def obey(self, server: Server, end: Callable[[], None]) -> None:
         """Do what the parent says, from now on, in a thread; `end` ends the server."""
+
+    async def warn(self, function: WarningFunction) -> None:
+        """Call what warns the clients of the app, unless another worker does it for all."""
 
     def ready(self) -> None:
         """Tell that the worker serves."""
@@ -254,8 +258,11 @@ class Server(uvicorn.Server):
             delay = _ARRIVING
             for server in self.servers:
                 server.close()
-        draining = draining_of(self.app).run(self.own.drain_timeout, delay, is_replaced=self.is_replaced)
-        drain = asyncio.create_task(draining)
+        warn = call_warning if self.parent is None else self.parent.warn
+        draining = draining_of(self.app)
+        drain = asyncio.create_task(
+            draining.run(self.own.drain_timeout, delay, is_replaced=self.is_replaced, warn=warn)
+        )
         counter = 0
         while not (await asyncio.wait((drain,), timeout=_TICK))[0]:
             counter += 1

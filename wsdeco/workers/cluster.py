@@ -30,14 +30,20 @@ def choose_backplane(app: Application) -> tuple[str | None, list[NatsServer]]:
     return broker.url, [broker]
 
 
-def use_backplane(app: Application, url: str | None) -> None:
-    """Let `app`, in this worker process, use the backplane that `choose_backplane` has chosen."""
+def use_backplane(app: Application, url: str | None) -> bool:
+    """Let `app`, in this worker process, use the backplane that `choose_backplane` has chosen.
+
+    Returns:
+        Whether rooms reach the connections of all workers.
+    """
     if url is not None:
         # For this app alone: an app that is mounted in it has rooms of its own.
         rooms_of(app).backplane = open_backplane(url)
     elif not _is_chosen(app):
         advice = f"`pip install 'wsdeco[cluster]'`, or name a broker in {BACKPLANE_VARIABLE}"
         rooms_of(app).backplane = MissingBackplane(advice)
+        return False
+    return True
 
 
 def _is_chosen(app: Application) -> bool:

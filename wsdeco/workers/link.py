@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Final, Literal
 
@@ -15,12 +17,20 @@ from wsdeco.server.orphans import leave_to_link
 from wsdeco.server.serving import Server
 from wsdeco.server.signals import handle_signal
 
-__all__ = ["END", "PING", "RETIRE", "STUCK", "Link", "Order"]
+__all__ = ["END", "FOLLOW", "PING", "RETIRE", "STUCK", "WARNED", "Link", "Order"]
 
-Order = Literal["end", "retire", "ping", "stuck"]
+_WARNING: Final = 4.5
+"""Seconds in which another worker has to have warned the clients of all: less than the bound of the drain."""
+
+_ON_THE_WAY: Final = 0.5
+"""Seconds in which what that has broadcast arrives."""
+
+Order = Literal["end", "follow", "warned", "retire", "ping", "stuck"]
 """What a parent says."""
 
 END: Final = "end"
+FOLLOW: Final = "follow"
+WARNED: Final = "warned"
 RETIRE: Final = "retire"
 PING: Final = "ping"
 STUCK: Final = "stuck"
@@ -35,7 +45,10 @@ class Link:
     Attributes:
         number: Which of the workers it is, from 1 on; no other one that lives has it.
         listeners: The sockets of all workers.
+        rooms_are_one: What one worker broadcasts reaches the clients of all.
     """
+
+    rooms_are_one: bool = False
 
     def __init__(self, connection: Connection, number: int, listeners: Listeners) -> None:
         self.number = number
@@ -50,6 +63,8 @@ class Link:
             server: The server of this process.
             end: Ends it, from any thread.
         """
+        self._follows = False
+        self._warned = asyncio.Event()
         threading.Thread(target=self._obey, args=(server, end), name="wsdeco-link", daemon=True).start()
         leave_to_link()
 
@@ -60,20 +75,36 @@ class Link:
                 order: Order = self._connection.recv()
                 match order:
                     case "ping":
-                        self._answer(server)
+                        self._call_in(server, partial(self._send, "alive", None))
+                    case "warned":
+                        self._call_in(server, self._warned.set)
                     case "stuck":
                         end_process(f"{stacks()}the event loop of this worker process hangs: it is replaced", 1)
                     case _:
                         server.is_replaced = order == RETIRE
+                        self._follows = order == FOLLOW
                         end()
         end()
 
-    def _answer(self, server: Server) -> None:
+    @staticmethod
+    def _call_in(server: Server, function: Callable[[], object]) -> None:
         loop = server.loop
         # The loop is closed at the end.
         with suppress(RuntimeError):
             if loop is not None:
-                loop.call_soon_threadsafe(self._send, "alive", None)
+                loop.call_soon_threadsafe(function)
+
+    async def warn(self, function: Callable[[], Awaitable[object]]) -> None:
+        """Call what warns the clients of the app, or wait until another worker has, if that reaches those of all."""
+        if not (self._follows and self.rooms_are_one):
+            try:
+                await function()
+            finally:
+                self._send("warned", None)
+            return
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._warned.wait(), _WARNING)
+            await asyncio.sleep(_ON_THE_WAY)
 
     @staticmethod
     def take_signals() -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from wsdeco.server.listen import Listeners
 from wsdeco.server.orphans import WORKER_NAME
-from wsdeco.workers.link import END, PING, RETIRE, STUCK, Link, Order
+from wsdeco.workers.link import END, PING, STUCK, Link, Order
 
 __all__ = ["Slot", "Task", "Worker"]
 
@@ -80,14 +80,15 @@ class Worker:
         finally:
             theirs.close()
 
-    def end(self, *, is_replaced: bool = False) -> None:
+    def end(self, order: Order = END) -> None:
         """Ask it to end.
 
         Args:
-            is_replaced: Another worker has taken its place, to which its clients may go.
+            order: How: by itself, with another one that warns the clients of all (`FOLLOW`), or since another worker
+                has taken its place, to which its clients may go (`RETIRE`).
         """
         self.ending_at = time.monotonic()
-        self._tell(RETIRE if is_replaced else END)
+        self.tell(order)
         # The worker may still import and not read, or have closed its end.
         if self.ready_at is None or self.connection.closed:
             self.process.terminate()
@@ -104,10 +105,10 @@ class Worker:
                 self.process.kill()
         elif self._asked_at is None:
             self._asked_at = now
-            self._tell(PING)
+            self.tell(PING)
         elif now - self._asked_at > timeout:
             self._hangs_since = now
-            self._tell(STUCK)
+            self.tell(STUCK)
             return True
         return False
 
@@ -123,7 +124,8 @@ class Worker:
         self.connection.close()
         return status
 
-    def _tell(self, order: Order) -> None:
+    def tell(self, order: Order) -> None:
+        """Say something to it."""
         with suppress(OSError):
             self.connection.send(order)
 

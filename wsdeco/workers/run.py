@@ -126,7 +126,7 @@ def _serve_as_worker(
         raise SystemExit(1) from None
     try:
         _check_paths(app, paths)
-        use_backplane(app, backplane)
+        link.rooms_are_one = use_backplane(app, backplane)
         server = make_server(app, host, link.listeners.port, options)
         server.parent = link
         if server.own.max_connections_per_worker is not None:

@@ -29,6 +29,7 @@ from wsdeco.server.foreground import (
     say,
     waiting_for,
 )
+from wsdeco.workers.link import END, FOLLOW, RETIRE, WARNED
 from wsdeco.workers.process import Slot, Task, Worker
 
 __all__ = ["Supervised", "Supervisor"]
@@ -238,7 +239,7 @@ class Supervisor:
             slot.worker, slot.next, slot.previous = new, None, worker
             slot.failures = 0
             if worker is not None:
-                worker.end(is_replaced=True)
+                worker.end(RETIRE)
         elif new is not None and now - new.started_at > _START:
             new.process.kill()
         if old is not None and now - (old.ending_at or now) > self._limit(old):
@@ -295,6 +296,9 @@ class Supervisor:
                         worker.limit = value
                     case "alive":
                         worker.is_alive()
+                    case "warned":
+                        for each in self._workers:
+                            each.tell(WARNED)
                     case "replace":
                         self._turns.append(slot)
                     case _:
@@ -313,8 +317,9 @@ class Supervisor:
 
     def _end(self, wake: Connection) -> None:
         begun = time.monotonic()
-        for worker in self._workers:
-            worker.end()
+        # One that serves warns the clients of all, if their rooms are one.
+        for place, worker in enumerate(sorted(self._workers, key=lambda each: each.ready_at is None)):
+            worker.end(FOLLOW if place else END)
         noticed = False
         while self._workers:
             self._wait(wake)
