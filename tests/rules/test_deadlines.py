@@ -772,6 +772,46 @@ async def test_timers_do_not_pile_up_over_a_long_life() -> None:
     await world.over(wire)
 
 
+# All at once.
+
+
+@pytest.mark.parametrize("hook_runs", [True, False], ids=["in a hook", "idle"])
+@pytest.mark.parametrize("end", ["nothing else", "close", "loss", "own close", "rate", "shutdown"])
+async def test_limits_that_are_over_together_end_a_connection_once(end: str, *, hook_runs: bool) -> None:
+    times = dict.fromkeys(["first_message_timeout", "idle_timeout", "max_connection_duration", "message_timeout"], 60)
+    rates = {"message_rate": "2/h", "byte_rate": "1KiB/s", "over_rate": "close"}
+    world = World(**times, **rates, max_connections_per_client=1, max_connections=1, disconnect_grace=0)
+    wire = world.serve(Recorder)
+    await world.clock.settle()
+    world.sinks[0].expire_at(time.time() + 60)
+    if hook_runs:
+        wire.message("wait")
+    await world.clock.advance(59)
+    others: list[asyncio.Task[None]] = []
+    match end:
+        case "close":
+            wire.close(1000)
+        case "loss":
+            wire.lose()
+        case "own close":
+            others.append(asyncio.create_task(world.sinks[0].close()))
+        case "rate":
+            for _ in range(3):
+                wire.message("x")
+        case "shutdown":
+            others.append(asyncio.create_task(world.app.shut_down()))
+        case _:
+            pass
+    await world.clock.advance(1)
+    await world.clock.advance(60)
+    for task in others:
+        await task
+    await world.over(wire)
+    assert len([what for _, what in world.seen if not isinstance(what, str)]) == 1
+    with pytest.raises(ConnectionClosed):
+        world.sinks[0].expire_at(None)
+
+
 # Real time.
 
 

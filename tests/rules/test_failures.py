@@ -6,7 +6,9 @@ cell the whole event log (with the time of each event), what the client sees, an
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
@@ -14,7 +16,7 @@ import pytest
 from starlette.exceptions import HTTPException
 
 from tests.support.wire import Logged, Seen, Wire, assert_at_rest
-from wsdeco import Address, App, Close, DisconnectReason, Error, Sink, Timeout, Unknown
+from wsdeco import Address, App, Close, ConnectionClosed, DisconnectReason, Error, Sink, Timeout, Unknown
 from wsdeco.config import ConnectionConfig, Limits
 from wsdeco.testing import ManualClock
 
@@ -33,7 +35,7 @@ How: TypeAlias = Literal[
     "swallows_and_goes_on",
     "never_returns",
 ]
-Ending: TypeAlias = Literal["peer_close", "own_close", "idle", "duration", "connect", "lost", "shut_down"]
+Ending: TypeAlias = Literal["peer_close", "own_close", "expired", "idle", "duration", "connect", "lost", "shut_down"]
 First: TypeAlias = Literal["hook", "ending"]
 """Which comes first. What waits to be cancelled needs an ending that cancels it, so there the ending comes first."""
 
@@ -43,7 +45,10 @@ RAISES: Final[tuple[How, ...]] = (
     *("http_exception", "cancels_itself"),
 )
 WAITS: Final[tuple[How, ...]] = ("swallows_and_returns", "swallows_and_goes_on", "never_returns")
-ENDINGS: Final[tuple[Ending, ...]] = ("peer_close", "own_close", "idle", "duration", "connect", "lost", "shut_down")
+ENDINGS: Final[tuple[Ending, ...]] = (
+    *("peer_close", "own_close", "expired", "idle"),
+    *("duration", "connect", "lost", "shut_down"),
+)
 
 IDLE: Final = 60.0
 DURATION: Final = 100.0
@@ -75,6 +80,7 @@ HOOKS: Final[dict[Place, str]] = {
 REASONS: Final[dict[Ending, DisconnectReason]] = {
     "peer_close": Close(4001, "bye", by="client"),
     "own_close": Close(4002, "enough", by="server"),
+    "expired": Close(4401, "token expired", by="server"),
     "idle": Timeout("idle_timeout of 60 s is over", "idle_timeout"),
     "duration": Timeout("max_connection_duration of 100 s is over", "max_connection_duration"),
     "connect": Timeout("connect_timeout of 5 s is over", "connect_timeout"),
@@ -84,6 +90,7 @@ REASONS: Final[dict[Ending, DisconnectReason]] = {
 
 CLOSE_FRAMES: Final[dict[Ending, Seen]] = {
     "own_close": ("close", 4002, "enough"),
+    "expired": ("close", 4401, "token expired"),
     "idle": ("close", 1001, "idle_timeout of 60 s is over"),
     "duration": ("close", 1001, "max_connection_duration of 100 s is over"),
     "shut_down": ("close", 1012, "service restart"),
@@ -247,7 +254,7 @@ def ending_first(out: Outcome, cell: Cell) -> None:
 def over(out: Outcome, cell: Cell, ending: Ending, reason: DisconnectReason, at: float) -> None:
     """What the client sees of the ending, and on_disconnect."""
     handshake = "accepted" not in out.client
-    if handshake and ending in {"connect", "shut_down"}:
+    if handshake and ending in {"connect", "expired", "shut_down"}:
         out.client.append(("http", 503))
     elif ending in CLOSE_FRAMES:
         if handshake:
@@ -433,6 +440,11 @@ class Run:
                 self.wire.lose()
             case "own_close":
                 self._others.append(asyncio.create_task(self.story.sinks[0].close(4002, "enough")))
+            case "expired":
+                # What has ended before cannot expire.
+                with suppress(ConnectionClosed):
+                    self.story.sinks[0].expire_at(time.time())
+                await self.clock.advance(0)
             case "shut_down":
                 self._others.append(asyncio.create_task(self.app.shut_down()))
             case "idle" | "duration" | "connect":
