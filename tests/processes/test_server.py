@@ -761,6 +761,21 @@ def test_a_task_that_ends_the_process_ends_a_server_in_the_background(caplog: py
     ]
 
 
+def test_what_fails_now_and_then_does_not_end_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    app, _ = echo_app()
+
+    def fail() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with in_background(app) as server, client(f"{server.url}/ws") as connection:
+        found = serving.server_of(app)
+        assert found is not None
+        found.ticks.append(fail)
+        wait_until(lambda: any(fail.__qualname__ in message for message in caplog.messages))
+        connection.send("still there?")
+        assert receive(connection) == "echo: still there?"
+
+
 def test_the_lifespan_has_a_deadline(caplog: pytest.LogCaptureFixture) -> None:
     app, _ = echo_app()
     cancelled: list[bool] = []

@@ -143,6 +143,21 @@ async def test_a_peer_closes_behind_messages_that_have_arrived_but_do_not_fit_th
         assert await journal.next() == Close(4001, "bye", by="client")
 
 
+async def test_a_peer_has_left_before_the_handler_is_called() -> None:
+    journal, gate = Journal(), asyncio.Event()
+
+    async def endpoint(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await until(lambda: websocket.scope["extensions"]["wsdeco"].end is not None)
+        await handle_socket(websocket, Hanging(journal, gate), max_inbox=1024, disconnect_grace=0)
+
+    app = Starlette(routes=[WebSocketRoute("/ws", endpoint)])
+    async with DIRECT.serve(app) as server, upgraded(server, "/ws") as peer:
+        await peer.write(few() + raw.close(4001, "bye"))
+        assert await journal.take(2) == ["connect", "hangs"]
+        assert await journal.next() == Close(4001, "bye", by="client")
+
+
 async def test_a_server_that_stops_does_not_wait_for_room_in_the_inbox() -> None:
     # As a function of Starlette's under uvicorn, whose connections are not those of an app that is shut down.
     journal, gate = Journal(), asyncio.Event()

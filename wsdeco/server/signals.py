@@ -78,5 +78,5 @@ def _restore() -> None:
     _unblock()
 
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
     os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_restore)

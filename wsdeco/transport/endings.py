@@ -52,5 +52,5 @@ def _note_child() -> None:
         _children.append(True)
 
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
     os.register_at_fork(after_in_parent=_note_child)

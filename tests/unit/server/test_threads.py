@@ -9,9 +9,9 @@ from wsdeco.server.threads import HookThreads
 
 
 @pytest.fixture
-def threads() -> Iterator[HookThreads]:
-    with HookThreads("hooks") as threads:
-        yield threads
+def pool() -> Iterator[HookThreads]:
+    with HookThreads("hooks") as pool:
+        yield pool
 
 
 @pytest.fixture
@@ -28,29 +28,37 @@ def fail() -> None:
     raise LookupError("not there")
 
 
-def test_work_is_done_in_threads_of_that_name(threads: HookThreads) -> None:
-    assert threads.submit(name).result() == "hooks_0"
+def test_work_is_done_in_threads_of_that_name(pool: HookThreads) -> None:
+    assert pool.submit(name).result() == "hooks_0"
 
 
 @pytest.mark.usefixtures("ending")
-def test_work_is_done_while_the_interpreter_ends(threads: HookThreads) -> None:
-    assert threads.submit(name).result() == "hooks_last"
-    assert threads.submit(divmod, 7, 2).result() == (3, 1)
-    assert isinstance(threads.submit(fail).exception(), LookupError)
+def test_work_is_done_while_the_interpreter_ends(pool: HookThreads) -> None:
+    assert pool.submit(name).result() == "hooks_last"
+    assert pool.submit(divmod, 7, 2).result() == (3, 1)
+    assert isinstance(pool.submit(fail).exception(), LookupError)
 
 
 @pytest.mark.usefixtures("ending")
-def test_work_is_done_at_once_when_no_thread_can_be_started(
-    threads: HookThreads, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_work_is_done_at_once_when_no_thread_can_be_started(pool: HookThreads, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't create new thread at interpreter shutdown")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    assert threads.submit(name).result() == name()
+    assert pool.submit(name).result() == name()
 
 
-def test_a_pool_that_is_over_takes_no_work(threads: HookThreads) -> None:
-    threads.shutdown()
+@pytest.mark.usefixtures("ending")
+def test_work_that_nobody_waits_for_any_more_is_not_done(pool: HookThreads, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[threading.Thread] = []
+    done: list[None] = []
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: started.append(thread))
+    assert pool.submit(done.append, None).cancel()
+    started[0].run()
+    assert done == []
+
+
+def test_a_pool_that_is_over_takes_no_work(pool: HookThreads) -> None:
+    pool.shutdown()
     with pytest.raises(RuntimeError, match="after shutdown"):
-        threads.submit(name)
+        pool.submit(name)
