@@ -52,7 +52,11 @@ def test_work_is_done_at_once_when_no_thread_can_be_started(pool: HookThreads, m
 def test_work_that_nobody_waits_for_any_more_is_not_done(pool: HookThreads, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[threading.Thread] = []
     done: list[None] = []
-    monkeypatch.setattr(threading.Thread, "start", lambda thread: started.append(thread))
+
+    def start(thread: threading.Thread) -> None:
+        started.append(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
     assert pool.submit(done.append, None).cancel()
     started[0].run()
     assert done == []
