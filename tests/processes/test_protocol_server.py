@@ -34,7 +34,7 @@ from tests.support import client_frames as wire
 from tests.support.client_frames import client_frame
 from tests.support.in_memory import REQUEST
 from wsdeco.transport.protocol import WebSocketProtocol
-from wsdeco.wire.incoming import encode_close, encode_message
+from wsdeco.wire.outgoing import encode_close, encode_message
 
 WAIT = 10.0
 

@@ -20,7 +20,8 @@ from tests.support.recording import Journal, Recorder
 from tests.support.stacks import DIRECT, GRANIAN, HYPERCORN, SANSIO, WSPROTO, Stack, soon, until
 from wsdeco import App, Close, DisconnectReason, Unknown
 from wsdeco.transport.protocol import WebSocketProtocol
-from wsdeco.wire.incoming import Framing, encode_close
+from wsdeco.wire.incoming import Framing
+from wsdeco.wire.outgoing import encode_close
 
 pytestmark = pytest.mark.usefixtures("no_errors_logged")
 

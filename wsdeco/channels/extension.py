@@ -8,12 +8,9 @@ from starlette.types import Message, Scope
 
 from wsdeco.config import ConnectionConfig
 from wsdeco.reasons import Close, CloseCode, Unknown
-from wsdeco.wire.contract import Extension, Options
+from wsdeco.wire.contract import EXTENSION, Extension, Options
 
-__all__ = ["EXTENSION", "end_of", "extension_of", "wire_options"]
-
-EXTENSION: Final = "wsdeco"
-"""The key of `scope["extensions"]` under which the protocol offers it."""
+__all__ = ["end_of", "extension_of", "wire_options"]
 
 _ONE_READ: Final = 256 * 1024
 """Bytes that an event loop may read from a connection at once."""

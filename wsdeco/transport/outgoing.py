@@ -151,7 +151,7 @@ class Outgoing(asyncio.Protocol, ABC):
         """Write a frame by the end of the loop's turn, in order; whether the peer reads is the caller's to ask.
 
         Args:
-            frame: A frame from `wsdeco.wire.incoming`, which may go to many connections.
+            frame: A frame from `wsdeco.wire.outgoing`, which may go to many connections.
         """
         if self._outbox is None:
             self._outbox = []

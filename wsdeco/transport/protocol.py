@@ -46,9 +46,10 @@ from wsdeco.transport.outgoing import Outgoing
 from wsdeco.transport.reads import SmallReads
 from wsdeco.transport.shared import shared_of
 from wsdeco.wire import handshake
-from wsdeco.wire.contract import NOBODY, Options, Receiver
+from wsdeco.wire.contract import EXTENSION, NOBODY, Options, Receiver
 from wsdeco.wire.deflate import negotiate
-from wsdeco.wire.incoming import Framing, encode_ping
+from wsdeco.wire.incoming import Framing
+from wsdeco.wire.outgoing import encode_ping
 
 __all__ = ["WebSocketProtocol"]
 
@@ -256,7 +257,7 @@ class WebSocketProtocol(Outgoing):
         if start(scope, self):
             return
         cycle = AsgiCycle(self)
-        scope["extensions"]["wsdeco"] = cycle
+        scope["extensions"][EXTENSION] = cycle
         self.receiver = cycle
         cycle.start(scope, state.tasks, self.config)
 

@@ -17,7 +17,11 @@ from wsdeco.wire.outgoing import Encoded
 if TYPE_CHECKING:
     from starlette.types import Receive, Send
 
-__all__ = ["NOBODY", "Connection", "Extension", "Options", "Receiver"]
+__all__ = ["EXTENSION", "NOBODY", "Connection", "Extension", "Options", "Receiver"]
+
+
+EXTENSION: Final = "wsdeco"
+"""The key of `scope["extensions"]` under which wsdeco's own protocol offers an `Extension`."""
 
 
 class Options(TypedDict, total=False):

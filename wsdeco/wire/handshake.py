@@ -19,6 +19,7 @@ from typing import Final, NamedTuple, TypeAlias, cast
 from wsdeco.tokens import is_token_of_bytes
 
 __all__ = [
+    "MAX_HEAD_LINES",
     "MAX_HEAD_SIZE",
     "Headers",
     "Refusal",

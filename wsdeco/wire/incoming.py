@@ -39,9 +39,9 @@ from wsdeco.messages import Data
 from wsdeco.reasons import Close, CloseCode
 from wsdeco.wire.deflate import Deflate
 from wsdeco.wire.gathering import Fragments, LargeFrame, apply_mask
-from wsdeco.wire.outgoing import Encoded, encode_close, encode_message, encode_ping, encode_pong, frame_pieces
+from wsdeco.wire.outgoing import Encoded, encode_close, encode_message, encode_pong, frame_pieces
 
-__all__ = ["Framing", "encode_close", "encode_message", "encode_ping"]
+__all__ = ["Framing"]
 
 _FIN: Final = 0x80
 _RSV1: Final = 0x40

@@ -19,7 +19,7 @@ from tests.support.client_frames import BINARY, CONT, PING, PONG, TEXT, client_f
 from tests.support.in_memory import ACCEPTED, REQUEST, Session, request, settle
 from wsdeco.reasons import Close, Unknown
 from wsdeco.transport.protocol import WebSocketProtocol
-from wsdeco.wire.incoming import encode_close, encode_message, encode_ping
+from wsdeco.wire.outgoing import encode_close, encode_message, encode_ping
 
 Event = dict[str, Any]
 Receive = Callable[[], Awaitable[Event]]

@@ -30,7 +30,8 @@ from tests.support.reference_framing import ReferenceFraming
 from wsdeco.messages import Data
 from wsdeco.reasons import Close
 from wsdeco.wire.deflate import Deflate, negotiate
-from wsdeco.wire.incoming import Framing, encode_close, encode_message, encode_ping
+from wsdeco.wire.incoming import Framing
+from wsdeco.wire.outgoing import encode_close, encode_message, encode_ping
 
 LIMIT = 300
 LANES = pytest.mark.parametrize("kind", [Framing, ReferenceFraming])

@@ -14,8 +14,8 @@ from tests.support.reference_framing import ReferenceFraming
 from wsdeco.messages import Data
 from wsdeco.reasons import Close
 from wsdeco.wire.deflate import Deflate
-from wsdeco.wire.incoming import Framing, encode_message
-from wsdeco.wire.outgoing import frame_pieces
+from wsdeco.wire.incoming import Framing
+from wsdeco.wire.outgoing import encode_message, frame_pieces
 
 SIZE = 300_000
 LIMIT = 1 << 20
