@@ -90,15 +90,14 @@ def _exchange_in(loop: AbstractEventLoop, change: _Change, connections: Iterable
 
 def _exchange(change: _Change, connections: Iterable[Lifecycle]) -> str:
     changed, faults = 0, list[str]()
-    for each in connections:
-        # It may have ended meanwhile.
-        if change.concerns(each.handler):
-            fault = change.exchange(each.handler)
-            if fault is None:
-                each.redefined()
-                changed += 1
-            else:
-                faults.append(fault)
+    # Some may have ended meanwhile.
+    for each in [each for each in connections if change.concerns(each.handler)]:
+        fault = change.exchange(each.handler)
+        if fault is None:
+            each.redefined()
+            changed += 1
+        else:
+            faults.append(fault)
     line = f"{_counted(changed, 'run')} the new code"
     return f"{line}, {_counted(len(faults), 'keep')} the old: {faults[0]}" if faults else line
 
