@@ -235,6 +235,9 @@ class DetailedVisit(Visit):
 
     __slots__ = ("_time",)
 
+    messages_out: int
+    bytes_out: int
+
     def __init__(self, numbers: Numbers, channel: Channel) -> None:
         super().__init__(numbers, channel)
         # That of uvloop stands still for one turn, and with it while a hook blocks.

@@ -67,6 +67,7 @@ class Place:
     def __init__(self, memory: Memory, worker: int) -> None:
         self._bytes = memory.bytes
         self._start = (worker - 1) * _BLOCK
+        self.before: bytes
         self._count, self.before = self._read(self._start)
 
     def write(self, data: bytes) -> None:

@@ -23,7 +23,7 @@ class Memory:
 
     def __init__(self, size: int, descriptor: int) -> None:
         self.descriptor = descriptor
-        self.bytes = mmap.mmap(descriptor, size)
+        self.bytes: mmap.mmap = mmap.mmap(descriptor, size)
 
     @classmethod
     def create(cls, size: int, purpose: str) -> Memory:
