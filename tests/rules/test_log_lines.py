@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse
 from websockets.sync.client import connect
 
 from tests.support.raw import dial
-from tests.support.stacks import DIRECT, GRANIAN, Stack, soon, until
+from tests.support.stacks import DIRECT, Stack, soon, until
 from wsdeco import Address, App, ConnectionClosed, DisconnectReason, Sink
 from wsdeco.testing import HandshakeRefused
 
@@ -86,12 +86,11 @@ async def test_hooks_that_raise_what_the_peer_has_sent(stack: Stack, log: io.Str
                 await peer.send(f"{kind} {FORGED}")
                 with pytest.raises(ConnectionClosed):
                     await soon(peer.receive())
-        # granian does not close the socket of a refusal with such a text.
-        for query in () if stack is GRANIAN else ("refuse", "fail"):
+        for query in ("refuse", "fail"):
             with pytest.raises(HandshakeRefused):
                 async with server.connect(f"/ws?{query}"):
                     pass
-        await until(lambda: log.getvalue().count("RuntimeError: ") >= (3 if stack is GRANIAN else 4))
+        await until(lambda: log.getvalue().count("RuntimeError: ") >= 4)
     check(log)
     assert "admin logged in" in log.getvalue()
 

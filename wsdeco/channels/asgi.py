@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Data, HeaderItems, checked_headers, exceeds, payload_estimate, wire_size
-from wsdeco.channels.events import GONE, abort_of, disconnect_reason, refusal_done, sent_event
+from wsdeco.channels.events import GONE, abort_of, disconnect_reason, nothing_more, refusal_done, sent_event
 from wsdeco.channels.extension import end_of, extension_of, wire_options
 from wsdeco.clock import Clock, Deadline
 from wsdeco.config import ConnectionConfig
@@ -317,8 +317,13 @@ class AsgiChannel(Channel):
             self._writer.cancel()
 
     def release(self) -> None:
-        """Cancel the timers, and let go of the server's task, which keeps the exception that has cancelled it."""
+        """Cancel the timers, and let go of what is the server's.
+
+        Its task keeps the exception that has cancelled it; and granian keeps a refused connection open as long as
+        anybody has its `send`, such as a log that keeps the traceback of what has failed here.
+        """
         self._reader = None
+        self._receive = self._send = nothing_more
         if self._extension is not None:
             self._extension.tell_departure(None)
         for timer in (self._send_timer, self._lost_timer):

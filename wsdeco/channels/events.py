@@ -12,7 +12,7 @@ from starlette.websockets import WebSocketDisconnect
 from wsdeco.messages import Data
 from wsdeco.reasons import Close, CloseCode, DisconnectReason, Unknown
 
-__all__ = ["GONE", "abort_of", "disconnect_reason", "refusal_done", "sent_event"]
+__all__ = ["GONE", "abort_of", "disconnect_reason", "nothing_more", "refusal_done", "sent_event"]
 
 GONE: Final = (OSError, RuntimeError, WebSocketDisconnect)
 """What servers raise from `send` once the peer has gone: OSError by ASGI 2.4, the others in practice."""
@@ -66,3 +66,8 @@ def abort_of(receive: Receive) -> Callable[[], None] | None:
     transport: Any = getattr(protocol, "transport", None)
     abort: Any = getattr(transport, "abort", None)
     return cast("Callable[[], None]", abort) if callable(abort) else None
+
+
+async def nothing_more(*_: object) -> Any:
+    """Stand for `receive` and `send` of a connection that is over."""
+    raise RuntimeError("the connection is over")
