@@ -136,6 +136,68 @@ def test_exactly_as_many_enter_as_the_limit_says(serve: Serve) -> None:
         assert max(waits) < 0.1
 
 
+# Limits for people.
+
+
+def test_one_address_knocks_twenty_thousand_times_and_others_come_and_go(serve: Serve) -> None:
+    each, rounds, limit = 500, 40, 100
+    others = [f"127.0.{2 + number // 250}.{1 + number % 250}" for number in range(200)]
+    server = serve(max_connections_per_client=limit, ping_interval=None)
+    with crowd_of(server.port) as crowd:
+        inside: list[Client] = []
+        for number in range(rounds):
+            inside += crowd.enter(each, host="127.0.1.1")
+            assert len(inside) == limit
+            for host in others[5 * number : 5 * number + 5]:
+                # Each of them is let in as often as it may, and not more often.
+                assert len(crowd.enter(limit // 5, host=host)) == limit // 5
+        assert crowd.watch(lambda: len(crowd.ended) == rounds * each - limit)
+        assert Counter(client.status for client in crowd.ended) == {429: rounds * each - limit}
+        assert len(crowd.enter(limit, host=others[-1])) == limit - limit // 5
+        taken = server.census()["slots"]
+        for client in inside[:10]:
+            client.reset()
+            crowd.drop(client)
+        wait_for(lambda: server.census()["slots"] == taken - 10)
+        assert len(crowd.enter(20, host="127.0.1.1")) == 10
+        measured("per client", handshakes=rounds * each, inside=limit, of_others=server.census()["slots"] - limit)
+    wait_for(lambda: server.census()["slots"] == 0)
+
+
+def test_what_all_limits_cost_an_idle_crowd(serve: Serve) -> None:
+    number = room_for_clients(CROWD)
+    seconds = 20.0
+    times = {"max_connection_duration": 3600, "idle_timeout": 600, "first_message_timeout": 600, "message_timeout": 2}
+    rates = {"message_rate": "20/s", "burst": 40, "byte_rate": "1MiB/s"}
+    limits: dict[str, object] = {"max_connections_per_client": number, "max_connections": number, **times, **rates}
+    memory: dict[str, float] = {}
+    shares: dict[str, float] = {}
+    for name, options in (("none", {}), ("rates", rates), ("all", limits)):
+        server = serve(ping_interval=None, **options)
+        before = server.resident
+        with crowd_of(server.port) as crowd:
+            inside = crowd.enter(number)
+            assert len(inside) == number
+            for start in range(0, number, 100):
+                # All at once would have all hooks run at once, and show what these take.
+                some = inside[start : start + 100]
+                for client in some:
+                    client.send(raw.text("x"))
+                assert crowd.watch(lambda: all(client.messages for client in some))  # noqa: B023
+            crowd.watch(seconds=4)
+            memory[name] = round((server.resident - before) / number / 1024, 2)
+            taken = server.seconds
+            crowd.watch(seconds=seconds)
+            shares[name] = (server.seconds - taken) / seconds
+            assert crowd.ended == []
+        server.kill()
+    measured("all limits", KiB_each=memory, processor={name: f"{share:.2%}" for name, share in shares.items()})
+    assert max(shares.values()) < 0.01
+    assert memory["rates"] - memory["none"] < 0.3
+    # Each deadline takes 0.9 KiB, and the wait for calls in tasks of their own one more.
+    assert memory["all"] - memory["none"] < 5
+
+
 # R8: handshakes that do not come.
 
 

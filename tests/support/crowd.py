@@ -138,14 +138,14 @@ class Crowd:
         self._selector = selectors.DefaultSelector()
         self._number = 0
 
-    def dial(self, *, receive_buffer: int | None = None) -> Client:
-        """Open a TCP connection."""
+    def dial(self, *, receive_buffer: int | None = None, host: str | None = None) -> Client:
+        """Open a TCP connection, from an address of loopback."""
         opened = socket.socket()
         try:
             if receive_buffer is not None:
                 opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
             # Each of these addresses has ports of its own; those of ended connections are taken for a minute.
-            opened.bind((f"127.0.0.{2 + self._number // 5000 % 200}", 0))
+            opened.bind((host or f"127.0.0.{2 + self._number // 5000 % 200}", 0))
             opened.settimeout(PATIENCE)
             opened.connect(("127.0.0.1", self._port))
         except BaseException:
@@ -157,12 +157,14 @@ class Crowd:
         self._selector.register(opened, selectors.EVENT_READ, client)
         return client
 
-    def enter(self, number: int, path: str = "/ws", *, receive_buffer: int | None = None) -> list[Client]:
+    def enter(
+        self, number: int, path: str = "/ws", *, receive_buffer: int | None = None, host: str | None = None
+    ) -> list[Client]:
         """Open WebSocket connections; return those that were let in."""
         request = raw.handshake(path)
         inside: list[Client] = []
         for start in range(0, number, AT_ONCE):
-            fresh = [self.dial(receive_buffer=receive_buffer) for _ in range(min(AT_ONCE, number - start))]
+            fresh = [self.dial(receive_buffer=receive_buffer, host=host) for _ in range(min(AT_ONCE, number - start))]
             for client in fresh:
                 client.send(request)
             self.watch(lambda: all(client.status is not None or client.ended_at for client in fresh))  # noqa: B023

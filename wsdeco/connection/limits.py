@@ -153,8 +153,11 @@ class LimitedConnection:
         reason = Timeout(message, limit)
         self.channel.close(reason.code, message, reason)
 
-    def _time_call(self, seconds: float, action: Callable[[], object]) -> None:
-        self._set_deadline("message_timeout", seconds, action)
+    def _time_call(self, seconds: float | None, action: Callable[[], object]) -> None:
+        if seconds is None:
+            self._cancel_deadlines("message_timeout")
+        else:
+            self._set_deadline("message_timeout", seconds, action)
 
     def _set_deadline(self, name: str, seconds: float, action: Callable[[], object]) -> None:
         if self._deadlines is None:

@@ -47,13 +47,9 @@ async def call_in_tasks(
                 if await channel.event():
                     plan, on_message = look_up()
             elif data is None:
-                waits: list[asyncio.Future[Any]] = [*running]
-                event: asyncio.Future[bool | None] | None = None
-                if len(running) < limit and channel.reason is None:
-                    event = channel.event()
-                    waits.append(event)
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                if _settle(running, over, timed) or (event is not None and event.done() and event.result()):
+                # In a frame of its own, or this one would keep the calls that are over while the connection is idle.
+                is_redefined = await _wait(channel, running)
+                if _settle(running, over, timed) or is_redefined:
                     plan, on_message = look_up()
             elif plan.takes_text if isinstance(data, str) else plan.takes_binary:
                 running.add(channel.loop.create_task(_call(channel, plan, on_message, begun, ended, timed, data)))
@@ -62,6 +58,17 @@ async def call_in_tasks(
     except asyncio.CancelledError:
         await _cancel(running)
         raise
+
+
+async def _wait(channel: Channel, running: set[asyncio.Task[None]]) -> bool:
+    """Wait for the end of a call, or for a message that there is room for; return whether the hook has changed."""
+    waits: list[asyncio.Future[Any]] = [*running]
+    event: asyncio.Future[bool | None] | None = None
+    if len(running) < channel.config.parallel and channel.reason is None:
+        event = channel.event()
+        waits.append(event)
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    return event is not None and event.done() and bool(event.result())
 
 
 async def _call(

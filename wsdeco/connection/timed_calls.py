@@ -21,7 +21,7 @@ class TimedCalls:
     Args:
         clock: What the deadline reads.
         seconds: What each call has.
-        wait: Sets the deadline: calls a function so many seconds later.
+        wait: Sets the deadline: calls a function so many seconds later; `None` takes the deadline away.
         late: Told of a call that is over its time; again and again, if it goes on.
     """
 
@@ -31,7 +31,7 @@ class TimedCalls:
         self,
         clock: Clock,
         seconds: float,
-        wait: Callable[[float, Callable[[], object]], None],
+        wait: Callable[[float | None, Callable[[], object]], None],
         late: Callable[[asyncio.Task[None]], None],
     ) -> None:
         self._clock = clock
@@ -39,7 +39,7 @@ class TimedCalls:
         self._wait = wait
         self._late = late
         self._calls: dict[asyncio.Task[None], float] = {}
-        self._over: set[asyncio.Task[None]] = set()
+        self._over: set[asyncio.Task[None]] | None = None
         self._waits = False
 
     def begin(self, call: asyncio.Task[None]) -> None:
@@ -52,10 +52,11 @@ class TimedCalls:
     def end(self, call: asyncio.Task[None]) -> bool:
         """Forget a call; return whether it was over its time."""
         self._calls.pop(call, None)
-        if call not in self._over:
-            return False
-        self._over.discard(call)
-        return True
+        is_over = self._over is not None and call in self._over
+        if not self._calls:
+            # An idle connection keeps nothing of its calls.
+            self._calls, self._over = {}, None
+        return is_over
 
     def _check(self) -> None:
         now = self._clock.time()
@@ -63,8 +64,8 @@ class TimedCalls:
         for call, due in list(self._calls.items()):
             if due - now < _ROUNDING:
                 self._calls[call] = now + CANCEL_AGAIN
+                self._over = self._over or set()
                 self._over.add(call)
                 self._late(call)
-        if self._calls:
-            self._waits = True
-            self._wait(min(self._calls.values()) - now, self._check)
+        self._waits = bool(self._calls)
+        self._wait(min(self._calls.values()) - now if self._calls else None, self._check)
