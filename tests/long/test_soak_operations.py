@@ -1,0 +1,212 @@
+"""Deploys that nobody notices, with as many clients as a deploy has: `python -m pytest -m soak`.
+
+`pytest -s` shows what was measured.
+"""
+
+import asyncio
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from textwrap import dedent
+from typing import Any, Final
+
+import psutil
+import pytest
+from websockets.asyncio.client import connect as dial
+from websockets.exceptions import ConnectionClosed
+
+from tests.long.test_soak import measured
+from tests.support.programs import PATIENCE, Program
+from tests.support.stacks import until
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
+
+CLIENTS: Final = 1000
+SECONDS: Final = 20
+"""How long the drain takes."""
+
+DRAINING: Final = f"""
+from wsdeco import ws
+
+left = 0
+
+@ws.handler("/ws", max_connections=2000)
+class Member:
+    async def on_message(self, text):
+        return "x" * int(text)
+
+    async def on_disconnect(self, reason):
+        global left
+        left += 1
+
+@ws.lifespan
+async def lifespan(app):
+    yield
+    print(f"left: {{left}}", flush=True)
+
+ws.run(port=0, drain_timeout={SECONDS}, access_log=False)
+"""
+
+ROLLING: Final = """
+import os
+
+from wsdeco import ws
+
+@ws.handler("/ws")
+class Member:
+    async def on_connect(self, addr, sink):
+        self.sink = sink
+        ws.room("all").join(sink)
+        await sink.send(f"worker {os.getpid()}")
+
+    async def on_message(self, text):
+        await ws.room("all").broadcast(text, exclude=self.sink)
+        return f"said {text}"
+
+ws.run(port=0, workers=4, access_log=False, drain_timeout=2)
+"""
+
+
+@contextmanager
+def running(directory: Path, source: str) -> Generator[Program]:
+    (directory / "program.py").write_text(dedent(source), "utf-8")
+    program = Program(directory, "program.py")
+    try:
+        yield program
+    finally:
+        left = psutil.Process(program.process.pid).children(recursive=True) if program.process.poll() is None else []
+        program.discard()
+        _, alive = psutil.wait_procs(left, PATIENCE)
+        assert alive == []
+
+
+async def test_a_drain_of_a_thousand_clients_is_even_and_loses_nothing(tmp_path: Path) -> None:
+    with running(tmp_path, DRAINING) as program:
+        url = await asyncio.to_thread(program.url)
+        clients = [await dial(f"{url}/ws", proxy=None, open_timeout=PATIENCE) for _ in range(CLIENTS)]
+        for client in clients:
+            # Read when the drain has begun.
+            await client.send("20000")
+        program.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+
+        async def read_all(client: Any) -> tuple[int, float, str]:
+            size = 0
+            try:
+                while True:
+                    size += len(await client.recv())
+            except ConnectionClosed as closed:
+                return size, time.monotonic() - began, "" if closed.rcvd is None else closed.rcvd.reason
+
+        ends = await asyncio.gather(*map(read_all, clients))
+        ended = await asyncio.to_thread(program.end)
+    tenths = Counter(min(9, int(when * 10 / SECONDS)) for _, when, _ in ends)
+    measured(
+        "drain",
+        clients=CLIENTS,
+        seconds=round(max(when for _, when, _ in ends), 1),
+        in_each_tenth=[tenths[each] for each in range(10)],
+    )
+    assert {size for size, _, _ in ends} == {20_000}
+    assert {reason for _, _, reason in ends} == {f"service restart; retry={SECONDS}"}
+    assert max(tenths.values()) <= 2 * CLIENTS / 10
+    assert min(tenths[each] for each in range(10)) > 0
+    assert ended.code == 0
+    assert "Traceback" not in ended.errors
+    assert f"left: {CLIENTS}\n" in ended.output
+
+
+class Members:
+    """The members of a room, who come back when they are told to leave; a handshake that is refused fails.
+
+    Attributes:
+        over: Set at the end.
+        received: The numbers that each connection has received.
+        workers: Those that have accepted one.
+        said: The last number that was broadcast.
+        unanswered: Numbers that may not have been.
+        handshakes: How many there were.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.over = asyncio.Event()
+        self.received: list[list[int]] = []
+        self.workers: set[str] = set()
+        self.said = 0
+        self.unanswered: set[int] = set()
+        self.handshakes = 0
+        self._url = url
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncGenerator[Any]:
+        async with dial(f"{self._url}/ws", proxy=None, open_timeout=PATIENCE) as client:
+            self.handshakes += 1
+            self.workers.add(str(await client.recv()))
+            yield client
+
+    async def listen(self) -> None:
+        while not self.over.is_set():
+            numbers: list[int] = []
+            self.received.append(numbers)
+            async with self._connected() as client:
+                with suppress(ConnectionClosed):
+                    while not self.over.is_set():
+                        numbers.append(int(await asyncio.wait_for(client.recv(), PATIENCE)))
+
+    async def talk(self) -> None:
+        while not self.over.is_set():
+            async with self._connected() as client:
+                try:
+                    while not self.over.is_set():
+                        self.said += 1
+                        await client.send(str(self.said))
+                        await asyncio.wait_for(client.recv(), PATIENCE)
+                        await asyncio.sleep(0.005)
+                except ConnectionClosed:
+                    self.unanswered.add(self.said)
+
+    async def knock(self) -> None:
+        while not self.over.is_set():
+            async with self._connected():
+                await asyncio.sleep(0.01)
+
+    def missed(self) -> int:
+        # Of what two workers publish in one moment the later may come first, and the end between them.
+        return sum(
+            len(set(range(min(numbers), max(numbers) - 1)) - set(numbers) - self.unanswered)
+            for numbers in self.received
+            if numbers
+        )
+
+
+async def test_a_rolling_restart_of_four_workers_refuses_nobody_and_rooms_miss_nothing(tmp_path: Path) -> None:
+    with running(tmp_path, ROLLING) as program:
+        members = Members(await asyncio.to_thread(program.url))
+        await asyncio.to_thread(program.expect, "4 worker processes")
+        work = [*(members.listen() for _ in range(40)), members.talk(), members.knock(), members.knock()]
+        tasks = [asyncio.create_task(each) for each in work]
+        await until(lambda: len(members.workers) == 4)
+        program.send_signal(signal.SIGHUP)
+        while "have been replaced" not in (line := await asyncio.to_thread(program.read_error)):
+            assert line
+        said = members.said
+        await until(lambda: members.said > said + 100)
+        members.over.set()
+        await asyncio.gather(*tasks)
+        program.send_signal(signal.SIGTERM)
+        ended = await asyncio.to_thread(program.end)
+    measured(
+        "rolling restart",
+        workers=len(members.workers),
+        handshakes=members.handshakes,
+        broadcasts=members.said,
+        received=sum(map(len, members.received)),
+        missed=members.missed(),
+    )
+    assert len(members.workers) == 8
+    assert members.missed() == 0
+    assert all(len(set(numbers)) == len(numbers) for numbers in members.received)
+    assert ended.code == 0
