@@ -260,7 +260,8 @@ class App(Application):
         In each worker process of `run` they are those of all workers: of this one as they are, of the others as they
         were a second ago. What a worker has counted stays when it ends. On Windows each has its own.
         They are counted from the start of `run` on; elsewhere from the first call on, or by `App(metrics=...)`. What
-        waits, and how long hooks take, is measured from the first call on, or by `App(metrics=...)`, in either case.
+        waits, and how long hooks take, is measured from the first call on, or by `App(metrics=...)`, in either case: of
+        the CPU time of a small echo counting takes 3 percent, and measuring 10 more.
         """
         from wsdeco.observe.numbers import numbers_of  # noqa: PLC0415 - loaded only if it is asked for
 

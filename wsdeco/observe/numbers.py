@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
-from sys import getsizeof
 from time import perf_counter
 from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
@@ -33,6 +32,9 @@ _BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 
 _KINDS: Final = 64
 """How many ends are told apart."""
+
+_SAMPLE: Final = 16
+"""Of so many messages to a peer the outbox is looked at for one, since that costs as much as all else."""
 
 _LAG_INTERVAL: Final = 1.0
 """Seconds between two looks at the lag of the event loop."""
@@ -90,10 +92,10 @@ class Stats:
         slow_consumers: Connections that were closed because their peer read too slowly (1013).
         hook_failures: Exceptions of hooks, by hook.
         lag: How late the event loop ran a timer in the last second, in seconds; the worst of all processes.
-        inbox_high_water: Most bytes of memory that messages of one connection have taken at a time, as they waited for
-            a hook; of the worst process, and from when on `hooks` counts.
-        outbox_high_water: Most bytes that one peer has had to make room for at a time, as far as the server shows it;
-            as above.
+        inbox_high_water: Most bytes that messages of one connection have taken at a time, as they waited for a hook; of
+            the worst process, and from when on `hooks` counts.
+        outbox_high_water: Most bytes that one peer has had to make room for at a time, as seen at one of 16 messages
+            and as far as the server shows it; as above.
         hooks: Time that each hook took, sending included, by its name: of connections that began after the first call
             of `App.stats`, or with `App(metrics=...)`, since it costs two calls for each message.
         handshakes: Time from the handshake to the upgrade.
@@ -180,8 +182,11 @@ class Visit(Observer):
     def messages_received(self, channel: Channel, messages: list[Data]) -> None:
         """Count messages that arrived."""
         self.messages_in += len(messages)
+        size = 0
         for message in messages:
-            self.bytes_in += payload_estimate(message)
+            # Nearly always, and a call costs more than this.
+            size += len(message) if message.__class__ is str and message.isascii() else payload_estimate(message)
+        self.bytes_in += size
 
     def message_sent(self, channel: Channel, size: int) -> None:
         """Count a message that was sent."""
@@ -226,14 +231,10 @@ class Visit(Observer):
         stats.bytes_sent += self.bytes_out
 
 
-_hook_began: Final[ContextVar[float]] = ContextVar("wsdeco_hook_began", default=0.0)
-"""When the hook began that this task calls; hooks of one connection may run side by side."""
-
-
 class DetailedVisit(Visit):
     """Measures hooks and what waits besides."""
 
-    __slots__ = ("_time",)
+    __slots__ = ("_hook_began", "_time")
 
     messages_out: int
     bytes_out: int
@@ -242,31 +243,57 @@ class DetailedVisit(Visit):
         super().__init__(numbers, channel)
         # That of uvloop stands still for one turn, and with it while a hook blocks.
         self._time = perf_counter if channel.clock is channel.loop else channel.clock.time
+        self._hook_began = 0.0
 
     def messages_received(self, channel: Channel, messages: list[Data]) -> None:
         """Count messages that arrived, and those that wait."""
-        super().messages_received(channel, messages)
-        waiting = channel.inbox_size + sum(map(getsizeof, messages))
-        self._numbers.stats.inbox_high_water = max(self._numbers.stats.inbox_high_water, waiting)
+        self.messages_in += len(messages)
+        size = 0
+        for message in messages:
+            size += len(message) if message.__class__ is str and message.isascii() else payload_estimate(message)
+        self.bytes_in += size
+        waiting = channel.inbox_size + size
+        stats = self._numbers.stats
+        if waiting > stats.inbox_high_water:  # noqa: PLR1730 - max() is a call
+            stats.inbox_high_water = waiting
 
     def message_sent(self, channel: Channel, size: int) -> None:
         """Count a message that was sent, and what waits."""
+        if not self.messages_out % _SAMPLE:
+            stats = self._numbers.stats
+            stats.outbox_high_water = max(stats.outbox_high_water, channel.unsent)
         self.messages_out += 1
         self.bytes_out += size
-        waiting = channel.unsent
-        self._numbers.stats.outbox_high_water = max(self._numbers.stats.outbox_high_water, waiting)
 
     def hook_started(self, channel: Channel, hook: str) -> None:
         """Take the time."""
-        _hook_began.set(self._time())
+        self._hook_began = self._time()
 
     def hook_ended(self, channel: Channel, hook: str, exception: BaseException | None) -> None:
         """Count the time and a failure."""
-        seconds = self._time() - _hook_began.get()
-        hooks = self._numbers.stats.hooks
-        if hook not in hooks:
-            hooks[hook] = Histogram()
-        hooks[hook].add(seconds)
+        seconds = self._time() - self._hook_began
+        times = self._numbers.stats.hooks.get(hook)
+        if times is None:
+            times = self._numbers.stats.hooks[hook] = Histogram()
+        times.add(seconds)
+        if exception is not None:
+            super().hook_ended(channel, hook, exception)
+
+
+_hook_began: Final[ContextVar[float]] = ContextVar("wsdeco_hook_began", default=0.0)
+"""When the hook began that this task calls."""
+
+
+class SideBySideVisit(DetailedVisit):
+    """Measures hooks of which several run at a time."""
+
+    def hook_started(self, channel: Channel, hook: str) -> None:
+        """Take the time of this task."""
+        _hook_began.set(self._time())
+
+    def hook_ended(self, channel: Channel, hook: str, exception: BaseException | None) -> None:
+        """Count the time since then and a failure."""
+        self._hook_began = _hook_began.get()
         super().hook_ended(channel, hook, exception)
 
 
@@ -312,7 +339,9 @@ class Numbers(Observer):
 
     def begin(self, channel: Channel) -> Visit:
         """Return what counts for one connection."""
-        return DetailedVisit(self, channel) if self.is_detailed else Visit(self, channel)
+        if not self.is_detailed:
+            return Visit(self, channel)
+        return (DetailedVisit if channel.config.parallel == 1 else SideBySideVisit)(self, channel)
 
     def refused(self, scope: Scope, status: int, cause: str) -> None:
         """Count and log a handshake that was refused."""
