@@ -18,7 +18,8 @@ from tests.support.in_memory import REQUEST, Session, settle
 from tests.support.raw import upgraded
 from tests.support.recording import Journal, Recorder
 from tests.support.stacks import DIRECT, GRANIAN, HYPERCORN, SANSIO, WSPROTO, Stack, soon, until
-from wsdeco import App, Close, DisconnectReason, Unknown
+from wsdeco import App, Close, DisconnectReason, Sink, Unknown
+from wsdeco.transport import outgoing
 from wsdeco.transport.protocol import WebSocketProtocol
 from wsdeco.wire.incoming import Framing
 from wsdeco.wire.outgoing import encode_close
@@ -138,6 +139,26 @@ async def test_sends_of_many_tasks_wait_in_order_and_outside_of_the_outbox(stack
             assert received is not None
             assert int(received.payload) == each
         assert await journal.next() == "all sent"
+
+
+@pytest.mark.parametrize("pauses", [True, False])
+async def test_messages_that_are_written_at_once_arrive_whole_on_any_python(
+    pauses: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outgoing, "_PAUSES_AFTER_WRITELINES", pauses)
+    app = App()
+
+    @app.handler("/ws")
+    class Sends:
+        sink: Sink
+
+        async def on_message(self, text: str) -> None:
+            for each in range(8):
+                self.sink.send_nowait(str(each).ljust(30_000))
+
+    async with DIRECT.serve(app) as server, server.connect("/ws") as peer:
+        await peer.send("go")
+        assert [str(await soon(peer.receive())).rstrip() for _ in range(8)] == list("01234567")
 
 
 def unsent() -> int:

@@ -8,6 +8,7 @@ messages until it is their turn, so that the outbox is bounded however many they
 from __future__ import annotations
 
 import asyncio
+import sys
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from typing import Final, cast
@@ -29,6 +30,11 @@ _LARGE: Final = 64 * 1024
 """Length of a message from which it is written in pieces: a copy costs more than a further write."""
 _HIGH_WATER: Final = 64 * 1024
 """Bytes in a transport's buffer past which it pauses writing: the default of asyncio and uvloop."""
+_PAUSES_AFTER_WRITELINES: Final = not (
+    (3, 12) <= sys.version_info < (3, 12, 9) or (3, 13) <= sys.version_info < (3, 13, 2)
+)
+"""Whether asyncio's `writelines` pauses writing as `write` does (CVE-2024-12254): else a peer could have any number of
+bytes wait for it."""
 
 
 class Outgoing(asyncio.Protocol, ABC):
@@ -181,8 +187,11 @@ class Outgoing(asyncio.Protocol, ABC):
             self.transport.write(outbox[0])
         elif size <= _MAX_OUTBOX_BYTES:
             self.transport.write(b"".join(outbox))
-        else:
+        elif _PAUSES_AFTER_WRITELINES:
             self.transport.writelines(outbox)
+        else:
+            for frame in outbox:
+                self.transport.write(frame)
 
     @property
     def unsent(self) -> int:
