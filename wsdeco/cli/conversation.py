@@ -22,6 +22,8 @@ __all__ = ["Conversation"]
 _PROMPT: Final = "> "
 _LONGEST: Final = 10_000
 """Characters of a message that a terminal shows; a pipe gets all."""
+_AGAIN: Final = 1.0
+"""Seconds after which a thread that still waits for a line is interrupted once more."""
 
 
 class Conversation:
@@ -44,6 +46,7 @@ class Conversation:
         self._is_reading = False
         self._has_enough = False
         self._over = threading.Event()
+        self._left = threading.Event()
 
     def run(self) -> tuple[int, str]:
         """Talk; return the close code, 1000 if it was this side that ended, and the text with it.
@@ -63,6 +66,7 @@ class Conversation:
             if not self._over.is_set():
                 raise
         finally:
+            self._left.set()
             self._is_reading = False
             ended = self._over.is_set()
             self._connection.close()
@@ -130,8 +134,12 @@ class Conversation:
             self._over.set()
             is_reading, self._is_reading = self._is_reading, False
         if is_reading and hasattr(signal, "pthread_kill"):
+            main = threading.main_thread().ident or 0
             # Nothing else ends a thread that waits for a line.
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            signal.pthread_kill(main, signal.SIGINT)
+            # It may have come just before the system call, and interrupted nothing.
+            while not self._left.wait(_AGAIN):
+                signal.pthread_kill(main, signal.SIGINT)
 
     def _show(self, message: str | bytes) -> None:
         if self._to_terminal:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import pytest
@@ -22,6 +22,7 @@ from tests.support.checkout import CHECKOUT
 from tests.support.programs import PATIENCE, taken_port
 from tests.unit.cli.test_cli import fresh_imports, refusal
 from wsdeco import Address, App, Sink
+from wsdeco.cli import conversation
 from wsdeco.cli.connect import command
 from wsdeco.cli.conversation import Conversation
 
@@ -205,6 +206,15 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
 
+    def leave(self) -> int:
+        """Type Ctrl-D until the program ends: one that comes before it edits a line is lost; return its status."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            self.type("\x04")
+            with suppress(subprocess.TimeoutExpired):
+                return self.process.wait(1)
+        pytest.fail("it does not end")
+
     def expect(self, text: str) -> None:
         """Wait for `text` behind what was waited for before."""
         deadline = time.monotonic() + PATIENCE
@@ -267,8 +277,7 @@ def test_a_terminal_folds_json_and_shows_controls_by_number(url: str) -> None:
 def test_a_terminal_shows_the_head_of_a_long_message_and_sends_lines_as_bytes(url: str) -> None:
     with terminal(f"{url}/ws", "-H", f"X-Greet: {'x' * 10_005}") as opened:
         opened.expect("… (5 more characters)")
-        opened.type("\x04")
-        assert opened.process.wait(PATIENCE) == 0
+        assert opened.leave() == 0
     with terminal(f"{url}/ws", "--binary") as opened:
         opened.expect("> ")
         opened.type("AB\r")
@@ -336,6 +345,48 @@ def test_a_server_that_closes_while_the_line_is_sent_ends_it(monkeypatch: pytest
 
     monkeypatch.setattr(sys, "stdin", Pipe())
     assert Conversation(cast("Any", Closes()), binary=False, wait=0).run() == (1001, "")
+
+
+def test_an_interrupt_that_comes_just_before_the_read_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupts: list[int] = []
+    interrupt = signal.pthread_kill
+
+    class Closes:
+        """A connection that its peer closes while a line is waited for."""
+
+        close_code = 1001
+        close_reason = ""
+        subprotocol = None
+
+        def __iter__(self) -> Iterator[str]:
+            reads.wait(PATIENCE)
+            raise ConnectionClosedOK(None, None)
+
+        def close(self) -> None: ...
+
+    def lines() -> Iterator[bytes]:
+        reads.set()
+        yield source.readline()
+
+    class Pipe:
+        buffer = lines()
+
+        def isatty(self) -> bool:
+            return False
+
+    def second_counts(thread: int, number: int) -> None:
+        interrupts.append(number)
+        if len(interrupts) > 1:
+            interrupt(thread, number)
+
+    reads = threading.Event()
+    monkeypatch.setattr(sys, "stdin", Pipe())
+    monkeypatch.setattr(signal, "pthread_kill", second_counts)
+    monkeypatch.setattr(conversation, "_AGAIN", 0.2)
+    receiving, sending = os.pipe()
+    with os.fdopen(receiving, "rb") as source, os.fdopen(sending, "wb"):
+        assert Conversation(cast("Any", Closes()), binary=False, wait=0).run() == (1001, "")
+    assert interrupts[:2] == [signal.SIGINT, signal.SIGINT]
 
 
 def test_a_server_that_is_faster_than_the_line_is_told_by_its_close_code(monkeypatch: pytest.MonkeyPatch) -> None:
