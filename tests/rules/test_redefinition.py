@@ -125,6 +125,7 @@ async def test_a_client_that_is_idle_gets_the_new_code_of_a_handler_with_paralle
 
     run_cell(app, before(), parallel=3)
     async with connect(app, "/ws") as client:
+        idle = len(asyncio.all_tasks())
         await client.send("0")
         assert await begun.next() == "0"
         run_cell(app, Slow, parallel=3)
@@ -132,6 +133,11 @@ async def test_a_client_that_is_idle_gets_the_new_code_of_a_handler_with_paralle
         await client.expect("new 1")
         go_on.set()
         await client.expect("old 0")
+        await until(lambda: len(asyncio.all_tasks()) == idle)
+        run_cell(app, before(), parallel=3)
+        await client.send("1")
+        await client.expect("old 1")
+        run_cell(app, Slow, parallel=3)
         await client.send("2")
         await client.expect("new 2")
 

@@ -62,6 +62,7 @@ def documented_app() -> App:
         message_rate="20/s",
         over_rate="close",
         first_message_timeout=5,
+        max_connections_per_client=3,
     )
     class Watch:
         async def on_connect(self, addr: object, sink: object) -> None: ...
@@ -222,7 +223,7 @@ def test_docstrings_limits_parameters_and_codes_stand_in_it() -> None:
     assert "1013" not in channels["rooms_room_n_2"]["x-close-codes"]
     assert channels["rooms_room_n_2"]["x-close-codes"]["1008"] == "more than 20/s or no message for 5 s"
     assert channels["rooms_room_n"]["x-refusals"].keys() == {"500", "503"}
-    assert channels["rooms_room_n_2"]["x-refusals"].keys() == {"403", "500", "503"}
+    assert channels["rooms_room_n_2"]["x-refusals"].keys() == {"403", "429", "500", "503"}
     assert "x-limits" not in channels["both"]
 
 
