@@ -122,7 +122,7 @@ def test_exactly_as_many_enter_as_the_limit_says(serve: Serve) -> None:
         assert crowd.enter(2 * number) == []
         assert crowd.watch(lambda: len(crowd.ended) == 2 * number)
         assert Counter(client.status for client in crowd.ended) == {503: 2 * number}
-        assert server.census()["slots"] == number
+        # Without a census so far: it looks at each object of the server, which would be measured below.
         waits: list[float] = []
         for client in random.sample(inside, 20):
             client.reset()
