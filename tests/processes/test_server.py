@@ -188,6 +188,7 @@ def test_a_wrong_argument_is_a_type_error(arguments: dict[str, Any], message: st
         ({"workers": 0}, "workers must be 1 or more, not 0"),
         ({"log_level": "loud"}, "log_level must be one of 'critical', 'error', "),
         ({"loop": "trio"}, "loop must be 'auto' (uvloop where it is installed) or 'asyncio', not 'trio'"),
+        ({"log_format": "xml"}, "log_format must be one of 'text', 'json', not 'xml'"),
         ({"timeout_graceful_shutdown": -1}, "timeout_graceful_shutdown must be 0 or more seconds and finite, not -1"),
         ({"timeout_graceful_shutdown": "9"}, "timeout_graceful_shutdown must be 0 or more seconds and finite, not '9'"),
     ],

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from contextlib import suppress
-from typing import Any, Final
+from contextlib import AsyncExitStack, suppress
+from typing import Any, Final, cast
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -38,25 +38,23 @@ _OWN: Final = ("client", "scheme", "server", "extensions", "wsdeco.clock")
 class LiveClient(Client):
     """The peer of one connection, over a real socket."""
 
+    _writer: asyncio.StreamWriter
     subprotocol: str | None
     headers: list[tuple[str, str]]
 
     def __init__(self, app: ASGIApp, scope: Scope, timeout: float, clock: Clock | None) -> None:
         super().__init__(app, scope, timeout, clock)
-        self._server: uvicorn.Server | None = None
-        self._socket: socket.socket | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._cleanup = AsyncExitStack()
         self._protocol = ClientProtocol(parse_uri("ws://testserver/"), max_size=None)
-        self._message = bytearray()
-        self._opcode = Opcode.TEXT
-        self._served: asyncio.Future[None] | None = None
+        self._served = asyncio.Event()
         self._failure: Exception | None = None
 
     async def _open(self) -> None:
-        self._served = asyncio.get_running_loop().create_future()
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self._server = await _server_of(self._serve, self._socket)
-        reader, self._writer = await asyncio.open_connection(*self._socket.getsockname(), limit=_READ)
+        listener = self._cleanup.enter_context(socket.create_server(("127.0.0.1", 0)))
+        server = await _server_of(self._serve, listener)
+        self._cleanup.push_async_callback(server.shutdown, [listener])
+        reader, self._writer = await asyncio.open_connection(*listener.getsockname(), limit=_READ)
+        self._cleanup.callback(self._writer.transport.abort)
         request = self._protocol.connect()
         request.path = self._scope["raw_path"].decode()
         if self._scope["query_string"]:
@@ -73,6 +71,7 @@ class LiveClient(Client):
         self._flush()
         self._task = asyncio.create_task(self._read(reader))
         self._task.add_done_callback(lambda task: self._client_waiter.set())
+        self._cleanup.push_async_callback(self._end_reading, self._task)
         async with asyncio.timeout(self._timeout):
             while not self._accepted and self._refused is None and not self._task.done():
                 await self._client_waiter.wait()
@@ -89,8 +88,7 @@ class LiveClient(Client):
             self._failure = exc
             raise
         finally:
-            if self._served is not None and not self._served.done():
-                self._served.set_result(None)
+            self._served.set()
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -103,14 +101,13 @@ class LiveClient(Client):
             TimeoutError: It has not, in time.
         """
         _ = self._running_task()
-        if self._served is not None:
-            async with asyncio.timeout(self._timeout):
-                await asyncio.shield(self._served)
+        async with asyncio.timeout(self._timeout):
+            await self._served.wait()
         self._raise_failure()
 
     async def half_close(self) -> None:
         """Send nothing more, not even a close frame, but go on reading."""
-        if self._writer is not None and not self._gone and self._closed is None:
+        if not self._gone and self._closed is None:
             self._writer.write_eof()
             await asyncio.sleep(0)
 
@@ -128,20 +125,18 @@ class LiveClient(Client):
                 self._protocol.send_binary(part, fin)
             self._flush()
             await asyncio.sleep(0)
-        if self._writer is not None:
-            with suppress(ConnectionError):
-                await self._writer.drain()
+        with suppress(ConnectionError):
+            await self._writer.drain()
 
     def _tell(self, message: Message) -> None:
         """End the connection as `message` says, which is how the client in memory puts it."""
         writer = self._writer
-        if writer is None or writer.transport.is_closing() or self._protocol.state is State.CLOSED:
+        if writer.transport.is_closing() or self._protocol.state is State.CLOSED:
             return
         if message["code"] == CloseCode.ABNORMAL:
             # The kernel resets the connection, as for a client that was killed.
-            sock: socket.socket | None = writer.get_extra_info("socket")
-            if sock is not None:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock: socket.socket = writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
         else:
             self._protocol.send_close(message["code"], message["reason"])
@@ -150,11 +145,12 @@ class LiveClient(Client):
     def _flush(self) -> None:
         writer = self._writer
         for data in self._protocol.data_to_send():
-            if writer is not None and not writer.transport.is_closing():
-                if data:
-                    writer.write(data)
-                elif writer.can_write_eof():
-                    writer.write_eof()
+            if writer.transport.is_closing():
+                continue
+            if data:
+                writer.write(data)
+            else:
+                writer.write_eof()
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         while True:
@@ -174,8 +170,8 @@ class LiveClient(Client):
             for event in self._protocol.events_received():
                 if isinstance(event, Response):
                     self._take_response(event)
-                elif isinstance(event, Frame):
-                    self._take_frame(event)
+                else:
+                    self._take_frame(cast(Frame, event))
             self._flush()
             self._client_waiter.set()
             if not data:
@@ -195,37 +191,28 @@ class LiveClient(Client):
             self._refuse(response.status_code, dict(fields), bytes(response.body or b""))
 
     def _take_frame(self, frame: Frame) -> None:
+        # The server sends each message in one frame.
         if frame.opcode in (Opcode.TEXT, Opcode.BINARY):
-            self._opcode = frame.opcode
-        if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-            self._message += frame.data
-            if frame.fin:
-                content = bytes(self._message)
-                self._message.clear()
-                self._inbox.append(content.decode() if self._opcode == Opcode.TEXT else content)
+            content = bytes(frame.data)
+            self._inbox.append(content.decode() if frame.opcode == Opcode.TEXT else content)
             return
         closed = self._protocol.close_rcvd
         if closed is not None and self._closed is None and not self._gone:
             self._closed = Close(closed.code, closed.reason, by="server")
 
     async def _shut(self) -> None:
+        await self._cleanup.aclose()
+
+    async def _end_reading(self, task: asyncio.Task[None]) -> None:
         self._reads.set()
-        if self._task is not None and not self._task.done():
-            self._end({"type": "websocket.disconnect", "code": CloseCode.ABNORMAL})
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._timeout):
-                    if self._accepted and self._served is not None:
-                        await asyncio.shield(self._served)
-                    await self._task
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait((self._task,))
-        if self._writer is not None:
-            self._writer.transport.abort()
-        if self._server is not None and self._socket is not None:
-            await self._server.shutdown([self._socket])
-        if self._socket is not None:
-            self._socket.close()
+        self._end({"type": "websocket.disconnect", "code": CloseCode.ABNORMAL})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._timeout):
+                if self._accepted:
+                    await self._served.wait()
+                await asyncio.wait((task,))
+        task.cancel()
+        await asyncio.wait((task,))
 
 
 async def _server_of(app: Any, listener: socket.socket) -> uvicorn.Server:

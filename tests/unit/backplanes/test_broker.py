@@ -525,6 +525,16 @@ async def test_a_message_over_the_limit_is_refused() -> None:
 # Subscriptions.
 
 
+async def test_a_room_that_is_left_before_the_backplane_starts_is_not_subscribed() -> None:
+    party = Party()
+    party.backplane.subscribe(LOBBY)
+    party.backplane.unsubscribe(LOBBY)
+    party.start()
+    await party.settle()
+    assert party.link.commands == []
+    await party.backplane.close()
+
+
 async def test_a_room_left_and_joined_in_a_loop_is_subscribed_once() -> None:
     async with started() as party:
         await party.settle()

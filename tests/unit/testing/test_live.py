@@ -1,6 +1,7 @@
 """The client that users test with, in memory and over a real socket: the same test both ways."""
 
 import asyncio
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tests.support.stacks import soon, until
 from wsdeco import App, Close, ConnectionClosed, DisconnectReason, Sink, Timeout, Unknown
 from wsdeco.testing import Client, HandshakeRefused, ManualClock, connect
+from wsdeco.testing.forms import Forms
 
 
 @pytest.fixture(params=[False, True], ids=["memory", "live"])
@@ -269,3 +271,31 @@ async def test_middleware_is_around_the_connection(join: Callable[..., Client]) 
         await clock.advance(6)
         await client.expect_close(1001)
     assert seen == ["websocket"]
+
+
+async def test_a_client_that_has_left_cannot_close_one_side(join: Callable[..., Client]) -> None:
+    async with join(Recorded().app, "/rooms/a") as client:
+        await client.close()
+        await client.half_close()
+
+
+def test_messages_with_types_need_their_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wsdeco.typed.codecs", None)
+    with pytest.raises(TypeError, match=r"pip install 'wsdeco\[typed\]'"):
+        Forms(App(), {})
+
+
+def test_the_types_of_a_message_are_those_of_the_handler_on_its_path() -> None:
+    app = App()
+
+    @app.handler("/numbers")
+    class Numbers:
+        async def on_message(self, numbers: list[int]) -> None: ...
+
+    @app.handler("/words", codec="msgpack")
+    class Words:
+        async def on_message(self, words: list[str]) -> None: ...
+
+    scope: Scope = {"type": "websocket", "path": "/words", "headers": []}
+    assert isinstance(Forms(app, scope).sent(["a"]), bytes)
+    assert Forms(app, scope | {"path": "/nowhere"}).sent(["a"]) == '["a"]'

@@ -63,3 +63,9 @@ def test_a_system_that_does_not_tell_loses_nobody(monkeypatch: pytest.MonkeyPatc
     one, other = socket.socketpair()
     with one, other:
         assert not asked(one)
+
+
+def test_a_unix_socket_has_no_peer_that_could_vanish() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert not asked(ours)
