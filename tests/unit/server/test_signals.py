@@ -50,6 +50,16 @@ def test_a_child_has_the_handlers_of_before(received: list[int]) -> None:
     assert received == [-signal.SIGHUP]
 
 
+@pytest.fixture
+def unhandled() -> Iterator[None]:
+    """No server has run in this process."""
+    found = {number: signal.signal(number, signal.SIG_DFL) for number in signals.ENDING_SIGNALS}
+    yield
+    for number, handler in found.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("unhandled")
 def test_a_process_without_a_server_blocks_nothing() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     block()

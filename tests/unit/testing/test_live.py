@@ -298,4 +298,4 @@ def test_the_types_of_a_message_are_those_of_the_handler_on_its_path() -> None:
 
     scope: Scope = {"type": "websocket", "path": "/words", "headers": []}
     assert isinstance(Forms(app, scope).sent(["a"]), bytes)
-    assert Forms(app, scope | {"path": "/nowhere"}).sent(["a"]) == '["a"]'
+    assert Forms(app, {**scope, "path": "/nowhere"}).sent(["a"]) == '["a"]'
