@@ -318,7 +318,8 @@ class SoakServer:
         """End it by force, if it still runs."""
         if self.running():
             self._popen.kill()
-        self._popen.communicate()
+        if self._popen.stdout is not None and not self._popen.stdout.closed:
+            self._popen.communicate()
 
 
 Serve: TypeAlias = Callable[..., SoakServer]
