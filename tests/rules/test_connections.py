@@ -101,7 +101,7 @@ async def test_a_connection_with_types_waits_in_no_room() -> None:
     class Asks:
         async def on_connect(self, addr: Address, sink: Sink) -> None:
             await sink.accept()
-            _ = sink.create_task(sink.ask({"type": "question"}, dict))
+            _ = sink.create_task(sink.ask({"type": "question"}, dict[str, Any]))
 
         async def on_message(self, message: dict[str, Any]) -> None: ...
 

@@ -4,7 +4,7 @@ import asyncio
 import builtins
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,10 +18,12 @@ from wsdeco.routing.application import registry_of
 from wsdeco.testing import HandshakeRefused, ManualClock, connect
 
 
-def run_cell(app: App, cls: type, path: str = "/ws", **limits: Any) -> None:
+def run_cell(
+    app: App, cls: type, path: str = "/ws", factory: Callable[[Any], object] | None = None, **limits: Any
+) -> None:
     """Register a class under the name that it would have in a cell, whichever function of a test it stands in."""
     cls.__qualname__ = cls.__name__
-    app.add(path, cls, **limits)
+    app.add(path, cls, factory=factory, **limits)
 
 
 @pytest.fixture

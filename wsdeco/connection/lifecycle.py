@@ -171,7 +171,8 @@ class Lifecycle(LimitedConnection):
                 self._set_deadline("connect_timeout", self._config.connect_timeout, self._connect_over)
             connected: object = None
             try:
-                handler = self.handler = self.handler(channel.request)
+                handler: object = self.handler(channel.request)
+                self.handler = handler
                 plan = plan_of(type(handler), self._config.codec)
                 on_connect = bound_hook(handler, "on_connect")
                 connected = handler
@@ -233,7 +234,7 @@ class Lifecycle(LimitedConnection):
             observer.hook_ended(self.channel, self._hook, exception)
 
     def _look_up(self) -> tuple[Plan, Callable[[Data], Any]]:
-        handler = self.handler
+        handler: object = self.handler
         plan = plan_of(type(handler), self._config.codec)
         self.conversation = continue_conversation(plan, self.conversation, self.channel)
         return plan, bound_on_message(plan, handler, self.conversation)

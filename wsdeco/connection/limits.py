@@ -58,7 +58,7 @@ class LimitedConnection:
         self._hook: str | None = None
         self._hook_ended_at = channel.last_frame_at
         self._hooks_task: asyncio.Task[None] | None = None
-        self._after_hook = 0
+        self._after_hook: int = 0
         self._shutting_down = False
 
     def channel_accepted(self) -> None:

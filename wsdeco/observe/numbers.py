@@ -236,6 +236,8 @@ class DetailedVisit(Visit):
 
     __slots__ = ("_hook_began", "_time")
 
+    messages_in: int
+    bytes_in: int
     messages_out: int
     bytes_out: int
 

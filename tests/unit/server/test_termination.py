@@ -31,7 +31,11 @@ class Served:
 def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
     """The signals that the process sends, which do not arrive."""
     found: list[tuple[int, int]] = []
-    monkeypatch.setattr(os, "kill", lambda pid, number: found.append((pid, number)))
+
+    def note(pid: int, number: int) -> None:
+        found.append((pid, number))
+
+    monkeypatch.setattr(os, "kill", note)
     before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGTERM)}
     yield found
     for number, handler in before.items():
