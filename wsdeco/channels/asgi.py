@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, cast
 from starlette.requests import HTTPConnection
 from starlette.types import Message, Receive, Scope, Send
 
-from wsdeco.channels.base import Channel
+from wsdeco.channels.base import Channel, wake
 from wsdeco.channels.data import Data, HeaderItems, checked_headers, exceeds, payload_estimate, wire_size
 from wsdeco.channels.events import GONE, abort_of, disconnect_reason, nothing_more, refusal_done, sent_event
 from wsdeco.channels.extension import end_of, extension_of, wire_options
@@ -182,8 +182,7 @@ class AsgiChannel(Channel):
 
     def _resume_reading(self) -> None:
         super()._resume_reading()
-        if self._drained is not None and not self._drained.done():
-            self._drained.set_result(None)
+        wake(self._drained)
 
     async def _next_event(self) -> Message:
         while True:
@@ -435,8 +434,7 @@ class AsgiChannel(Channel):
         try:
             await self._write({"type": "websocket.close", "code": code, "reason": text})
         finally:
-            if not pause.over.done():
-                pause.over.set_result(None)
+            wake(pause.over)
 
     def _break(self) -> None:
         self._broken = True

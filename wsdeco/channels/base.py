@@ -311,8 +311,7 @@ class Channel(ABC):
 
     def hooks_changed(self) -> None:
         """Tell the one who waits for messages that hooks are to be looked up anew."""
-        if self._message_waiter is not None and not self._message_waiter.done():
-            self._message_waiter.set_result(True)
+        wake(self._message_waiter, result=True)
 
     def sift(self, keep: Callable[[Data], bool], skip: int) -> int:
         """Take those messages out of the inbox that `keep` is false for; return how many are left.
@@ -576,7 +575,7 @@ class Channel(ABC):
         return wanted
 
 
-def wake(waiter: asyncio.Future[Any] | None) -> None:
+def wake(waiter: asyncio.Future[Any] | None, result: bool | None = None) -> None:
     """Let go on who waits for an event, if somebody does."""
     if waiter is not None and not waiter.done():
-        waiter.set_result(None)
+        waiter.set_result(result)

@@ -13,7 +13,7 @@ from typing import Final, cast
 from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
-from wsdeco.channels.base import Channel
+from wsdeco.channels.base import Channel, wake
 from wsdeco.channels.data import Data, HeaderItems, checked_headers, exceeds, payload_estimate, unsendable, wire_size
 from wsdeco.channels.extension import extension_of, wire_options
 from wsdeco.channels.packed_request import PackedRequest
@@ -70,8 +70,7 @@ class DirectChannel(Channel):
     def connection_lost(self) -> None:
         """The transport is gone."""
         self._lost = True
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+        wake(self._reader)
         if self.owner is not None:
             self.owner.transport_lost()
 

@@ -23,6 +23,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import copy_context
+from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 from starlette.exceptions import HTTPException, WebSocketException
@@ -300,8 +301,10 @@ class Lifecycle(LimitedConnection):
             self._tell_hook_ended(exc)
 
     async def _call_in_tasks(self) -> None:
-        seconds = self._config.message_timeout
-        timed = None if seconds is None else TimedCalls(self.channel.clock, seconds, self._time_call, self._call_late)
+        seconds, timed = self._config.message_timeout, None
+        if seconds is not None:
+            set_deadline = partial(self._set_deadline, "message_timeout")
+            timed = TimedCalls(self.channel.clock, seconds, set_deadline, self._call_late)
         told = self._begin_hook, self._tell_hook_ended
         await call_in_tasks(self.channel, self._look_up, *told, self._call_over, timed)
 

@@ -140,10 +140,7 @@ class LimitedConnection:
 
     def expire_in(self, seconds: float | None) -> None:
         """Close with 4401 in so many seconds; `None` takes that back."""
-        if seconds is None:
-            self._cancel_deadlines(_EXPIRY)
-        else:
-            self._set_deadline(_EXPIRY, seconds, self._expire)
+        self._set_deadline(_EXPIRY, seconds, self._expire)
 
     def _expire(self) -> None:
         self.channel.close_by_server(CloseCode.TOKEN_EXPIRED, "token expired")
@@ -153,13 +150,11 @@ class LimitedConnection:
         reason = Timeout(message, limit)
         self.channel.close(reason.code, message, reason)
 
-    def _time_call(self, seconds: float | None, action: Callable[[], object]) -> None:
+    def _set_deadline(self, name: str, seconds: float | None, action: Callable[[], object]) -> None:
+        """Call `action` in so many seconds; `None` takes the deadline of that name away."""
         if seconds is None:
-            self._cancel_deadlines("message_timeout")
-        else:
-            self._set_deadline("message_timeout", seconds, action)
-
-    def _set_deadline(self, name: str, seconds: float, action: Callable[[], object]) -> None:
+            self._cancel_deadlines(name)
+            return
         if self._deadlines is None:
             self._deadlines = Deadlines(self.channel.clock)
         self._deadlines.set(name, seconds, action)

@@ -60,7 +60,6 @@ class TimedCalls:
 
     def _check(self) -> None:
         now = self._clock.time()
-        self._waits = False
         for call, due in list(self._calls.items()):
             if due - now < _ROUNDING:
                 self._calls[call] = now + CANCEL_AGAIN

@@ -249,6 +249,7 @@ class DetailedVisit(Visit):
 
     def messages_received(self, channel: Channel, messages: list[Data]) -> None:
         """Count messages that arrived, and those that wait."""
+        # Not by the method of the base, whose call costs 0.2 us more for each read.
         self.messages_in += len(messages)
         size = 0
         for message in messages:
