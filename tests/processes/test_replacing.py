@@ -78,12 +78,6 @@ def pids(program: Program) -> set[int]:
     return {each.pid for each in workers_of(program.process.pid)}
 
 
-def expect_error(program: Program, words: str) -> str:
-    while words not in (line := program.read_error()):
-        assert line, f"the program did not say {words!r}"
-    return line
-
-
 async def test_a_restart_refuses_nobody_and_brings_new_code(tmp_path: Path) -> None:
     with running(tmp_path, "workers=2, drain_timeout=0.5") as (program, url):
         before = pids(program)
@@ -107,8 +101,8 @@ async def test_a_restart_refuses_nobody_and_brings_new_code(tmp_path: Path) -> N
         await until(lambda: versions != [])
         (tmp_path / "version").write_text("2", "utf-8")
         program.send_signal(signal.SIGHUP)
-        await asyncio.to_thread(expect_error, program, "SIGHUP: the worker processes are replaced one by one")
-        await asyncio.to_thread(expect_error, program, "the worker processes have been replaced")
+        await asyncio.to_thread(program.expect_words, "SIGHUP: the worker processes are replaced one by one")
+        await asyncio.to_thread(program.expect_words, "the worker processes have been replaced")
         after = pids(program)
         over.set()
         # A handshake that is refused fails here.
@@ -124,14 +118,14 @@ def test_a_new_worker_that_fails_leaves_the_old_ones_in_place_and_says_why(tmp_p
         before = pids(program)
         (tmp_path / "broken").touch()
         program.send_signal(signal.SIGHUP)
-        expect_error(program, "RuntimeError: no database")
-        expect_error(program, "a new worker process could not start (exit status 1); the old ones go on")
+        program.expect_words("RuntimeError: no database")
+        program.expect_words("a new worker process could not start (exit status 1); the old ones go on")
         assert pids(program) == before
         with client(f"{url}/ws") as connection:
             assert str(receive(connection)).startswith("1 ")
         (tmp_path / "broken").unlink()
         program.send_signal(signal.SIGHUP)
-        expect_error(program, "the worker processes have been replaced")
+        program.expect_words("the worker processes have been replaced")
         assert pids(program).isdisjoint(before)
 
 
@@ -176,14 +170,14 @@ def test_changed_code_serves_soon_in_spite_of_open_connections_and_a_stuck_hook(
         source = (tmp_path / "program.py").read_text("utf-8")
         stuck.send("block")
         (tmp_path / "program.py").write_text("this is no Python\n" + source, "utf-8")
-        expect_error(program, "program.py has changed")
-        expect_error(program, "this is no Python")
-        expect_error(program, "the old ones go on")
+        program.expect_words("program.py has changed")
+        program.expect_words("this is no Python")
+        program.expect_words("the old ones go on")
         assert pids(program) == {first}
         (tmp_path / "program.py").write_text(source.replace("{VERSION}", "new"), "utf-8")
-        expect_error(program, "program.py has changed")
-        expect_error(program, "has not ended: it is killed")
-        expect_error(program, "the worker processes have been replaced")
+        program.expect_words("program.py has changed")
+        program.expect_words("has not ended: it is killed")
+        program.expect_words("the worker processes have been replaced")
         with client(f"{url}/ws") as connection:
             assert str(receive(connection)).startswith("new ")
         assert first not in pids(program)

@@ -300,11 +300,6 @@ def running(directory: Path, *arguments: str, **options: Any) -> Generator[Progr
         program.discard()
 
 
-def expect_error(program: Program, words: str) -> None:
-    while words not in (line := program.read_error()):
-        assert line, f"the program did not say {words!r}"
-
-
 def test_workers_on_a_unix_socket_are_replaced_and_leave_no_file(tmp_path: Path) -> None:
     path = tmp_path / "ws.sock"
     arguments = "-m wsdeco run program.py --uds ws.sock --uds-permissions 666 --workers 2"
@@ -317,7 +312,7 @@ def test_workers_on_a_unix_socket_are_replaced_and_leave_no_file(tmp_path: Path)
             assert S_IMODE(path.stat().st_mode) == 0o666
             program.send_signal(signal.SIGHUP)
             assert close_code(connection) == 1012
-        expect_error(program, "the worker processes have been replaced")
+        program.expect_words("the worker processes have been replaced")
         with client_at(path) as connection:
             assert int(str(receive(connection)).split()[0]) not in before
             assert answers(connection)

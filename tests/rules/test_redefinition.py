@@ -75,27 +75,30 @@ async def test_the_next_message_of_a_client_runs_the_new_code_and_finds_the_old_
         await until(lambda: registry_of(app).counts() == {"/ws/{name}": 0})
 
 
+def slow(begun: Journal, go_on: asyncio.Event) -> type:
+    """Return a class whose calls wait until they may go on."""
+
+    class Slow:
+        async def on_message(self, text: str) -> str:
+            begun.add(text)
+            await go_on.wait()
+            return f"old {text}"
+
+    return Slow
+
+
 @pytest.mark.parametrize("limits", [{}, {"parallel": 2}, {"idle_timeout": 60}], ids=["", "parallel", "idle_timeout"])
 async def test_a_call_that_runs_ends_with_the_old_code_and_what_waits_behind_it_gets_the_new(
     limits: dict[str, Any],
 ) -> None:
     app, begun, go_on = App(clock=ManualClock()), Journal(), asyncio.Event()
 
-    def before() -> type:
-        class Slow:
-            async def on_message(self, text: str) -> str:
-                begun.add(text)
-                await go_on.wait()
-                return f"old {text}"
-
-        return Slow
-
     class Slow:
         async def on_message(self, text: str) -> AsyncIterator[str]:
             yield f"new {text}"
             yield "and more"
 
-    run_cell(app, before(), **limits)
+    run_cell(app, slow(begun, go_on), **limits)
     async with connect(app, "/ws") as client:
         for text in "012":
             await client.send(text)
@@ -112,20 +115,11 @@ async def test_a_call_that_runs_ends_with_the_old_code_and_what_waits_behind_it_
 async def test_a_client_that_is_idle_gets_the_new_code_of_a_handler_with_parallel_calls() -> None:
     app, begun, go_on = App(), Journal(), asyncio.Event()
 
-    def before() -> type:
-        class Slow:
-            async def on_message(self, text: str) -> str:
-                begun.add(text)
-                await go_on.wait()
-                return f"old {text}"
-
-        return Slow
-
     class Slow:
         async def on_message(self, text: str) -> str:
             return f"new {text}"
 
-    run_cell(app, before(), parallel=3)
+    run_cell(app, slow(begun, go_on), parallel=3)
     async with connect(app, "/ws") as client:
         idle = len(asyncio.all_tasks())
         await client.send("0")
@@ -136,7 +130,7 @@ async def test_a_client_that_is_idle_gets_the_new_code_of_a_handler_with_paralle
         go_on.set()
         await client.expect("old 0")
         await until(lambda: len(asyncio.all_tasks()) == idle)
-        run_cell(app, before(), parallel=3)
+        run_cell(app, slow(begun, go_on), parallel=3)
         await client.send("1")
         await client.expect("old 1")
         run_cell(app, Slow, parallel=3)

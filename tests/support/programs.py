@@ -136,11 +136,15 @@ class Program:
         assert self.process.stderr is not None
         lines: list[str] = []
         with self._patience():
-            while line := self.process.stderr.readline().rstrip("\n"):
-                lines.append(line)
-                if re.fullmatch(rf"(?:[A-Z]+: +)?{pattern}", line) is not None:
+            while line := self.process.stderr.readline():
+                lines.append(line.rstrip("\n"))
+                if re.fullmatch(rf"(?:[A-Z]+: +)?{pattern}", lines[-1]) is not None:
                     return lines
         pytest.fail(f"the program did not write {pattern!r} to stderr, but\n" + "\n".join(lines))
+
+    def expect_words(self, words: str) -> list[str]:
+        """Return the lines of stderr up to the one that has these words in it."""
+        return self.expect_error(f".*{re.escape(words)}.*")
 
     @contextmanager
     def _patience(self) -> Generator[None]:

@@ -311,68 +311,56 @@ def test_answers_to_a_pipe_of_input_are_shown_in_a_terminal(url: str) -> None:
         assert opened.process.wait(PATIENCE) == 0
 
 
+class Closes:
+    """A connection that its peer closes once `event` is set."""
+
+    close_code = 1001
+    close_reason = ""
+    subprotocol = None
+
+    def __init__(self, event: threading.Event) -> None:
+        self.event = event
+
+    def __iter__(self) -> Iterator[str]:
+        self.event.wait(PATIENCE)
+        raise ConnectionClosedOK(None, None)
+
+    def send(self, message: object) -> None:
+        """Close as the line comes, and go on when the end has been received."""
+        self.event.set()
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and thread.name == "receiving":
+                thread.join(PATIENCE)
+
+    def close(self) -> None: ...
+
+
+class Pipe:
+    """A standard input that is no terminal."""
+
+    def __init__(self, lines: Iterator[bytes]) -> None:
+        self.buffer = lines
+
+    def isatty(self) -> bool:
+        return False
+
+
 def test_a_server_that_closes_while_the_line_is_sent_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    closed = threading.Event()
-
-    class Closes:
-        """A connection that its peer closes as the first line comes."""
-
-        close_code = 1001
-        close_reason = ""
-        subprotocol = None
-
-        def __iter__(self) -> Iterator[str]:
-            closed.wait(PATIENCE)
-            raise ConnectionClosedOK(None, None)
-
-        def send(self, message: object) -> None:
-            closed.set()
-            for thread in threading.enumerate():
-                if thread is not threading.current_thread() and thread.name == "receiving":
-                    thread.join(PATIENCE)
-
-        def close(self) -> None: ...
-
     def lines() -> Iterator[bytes]:
         yield b"line\n"
         pytest.fail("it reads on, and would wait for ever")
 
-    class Pipe:
-        buffer = lines()
-
-        def isatty(self) -> bool:
-            return False
-
-    monkeypatch.setattr(sys, "stdin", Pipe())
-    assert Conversation(cast("Any", Closes()), binary=False, wait=0).run() == (1001, "")
+    monkeypatch.setattr(sys, "stdin", Pipe(lines()))
+    assert Conversation(cast("Any", Closes(threading.Event())), binary=False, wait=0).run() == (1001, "")
 
 
 def test_an_interrupt_that_comes_just_before_the_read_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     interrupts: list[int] = []
     interrupt = signal.pthread_kill
 
-    class Closes:
-        """A connection that its peer closes while a line is waited for."""
-
-        close_code = 1001
-        close_reason = ""
-        subprotocol = None
-
-        def __iter__(self) -> Iterator[str]:
-            reads.wait(PATIENCE)
-            raise ConnectionClosedOK(None, None)
-
-        def close(self) -> None: ...
-
     def lines() -> Iterator[bytes]:
         reads.set()
         yield source.readline()
-
-    class Pipe:
-        buffer = lines()
-
-        def isatty(self) -> bool:
-            return False
 
     def second_counts(thread: int, number: int) -> None:
         interrupts.append(number)
@@ -380,12 +368,12 @@ def test_an_interrupt_that_comes_just_before_the_read_is_repeated(monkeypatch: p
             interrupt(thread, number)
 
     reads = threading.Event()
-    monkeypatch.setattr(sys, "stdin", Pipe())
+    monkeypatch.setattr(sys, "stdin", Pipe(lines()))
     monkeypatch.setattr(signal, "pthread_kill", second_counts)
     monkeypatch.setattr(conversation, "_AGAIN", 0.2)
     receiving, sending = os.pipe()
     with os.fdopen(receiving, "rb") as source, os.fdopen(sending, "wb"):
-        assert Conversation(cast("Any", Closes()), binary=False, wait=0).run() == (1001, "")
+        assert Conversation(cast("Any", Closes(reads)), binary=False, wait=0).run() == (1001, "")
     assert interrupts[:2] == [signal.SIGINT, signal.SIGINT]
 
 

@@ -67,12 +67,7 @@ def test_a_script_that_has_uvicorn_import_it_again(
 
 def uvicorn_url(running: Program) -> str:
     """Return where it serves, once it does: its address is printed before anything listens there."""
-    output = ""
-    while "running on http" not in output:
-        line = running.read_error()
-        assert line, output
-        output += line
-    place = output.partition("running on http://")[2].split()[0]
+    place = running.expect_words("running on http")[-1].partition("running on http://")[2].split()[0]
     host, _, port = place.partition(":")
     wait_until(lambda: is_open(host, int(port)))
     return f"ws://{place}"
