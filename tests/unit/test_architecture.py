@@ -268,7 +268,7 @@ def defined_in(node: ast.AST, prefix: str = "") -> Iterator[str]:
 
 
 def test_the_page_on_the_architecture_names_what_there_is() -> None:
-    page = (CHECKOUT / "ARCHITECTURE.md").read_text("utf-8")
+    page = (CHECKOUT / "wsdeco" / "README.md").read_text("utf-8")
     named = re.findall(r"`([a-z_/]+)\.py`:\s+`([A-Za-z_.]+)`", page)
     assert len(named) > 20
     assert [each for each in named if each[1] not in defined_in(parsed(modules()[each[0]]))] == []
