@@ -31,7 +31,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "routing": {"connection", "definition", "channels", "rooms", "backplanes"},
     "console": {"describe", "routing"},
     "describe": {"routing", "definition"},
-    "observe": {"routing", "channels", "rooms"},
+    "observe": {"routing", "channels", "rooms", "backplanes/interface"},
     "connection": {"definition", "channels", "rooms"},
     "definition": {"channels"},
     "typed": {"channels"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from wsdeco.backplanes.envelope import ENVELOPE_BYTES, subject_of
-from wsdeco.backplanes.interface import BackplaneCounters, BackplaneState
+from wsdeco.backplanes.interface import BackplaneCounters, BackplaneState, Propagator
 from wsdeco.backplanes.link import Broker
 from wsdeco.backplanes.session import Session, Supervision
 from wsdeco.messages import Data
@@ -19,11 +19,13 @@ class BrokerBackplane:
     Attributes:
         counters: What has become of the messages.
         error: Why there is no connection; `None` while there is one, and before the first attempt has ended.
+        propagator: What writes and reads the context of traces; `None` while they are off.
     """
 
     def __init__(self, broker: Broker, prefix: str, supervision: Supervision) -> None:
         self.counters: BackplaneCounters = BackplaneCounters()
         self.error: str | None = None
+        self.propagator: Propagator | None = None
         self.broker = broker
         self.supervision = supervision
         self.wanted: dict[str, str] = {}
@@ -74,7 +76,11 @@ class BrokerBackplane:
             )
         session = self._session
         if session is not None and session.runs_here():
-            return session.publish(self.subject_of(key), payload, is_text=isinstance(data, str))
+            context = b"" if self.propagator is None else self.propagator.inject(key)
+            if context and len(payload) + 1 + len(context) > largest:
+                # The message counts for more.
+                context = b""
+            return session.publish(self.subject_of(key), payload, context, is_text=isinstance(data, str))
         self.counters.lost += 1
         return False
 

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias, runtime_checkable
 
-__all__ = ["CONTROL", "ROUTE", "Backplane", "BackplaneCounters", "BackplaneState", "PublishErrors"]
+__all__ = [
+    "CONTROL",
+    "MAX_CONTEXT",
+    "ROUTE",
+    "Backplane",
+    "BackplaneCounters",
+    "BackplaneState",
+    "Propagating",
+    "Propagator",
+    "PublishErrors",
+]
 
 CONTROL: Final = "control:"
 """The key of the room in which processes tell each other what is to be done to the members of others."""
 
 ROUTE: Final = "route:"
 """What the keys of those rooms begin with that are routes, whose members join them unasked."""
+
+MAX_CONTEXT: Final = 255
+"""Bytes of the context of a trace that a broadcast takes along: their number is one byte of its envelope."""
 
 BackplaneState: TypeAlias = Literal["connecting", "connected", "reconnecting", "closed"]
 """Whether there is a connection: the first attempt goes on; yes; not any more, or not yet; none is wanted."""
@@ -93,3 +107,31 @@ class Backplane(Protocol):
 
     async def close(self) -> None:
         """End what `start` has begun, in any event loop; does nothing if nothing has been started."""
+
+
+class Propagator(Protocol):
+    """What lets a broadcast carry the context of the trace that it belongs to, while traces are on."""
+
+    def inject(self, key: str, /) -> bytes:
+        """Return the context of the caller, who broadcasts to the room `key`: `MAX_CONTEXT` bytes at most, or none."""
+        ...
+
+    def delivering(self, key: str, context: bytes, /) -> AbstractContextManager[object]:
+        """Return what is entered for the time in which a broadcast to the room `key` is delivered.
+
+        Args:
+            key: The room.
+            context: What the broadcast has carried, if anything. It comes from a broker, and may be anything.
+        """
+        ...
+
+
+@runtime_checkable
+class Propagating(Protocol):
+    """A backplane whose broadcasts carry the context of their trace, which is nothing that a backplane must do.
+
+    Attributes:
+        propagator: What writes and reads it; set before `start` if traces are on, and `None` otherwise.
+    """
+
+    propagator: Propagator | None

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
 
 from wsdeco.backplanes.envelope import PUBLISHER_BYTES, open_envelope, seal
-from wsdeco.backplanes.interface import BackplaneCounters, BackplaneState
+from wsdeco.backplanes.interface import BackplaneCounters, BackplaneState, Propagator
 from wsdeco.backplanes.link import Broker, BrokerRefusal, Link, Message
 from wsdeco.backplanes.numbers import Gaps, Numbers
 from wsdeco.clock import Clock, Timer, sleep
@@ -99,6 +99,7 @@ class Standing(Protocol):
         wanted: The rooms to subscribe, by their subjects.
         error: Why there is no connection.
         max_payload: The largest message that the broker takes, in bytes.
+        propagator: What reads the context of traces; `None` while they are off.
     """
 
     broker: Broker
@@ -107,6 +108,7 @@ class Standing(Protocol):
     wanted: dict[str, str]
     error: str | None
     max_payload: int
+    propagator: Propagator | None
 
 
 class Session:
@@ -162,10 +164,10 @@ class Session:
 
     # Publishing and subscribing, without waiting.
 
-    def publish(self, subject: str, payload: bytes, *, is_text: bool) -> bool:
-        """Put a message into the queue; return whether it went in."""
+    def publish(self, subject: str, payload: bytes, context: bytes = b"", *, is_text: bool) -> bool:
+        """Put a message, with the context of its trace, into the queue; return whether it went in."""
         # A message that is lost has a number too, so that receivers see the gap.
-        message = subject, seal(self._publisher, self._numbers.next(subject), payload, is_text=is_text)
+        message = subject, seal(self._publisher, self._numbers.next(subject), payload, context, is_text=is_text)
         size = _size(message)
         is_full = self._queue and self._queued + size > self._supervision.max_queue
         if is_full or self.state not in ("connecting", "connected"):
@@ -501,8 +503,13 @@ class Session:
             return
         self._counters.received += 1
         self._counters.missed += self._gaps.before(subject, envelope.publisher, envelope.number)
+        propagator = self._backplane.propagator
         try:
-            self._deliver(key, envelope.data)
+            if envelope.context and propagator is not None:
+                with propagator.delivering(key, envelope.context):
+                    self._deliver(key, envelope.data)
+            else:
+                self._deliver(key, envelope.data)
         except Exception:
             # The failure of one room must not end the connection of all.
             logger.exception("backplane %s: a message was not delivered", self._backplane.broker.name)

@@ -1,17 +1,20 @@
-"""Traces through the OpenTelemetry API (extra `otel`): a span for the handshake, and one for each call of a hook.
+"""Traces through the OpenTelemetry API (extra `otel`): spans of handshakes, calls of hooks, and what others broadcast.
 
 A span of a connection would be as long as the connection, and no backend shows one before it has ended. So each call of
-a hook is a trace of its own with a link to the handshake. Which spans are kept, and where they go, is for the SDK to
+a hook is a trace of its own with a link to the handshake. A broadcast takes the context of its caller along, and where
+it is delivered in another process a span has a link to that. Which spans are kept, and where they go, is for the SDK to
 say.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar, Token
 from typing import Any, Final, cast
 
 from starlette.types import Scope
 
+from wsdeco.backplanes.interface import CONTROL, MAX_CONTEXT, ROUTE, Propagator
 from wsdeco.channels.base import Channel, RouteRoom
 from wsdeco.channels.observer import Observer
 from wsdeco.routing.endpoints import Context as AppContext
@@ -25,16 +28,58 @@ except ImportError as _error:
 
 __all__ = ["trace_connections"]
 
-_ROUTE: Final = "route:"
-"""What the key of the room begins with that all connections of a route are in."""
-
 _call: Final[ContextVar[tuple[Span, Token[Context]] | None]] = ContextVar("wsdeco_traced_call", default=None)
 """The span of the hook that this task is calling; hooks of one connection may run side by side."""
 
 
-def trace_connections(app: AppContext) -> None:
-    """Trace the connections of an app that begin from now on."""
-    app.observe(_Tracing(trace.get_tracer("wsdeco")))
+def trace_connections(app: AppContext) -> Propagator:
+    """Trace the connections of an app that begin from now on, and return what lets broadcasts carry the traces."""
+    tracer = trace.get_tracer("wsdeco")
+    app.observe(_Tracing(tracer))
+    return _Propagator(tracer)
+
+
+class _Propagator:
+    """Writes and reads the context of broadcasts: the fields of the propagators of the API, a line each."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
+
+    def inject(self, key: str, /) -> bytes:
+        """Return the context of the caller, as far as there is room for it."""
+        if key == CONTROL or not trace.get_current_span().get_span_context().is_valid:
+            return b""
+        fields: dict[str, str] = {}
+        propagate.inject(fields)
+        # No code of the user runs where a broadcast is delivered, so nobody would read the baggage.
+        fields.pop("baggage", None)
+        context = b""
+        for name, value in fields.items():
+            line = f"{name}: {value}\n".encode()
+            # That of the trace comes first, and is short.
+            if len(context) + len(line) <= MAX_CONTEXT:
+                context += line
+        return context
+
+    def delivering(self, key: str, context: bytes, /) -> AbstractContextManager[object]:
+        """Return a span with a link to who has broadcast, or nothing to enter if that is not known."""
+        if not context:
+            return nullcontext()
+        lines = (line.partition(": ") for line in context.decode("ascii", "replace").splitlines())
+        carried = propagate.extract({name: value for name, _, value in lines}, context=Context())
+        publisher = trace.get_current_span(carried).get_span_context()
+        if not publisher.is_valid:
+            return nullcontext()
+        attributes = {
+            "messaging.system": "wsdeco",
+            "messaging.operation.name": "deliver",
+            "messaging.operation.type": "process",
+            "messaging.destination.name": key.partition(":")[2],
+        }
+        # The room is no part of the name: there may be one for each user.
+        return self._tracer.start_as_current_span(
+            "deliver", context=Context(), kind=SpanKind.CONSUMER, links=[Link(publisher)], attributes=attributes
+        )
 
 
 class _Tracing(Observer):
@@ -57,7 +102,7 @@ class _Traced(Observer):
         scope = channel.request.scope
         self._tracer = tracer
         # Only connections of a route are watched.
-        route = cast("RouteRoom", channel.route_room).key.removeprefix(_ROUTE)
+        route = cast("RouteRoom", channel.route_room).key.removeprefix(ROUTE)
         self._attributes: dict[str, Any] = {"url.path": scope["path"], "http.route": route}
         attributes = self._attributes | {
             "http.request.method": "GET",

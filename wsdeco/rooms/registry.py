@@ -12,7 +12,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Collection
 
-from wsdeco.backplanes.interface import CONTROL, Backplane
+from wsdeco.backplanes.interface import CONTROL, Backplane, Propagating, Propagator
 from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Data
 from wsdeco.channels.sink import Sink, channel_of
@@ -33,6 +33,7 @@ class Registry:
 
     Attributes:
         backplane: What carries broadcasts to other processes.
+        propagator: What gives broadcasts the context of their trace to take along; `None` while traces are off.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Registry:
         find_backplane: Callable[[], Backplane | None] = lambda: None,
     ) -> None:
         self.backplane = backplane
+        self.propagator: Propagator | None = None
         self._find_backplane = find_backplane
         self._loop: asyncio.AbstractEventLoop | None = None
         self._moving = threading.Lock()
@@ -81,9 +83,11 @@ class Registry:
         """Take what another process tells."""
 
     def find_backplane(self) -> None:
-        """Ask for a backplane, if there is none."""
+        """Ask for a backplane, if there is none, and let it carry the context of traces, if they are on."""
         if self.backplane is None:
             self.backplane = self._find_backplane()
+        if self.propagator is not None and isinstance(self.backplane, Propagating):
+            self.backplane.propagator = self.propagator
 
     def _forget_members(self) -> list[str]:
         # Their event loop was closed under them, so they can never end.

@@ -94,7 +94,8 @@ class Application:
                 `asyncapi.json` beside it. `"auto"` is `/docs` if `run` listens on loopback, for browsers of the
                 same machine; `None` turns it off. A route of the app's own on that path wins.
             metrics: Path of the numbers of the app as Prometheus text, such as `"/metrics"` (extra `metrics`).
-            traces: Trace handshakes and calls of hooks through the API of OpenTelemetry (extra `otel`).
+            traces: Trace handshakes, calls of hooks, and broadcasts to other processes through the API of OpenTelemetry
+                (extra `otel`).
             health: Path that answers 200, and 503 as soon as the app shuts down, such as `"/health"`.
             allowed_hosts: Further names of this machine, without a port, such as `["myapp.test"]`; `["*"]` for every
                 name. A server that listens on loopback answers 403 to who reaches it directly under another name than
@@ -133,7 +134,7 @@ class Application:
     def _trace(self) -> None:
         from wsdeco.observe.traces import trace_connections  # noqa: PLC0415 - loaded only if it is asked for
 
-        trace_connections(self._context)
+        self._rooms.propagator = trace_connections(self._context)
 
     def _add_pages(self, metrics: str | None, health: str | None) -> None:
         from wsdeco.observe.pages import pages  # noqa: PLC0415 - loaded only if it is asked for

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
-from wsdeco.backplanes.interface import Backplane, BackplaneCounters, BackplaneState
+from wsdeco.backplanes.interface import Backplane, BackplaneCounters, BackplaneState, Propagator
 
 __all__ = ["MemoryBroker"]
 
@@ -32,6 +32,7 @@ class MemoryBroker:
 class _MemoryBackplane:
     def __init__(self, max_payload: int | None, everybody: list[_MemoryBackplane]) -> None:
         self.counters = BackplaneCounters()
+        self.propagator: Propagator | None = None
         self._max_payload = max_payload
         self._everybody = everybody
         self._keys: set[str] = set()
@@ -59,22 +60,24 @@ class _MemoryBackplane:
         if self._loop is None:
             self.counters.lost += 1
             return False
+        context = b"" if self.propagator is None else self.propagator.inject(key)
         for other in self._everybody:
             if other is not self:
-                other.hand_over(key, data)
+                other.hand_over(key, data, context)
         self.counters.published += 1
         return True
 
-    def hand_over(self, key: str, data: str | bytes) -> None:
+    def hand_over(self, key: str, data: str | bytes, context: bytes) -> None:
         if self._loop is not None:
             # A closed loop stands for a process that is gone.
             with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._receive, key, data)
+                self._loop.call_soon_threadsafe(self._receive, key, data, context)
 
-    def _receive(self, key: str, data: str | bytes) -> None:
+    def _receive(self, key: str, data: str | bytes, context: bytes) -> None:
         if self._loop is not None and key in self._keys:
             self.counters.received += 1
-            self._deliver(key, data)
+            with nullcontext() if self.propagator is None else self.propagator.delivering(key, context):
+                self._deliver(key, data)
 
     async def drained(self) -> None:
         # Nothing waits anywhere.

@@ -3,19 +3,27 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
-from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry import baggage, context, trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags, TraceState
 from starlette.exceptions import HTTPException
 
+from tests.support.brokers import BrokerProcess
 from tests.support.programs import PATIENCE
 from tests.support.recording import take_errors
-from wsdeco import App
-from wsdeco.testing import HandshakeRefused, connect
+from tests.support.stacks import until
+from wsdeco import Address, App, Backplane, Sink
+from wsdeco.backplanes.interface import Propagator
+from wsdeco.observe.traces import trace_connections
+from wsdeco.routing.application import context_of
+from wsdeco.testing import Client, HandshakeRefused, MemoryBroker, connect
 
 
 @pytest.fixture
@@ -110,3 +118,152 @@ async def test_each_of_several_calls_side_by_side_has_a_span_that_ends(exporter:
         await peer.send("b")
         assert {await peer.receive(), await peer.receive()} == {"a", "b"}
     assert [each.name for each in exporter.get_finished_spans()].count("on_message") == 2
+
+
+# Over the backplane.
+
+
+@asynccontextmanager
+async def members(*backplanes: str | Backplane, traces: bool = True) -> AsyncGenerator[list[tuple[App, Client]]]:
+    """Run apps, so to speak processes, each with a client in the room `lobby` that broadcasts what it says.
+
+    Args:
+        backplanes: That of each.
+        traces: Whether those behind the first one trace; that does.
+    """
+    async with AsyncExitStack() as stack:
+        running: list[tuple[App, Client]] = []
+        for backplane in backplanes:
+            app = App(backplane=backplane, traces=traces or not running)
+            stack.push_async_callback(app.shut_down)
+            app.handler("/ws")(member_of(app))
+            running.append((app, await stack.enter_async_context(connect(app, "/ws"))))
+        for here, _ in running:
+            for there, client in running:
+                if there is not here:
+                    await meet(here, there, client)
+        yield running
+
+
+def member_of(app: App) -> type:
+    class Member:
+        async def on_connect(self, addr: Address, sink: Sink) -> None:
+            self.sink = sink
+            app.room("lobby").join(sink)
+
+        async def on_message(self, text: str) -> None:
+            await app.room("lobby").broadcast(text, exclude=self.sink)
+
+    return Member
+
+
+async def meet(here: App, there: App, client: Client) -> None:
+    """Wait until what one app broadcasts reaches the client of the other."""
+    assert there.backplane is not None
+    before = there.backplane.counters.received
+    while there.backplane.counters.received == before:
+        await here.room("lobby").broadcast("probe")
+        await asyncio.sleep(0.005)
+    await here.room("lobby").broadcast("met")
+    await hear(client, "met")
+
+
+async def hear(client: Client, text: str) -> None:
+    """Wait for a broadcast, behind the probes of the beginning."""
+    while await client.receive() != text:
+        pass
+
+
+def named(exporter: InMemorySpanExporter, name: str) -> list[ReadableSpan]:
+    return [each for each in exporter.get_finished_spans() if each.name == name]
+
+
+def linked(span: ReadableSpan) -> list[tuple[int, int]]:
+    return [(link.context.trace_id, link.context.span_id) for link in span.links]
+
+
+@pytest.fixture(params=["memory", "nats", "redis"])
+def backplanes(request: pytest.FixtureRequest) -> list[str | Backplane]:
+    """Two of each kind."""
+    if request.param == "memory":
+        broker = MemoryBroker()
+        return [broker.backplane(), broker.backplane()]
+    process: BrokerProcess = request.getfixturevalue(request.param)
+    return [process.url, process.url]
+
+
+async def test_a_broadcast_carries_its_trace_to_other_processes(
+    exporter: InMemorySpanExporter, backplanes: list[str | Backplane]
+) -> None:
+    async with members(*backplanes) as ((_, here), (_, there)):
+        # What belongs to no trace carries none.
+        assert named(exporter, "deliver") == []
+        await here.send("hello")
+        await hear(there, "hello")
+        await until(lambda: bool(named(exporter, "on_message")))
+    (delivered,), (call,) = named(exporter, "deliver"), named(exporter, "on_message")
+    assert call.context is not None
+    assert linked(delivered) == [(call.context.trace_id, call.context.span_id)]
+    assert (delivered.kind, delivered.parent) == (SpanKind.CONSUMER, None)
+    assert delivered.attributes == {
+        "messaging.system": "wsdeco",
+        "messaging.operation.name": "deliver",
+        "messaging.operation.type": "process",
+        "messaging.destination.name": "lobby",
+    }
+
+
+async def test_who_does_not_trace_gets_the_broadcasts_of_who_does(
+    exporter: InMemorySpanExporter, nats: BrokerProcess
+) -> None:
+    async with members(nats.url, nats.url, traces=False) as ((_, here), (_, there)):
+        await here.send("hello")
+        await hear(there, "hello")
+        await there.send("back")
+        await hear(here, "back")
+    assert named(exporter, "deliver") == []
+
+
+async def test_a_broadcast_from_another_thread_carries_the_trace_of_its_caller(exporter: InMemorySpanExporter) -> None:
+    broker = MemoryBroker()
+    async with members(broker.backplane(), broker.backplane()) as ((app, _), (_, there)):
+        with trace.get_tracer("test").start_as_current_span("job") as job:
+            await asyncio.to_thread(app.room("lobby").broadcast_nowait, "hello")
+            await app.room("lobby").count()
+        await hear(there, "hello")
+    (delivered,) = named(exporter, "deliver")
+    context = job.get_span_context()
+    assert linked(delivered) == [(context.trace_id, context.span_id)]
+
+
+def propagator() -> Propagator:
+    return trace_connections(context_of(App()))
+
+
+def in_span(state: TraceState) -> Context:
+    context = SpanContext(1, 2, is_remote=False, trace_flags=TraceFlags(1), trace_state=state)
+    return trace.set_span_in_context(NonRecordingSpan(context), Context())
+
+
+def test_what_of_a_context_has_no_room_stays_behind(exporter: InMemorySpanExporter) -> None:
+    parent = f"traceparent: 00-{1:032x}-{2:016x}-01\n"
+    expected = {
+        "room:a": (f"{parent}tracestate: a=b\n", [("a", "b")]),
+        "room:b": (parent, [("a", "b" * 200)]),
+        "control:": ("", [("a", "b")]),
+    }
+    for key, (injected, state) in expected.items():
+        token = context.attach(baggage.set_baggage("user", "7", in_span(TraceState(state))))
+        try:
+            assert propagator().inject(key).decode() == injected
+        finally:
+            context.detach(token)
+
+
+@pytest.mark.parametrize(
+    "carried", [b"", b"\xff\0\n\n: :", b"traceparent: 00-0-0-01\n", b"traceparent", b"tracestate: a=b\n" * 15]
+)
+def test_a_context_that_is_none_makes_no_span(exporter: InMemorySpanExporter, carried: bytes) -> None:
+    with propagator().delivering("room:a", carried):
+        assert not trace.get_current_span().get_span_context().is_valid
+    assert exporter.get_finished_spans() == ()
