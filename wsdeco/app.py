@@ -19,6 +19,7 @@ from wsdeco.definition.plan import plan_of
 from wsdeco.reasons import RouteError
 from wsdeco.rooms.room import Room
 from wsdeco.routing.application import Application
+from wsdeco.routing.asked import refuse_as_app
 from wsdeco.routing.draining import DecoratedWarning, checked_warning
 from wsdeco.routing.endpoints import HandlerEndpoint
 from wsdeco.routing.lifespan import DecoratedLifespan, checked_lifespan
@@ -72,6 +73,7 @@ class App(Application):
         Raises:
             HandlerError: The class or the factory cannot work as it is written; all faults at once.
             RouteError: The path cannot be routed, or something else is registered there.
+            ServerError: The command line names the class as the ASGI app to serve.
             TypeError: An argument has the wrong type, or a keyword names no limit.
             ValueError: A limit is out of its range.
         """
@@ -110,10 +112,12 @@ class App(Application):
         Raises:
             HandlerError: The class or the factory cannot work as it is written; all faults at once.
             RouteError: The path cannot be routed, or something else is registered there.
-            ServerError: The server runs already and was started for smaller messages.
+            ServerError: The server runs already and was started for smaller messages, or the command line names the
+                class as the ASGI app to serve.
             TypeError: An argument has the wrong type, or a keyword names no limit.
             ValueError: A limit is out of its range.
         """
+        refuse_as_app(cls, self)
         checked = make_config(config, limits)
         check_path(path)
         built = build_factory(cls, path, factory)
@@ -145,11 +149,13 @@ class App(Application):
         Raises:
             HandlerError: The function cannot work as it is written, or is a class.
             RouteError: The path cannot be routed, or something else is registered there.
+            ServerError: The command line names the function as the ASGI app to serve.
             TypeError: `methods` is not a list of HTTP methods.
         """
         _check_decorated_path("route", path)
 
         def register(endpoint: EndpointFunction) -> EndpointFunction:
+            refuse_as_app(endpoint, self)
             self._add_function(path, endpoint, methods, name)
             return endpoint
 

@@ -210,6 +210,8 @@ def _named(module: ModuleType, name: str, place: str) -> Application:
     names = sorted({each for each, found in _globals(module) if isinstance(found, Application)})
     found = "is not there" if value is None else f"is a {type(value).__name__} and no App of wsdeco"
     hint = f"it has {', '.join(names)}" if names else "it has no App at its top level"
+    if len(names) == 1 and place != "__main__":
+        hint += f", so write {place}:{names[0]}"
     if place == "__main__":
         hint += (
             '; worker processes import the script anew, without what stands under `if __name__ == "__main__":`, so '

@@ -140,8 +140,13 @@ def test_finds_an_app_inside_of_something() -> None:
             APP + APP.replace("app", "admin"),
             "two.py has more than one app, admin, app: write two.py:admin, for instance",
         ),
-        ("named.py:web", APP, "'web' of named is not there: it has app"),
-        ("named2.py:Echo", APP, "'Echo' of named2 is a type and no App of wsdeco: it has app"),
+        ("named.py:web", APP, "'web' of named is not there: it has app, so write named:app"),
+        (
+            "named2.py:Echo",
+            APP,
+            "'Echo' of named2 is a type and no App of wsdeco: it has app, so write named2:app",
+        ),
+        ("named2.py:no", APP + APP.replace("app", "b"), "'no' of named2 is not there: it has app, b"),
         (
             "named3.py:Echo",
             "Echo = 1",
