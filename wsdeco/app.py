@@ -374,7 +374,8 @@ class App(Application):
 
         Hooks run in this loop, and share its queues, events and connections with the other tasks of the program:
         `asyncio.run(ws.serve(port=8000))`, or `group.create_task(ws.serve())` beside others. At the end every client
-        gets 1012, and every `on_disconnect` runs.
+        gets 1012, and every `on_disconnect` runs. Without a file descriptor left it says so once a minute, as `run`
+        does: until it ends, the exception handler of the loop is one that passes on all other reports.
 
         Args:
             host: As for `run`.

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from tests.support import raw
 from tests.support.checkout import CHECKOUT
 from tests.support.crowd import PATIENCE, Client, Serve, SoakServer, crowd_of, wait_for
+from tests.support.programs import Program
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="Windows cannot stop a process")
 
@@ -140,6 +142,51 @@ def test_a_server_without_descriptors_goes_on_when_there_are_some(loop: str, ser
     lines = [line for line in server.log.splitlines() if not line.startswith("INFO:")]
     assert ["RLIMIT_NOFILE of this process is 64" in line for line in lines] in ([True], [True, False])
     assert all("there are file descriptors again" in line for line in lines[1:])
+
+
+IN_LOOP: Final = """
+import asyncio, logging, resource, sys
+from wsdeco import ws
+
+logging.basicConfig()
+if sys.argv[1] == "uvloop":
+    import uvloop
+    factory = uvloop.new_event_loop
+else:
+    factory = asyncio.new_event_loop
+
+
+@ws.handler("/ws")
+class Echo:
+    async def on_message(self, text):
+        return text
+
+
+async def main():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+    await ws.serve(port=0)
+
+asyncio.Runner(loop_factory=factory).run(main())
+"""
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_server_in_the_loop_of_a_program_says_once_that_it_has_none(loop: str, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(IN_LOOP, "utf-8")
+    program = Program(tmp_path, "app.py", loop)
+    try:
+        port = int(program.expect(r"Serving http://127.0.0.1:(\d+)")[1])
+        clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
+        said = program.expect_words("Too many open files")
+        for client in clients:
+            client.close()
+        said += program.expect_words("there are file descriptors again")
+        program.send_signal(signal.SIGTERM)
+        errors = program.end().errors
+    finally:
+        program.discard()
+    assert len(said) == 2
+    assert "Traceback" not in errors
 
 
 # A server that is stopped.

@@ -10,8 +10,10 @@ import asyncio
 import errno
 import logging
 import os
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 __all__ = ["Descriptors"]
@@ -69,13 +71,45 @@ class Descriptors:
             _limit(),
         )
 
+    @contextmanager
+    def heard_in(self, loop: asyncio.AbstractEventLoop, sockets: Sequence[socket.socket]) -> Generator[None]:
+        """Have the want of a descriptor for clients of `sockets` said in the same line, in the loop of a program.
+
+        What else the loop reports goes where it went before. A handler that the program itself sets in the block gets
+        all that is reported, with asyncio's want of descriptors, which is then its own to pass over.
+        """
+        before = loop.get_exception_handler()
+
+        def take(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            exc = _want_in(context)
+            number = -1 if exc is None else context["socket"].fileno()
+            if exc is not None and number >= 0 and number in [each.fileno() for each in sockets]:
+                self.missed(exc)
+            elif before is None:
+                loop.default_exception_handler(context)
+            else:
+                before(loop, context)
+
+        loop.set_exception_handler(take)
+        try:
+            yield
+        finally:
+            # Another server of the program may have done the same since.
+            if loop.get_exception_handler() is take:
+                loop.set_exception_handler(before)
+
     def take_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Handle what the event loop reports: asyncio's want of a descriptor in the same line, all else as ever."""
-        exc = context.get("exception")
-        if context["message"] == _ASYNCIO_SAYS and isinstance(exc, OSError):
-            self.missed(exc)
-        else:
+        exc = _want_in(context)
+        if exc is None:
             loop.default_exception_handler(context)
+        else:
+            self.missed(exc)
+
+
+def _want_in(context: dict[str, Any]) -> OSError | None:
+    exc = context.get("exception")
+    return exc if context["message"] == _ASYNCIO_SAYS and isinstance(exc, OSError) else None
 
 
 def _limit() -> str:

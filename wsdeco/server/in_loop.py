@@ -38,13 +38,14 @@ async def serve_in_loop(app: Application, host: str, port: int, options: dict[st
                 server.should_exit = True
 
         server.ticks = [end_with_app]
-        serving = asyncio.create_task(server.serve(server.listeners.sockets))
-        try:
-            await asyncio.shield(serving)
-        except asyncio.CancelledError:
-            server.should_exit = True
-            await serving
-            raise
+        with server.descriptors.heard_in(server.loop, server.listeners.sockets):
+            serving = asyncio.create_task(server.serve(server.listeners.sockets))
+            try:
+                await asyncio.shield(serving)
+            except asyncio.CancelledError:
+                server.should_exit = True
+                await serving
+                raise
     finally:
         forget(server)
         server.release()

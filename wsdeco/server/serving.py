@@ -103,6 +103,7 @@ class Server(uvicorn.Server):
         ended: Set when it has ended, or could not start.
         should_exit: Whether its end has been asked for, as of every server of uvicorn.
         servers: What accepts connections, likewise.
+        descriptors: What says that no file descriptor is left for clients.
     """
 
     should_exit: bool
@@ -121,7 +122,7 @@ class Server(uvicorn.Server):
         self.is_replaced = False
         self.ended: threading.Event = threading.Event()
         self._grace = config.timeout_graceful_shutdown
-        self._descriptors = Descriptors()
+        self.descriptors: Descriptors = Descriptors()
 
     @property
     def http_url(self) -> str:
@@ -188,7 +189,7 @@ class Server(uvicorn.Server):
             ServerError: The start-up part of the lifespan has failed.
         """
         loop = self.loop = _new_event_loop(self.config.loop)
-        loop.set_exception_handler(self._descriptors.take_exception)
+        loop.set_exception_handler(self.descriptors.take_exception)
         threads = HookThreads(self.thread_prefix)
         loop.set_default_executor(threads)
         try:
@@ -240,7 +241,7 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Do what has to be done now and then; return whether to end."""
-        self._descriptors.look()
+        self.descriptors.look()
         for tick in self.ticks:
             try:
                 tick()

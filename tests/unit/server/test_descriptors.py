@@ -4,6 +4,7 @@ import asyncio
 import errno
 import logging
 import os
+import socket
 import sys
 from typing import Any
 
@@ -105,3 +106,58 @@ def test_where_there_are_no_limits_none_is_named(
     world.look(errno.EMFILE)
     ((_, line),) = lines(caplog)
     assert "until others leave; raise" in line
+
+
+class Reports:
+    """What an event loop reports to a program in it."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def __call__(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self.seen.append(context["message"])
+
+
+def want(listener: socket.socket, message: str = "socket.accept() out of system resource") -> dict[str, Any]:
+    return {"message": message, "exception": OSError(errno.EMFILE, "Too many open files"), "socket": listener}
+
+
+@pytest.mark.parametrize("has_handler", [False, True])
+async def test_in_a_loop_of_a_program_only_the_want_for_our_clients_is_said_by_us(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, has_handler: bool
+) -> None:
+    loop = asyncio.get_running_loop()
+    reports = Reports()
+    of_the_tests = loop.get_exception_handler()
+    loop.set_exception_handler(reports if has_handler else None)
+
+    def handle(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        reports(loop, context)
+
+    monkeypatch.setattr(type(loop), "default_exception_handler", handle)
+    with socket.socket() as ours, socket.socket() as other:
+        with world.descriptors.heard_in(loop, [ours]):
+            for _ in range(64):
+                loop.call_exception_handler(want(ours))
+            assert len(lines(caplog)) == 1
+            assert reports.seen == []
+            loop.call_exception_handler(want(other))
+            loop.call_exception_handler(want(ours, "another"))
+            ours.close()
+            loop.call_exception_handler(want(ours, "socket.accept() out of system resource"))
+        loop.call_exception_handler(want(other, "after"))
+    asked = "socket.accept() out of system resource"
+    assert reports.seen == [asked, "another", asked, "after"]
+    assert lines(caplog) == []
+    assert loop.get_exception_handler() is (reports if has_handler else None)
+    loop.set_exception_handler(of_the_tests)
+
+
+async def test_a_handler_that_the_program_sets_meanwhile_stays(world: World) -> None:
+    loop = asyncio.get_running_loop()
+    reports = Reports()
+    of_the_tests = loop.get_exception_handler()
+    with world.descriptors.heard_in(loop, []):
+        loop.set_exception_handler(reports)
+    assert loop.get_exception_handler() is reports
+    loop.set_exception_handler(of_the_tests)
