@@ -502,6 +502,46 @@ async def test_sends_and_broadcasts_take_types(stack: Stack) -> None:
         assert (await peer.receive()) == '{"type":"Join","room":"route","seats":[]}'
 
 
+@dataclass
+class Joined:
+    who: str
+
+
+@dataclass
+class Left:
+    who: str
+
+
+@dataclass
+class Told:
+    who: str
+    type: Literal["told"] = "told"
+
+
+@pytest.mark.parametrize("names_them", [False, True])
+async def test_classes_that_no_client_can_tell_apart_are_said_once(
+    names_them: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = App()
+
+    class Member:
+        async def on_message(self, message: Say) -> None:
+            for _ in range(2):
+                for each in (Joined("a"), Left("a"), Said("a", "b"), Told("a")):
+                    await app.broadcast("/ws", each)
+
+    if names_them:
+        Member.on_message.__annotations__["return"] = Joined | Left | None
+    app.add("/ws", Member)
+    async with connect(app, "/ws") as client:
+        await client.send(Say("x"))
+        assert await client.receive() == ('{"type":"Joined","who":"a"}' if names_them else '{"who":"a"}')
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [each.partition(", so that")[0] for each in said] == (
+        [] if names_them else ["Joined and Left have the same members and are sent without a `type`"]
+    )
+
+
 async def test_a_text_handler_may_reply_with_types() -> None:
     app = App()
 

@@ -34,7 +34,7 @@ class Dialogue:
         """
         self._wire = format_of(codec)
         self.reader: Reader | None = None if message is None else Reader(message, self._wire)
-        self.writer: Writer = Writer(reply, self._wire)
+        self.writer: Writer = Writer(reply, self._wire, warns=True)
         self._answers: dict[Any, Reader] = {}
         self._json = Writer(reply, format_of("json"))
 

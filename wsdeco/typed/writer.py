@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -12,6 +13,8 @@ from wsdeco.typed.kinds import Kind, Tag, is_named_tuple, kinds_of
 from wsdeco.typed.reader import Id
 
 __all__ = ["Writer"]
+
+logger: Final = logging.getLogger("wsdeco")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +43,15 @@ class Writer:
     Args:
         annotation: What `on_message` is annotated to give. The classes of a union in it are written with their tags.
         wire: Their form on the wire.
+        warns: Whether to say so if classes are written that no peer can tell apart.
     """
 
-    def __init__(self, annotation: object, wire: Format) -> None:
+    def __init__(self, annotation: object, wire: Format, *, warns: bool = False) -> None:
         self._wire = wire
         self._encode = wire.encode
         self._as_they_are: set[type] = set()
         self._forms: dict[type, _Form] = {str: _PLAIN, bytes: _PLAIN}
+        self._untold: dict[frozenset[str], str] | None = {} if warns else None
         self._kinds = kinds_of(annotation)
         self._is_union = len([kind for kind in self._kinds if kind.is_object]) > 1
 
@@ -96,12 +101,14 @@ class Writer:
     def _learn(self, cls: type) -> _Form:
         found = self._kind_of(cls)
         if found is None:
-            bare = kinds_of(cls)
-            fields = bare[0].fields if bare else None
+            kind = next(iter(kinds_of(cls)), None)
             tag = None
         else:
-            fields = found.fields
+            kind = found
             tag = found.tag if self._is_union and found.own_tag is None and found.is_object else None
+        fields = None if kind is None else kind.fields
+        if kind is not None and tag is None and kind.own_tag is None:
+            self._warn_of_likeness(kind)
         wire = self._wire
         text = f"{wire.encode(tag.field)}:{wire.encode(tag.values[0])}," if tag is not None and wire.is_json else ""
         has_id = fields is not None and "id" in fields
@@ -109,6 +116,20 @@ class Writer:
         if tag is None and not form.is_named_tuple:
             self._as_they_are.add(cls)
         return form
+
+    def _warn_of_likeness(self, kind: Kind) -> None:
+        if self._untold is None or kind.fields is None or not kind.is_object:
+            return
+        other = self._untold.setdefault(kind.fields, kind.name)
+        if other != kind.name:
+            logger.warning(
+                "%s and %s have the same members and are sent without a `type`, so that no client can tell them apart: "
+                "write `-> %s | %s | None` at `on_message`, with all classes that are sent or broadcast",
+                other,
+                kind.name,
+                other,
+                kind.name,
+            )
 
     def _kind_of(self, cls: type) -> Kind | None:
         for base in cls.__mro__:
