@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import ClientConnection
 
 from tests.support.programs import Program, client, receive, wait_until, workers_of
-from wsdeco import App, ConnectionClosed
+from wsdeco import Address, App, ConnectionClosed, Sink
 from wsdeco.observe import together
 from wsdeco.observe.numbers import Stats, numbers_of
 from wsdeco.observe.together import count_together
@@ -122,6 +122,9 @@ async def test_what_is_of_the_moment_ends_with_the_process_and_all_else_goes_on(
 
     @app.handler("/ws")
     class Fails:
+        async def on_connect(self, addr: Address, sink: Sink) -> None:
+            app.room("all").join(sink)
+
         async def on_message(self, text: str) -> None:
             raise ValueError(text)
 
@@ -129,6 +132,7 @@ async def test_what_is_of_the_moment_ends_with_the_process_and_all_else_goes_on(
     tick = count_together(context_of(app), first)
     async with connect(app, "/ws") as peer:
         assert (app.stats().open, app.stats().accepted) == (1, 1)
+        assert (app.stats().rooms, app.stats().members) == (1, 1)
         await peer.send("fail")
         with pytest.raises(ConnectionClosed):
             await peer.receive()
@@ -142,6 +146,7 @@ async def test_what_is_of_the_moment_ends_with_the_process_and_all_else_goes_on(
     other = App()
     count_together(context_of(other), second)
     assert (other.stats().open, other.stats().accepted) == (0, 1)
+    assert (other.stats().rooms, other.stats().members) == (0, 0)
     assert other.stats().hook_failures == {"on_message": 1}
     assert other.stats().ended == {"1011 server": 1}
     # Another process, with the number of the one that has died.

@@ -6,7 +6,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import httpx
 import pytest
@@ -140,6 +140,69 @@ async def test_slow_consumers_and_dropped_messages_are_counted() -> None:
     assert (stats.dropped, stats.slow_consumers) == (1, 1)
 
 
+@pytest.mark.parametrize("over_rate", ["slow", "drop", "close"])
+async def test_messages_over_a_rate_are_counted_whatever_becomes_of_them(
+    over_rate: Literal["slow", "drop", "close"],
+) -> None:
+    clock = ManualClock()
+    app = App(clock=clock)
+    heard: list[str] = []
+
+    @app.handler("/ws", message_rate="1/s", burst=2, over_rate=over_rate)
+    class Member:
+        async def on_message(self, text: str) -> None:
+            heard.append(text)
+
+    app.stats()
+    async with connect(app, "/ws") as client:
+        for text in "abc":
+            await client.send(text)
+        await clock.settle()
+        assert (app.stats().over_rate, heard) == (1, ["a", "b"])
+        await clock.advance(1.5)
+        assert heard == (["a", "b", "c"] if over_rate == "slow" else ["a", "b"])
+    assert app.stats().over_rate == 1
+
+
+async def test_messages_of_another_type_are_counted() -> None:
+    app = App()
+
+    @app.handler("/ws")
+    class Typed:
+        async def on_message(self, message: list[int]) -> None:
+            """Say nothing."""
+
+    app.stats()
+    async with connect(app, "/ws") as client:
+        await client.send("[1]")
+        await client.send('["x"]')
+        await client.receive()
+        assert (app.stats().invalid, app.stats().undelivered) == (1, 0)
+    assert (app.stats().invalid, app.stats().undelivered) == (1, 1)
+
+
+async def test_rooms_and_their_members_are_counted_without_those_of_routes() -> None:
+    app = App()
+
+    @app.handler("/{room}")
+    class Member:
+        async def on_connect(self, addr: Address, sink: Sink) -> None:
+            for name in sink.path_params["room"]:
+                app.room(name).join(sink)
+                app.room(name).join(sink)
+            app.room("left").join(sink)
+            app.room("left").leave(sink)
+
+    def counted() -> tuple[int, int, int]:
+        stats = app.stats()
+        return stats.open, stats.rooms, stats.members
+
+    assert counted() == (0, 0, 0)
+    async with connect(app, "/a"), connect(app, "/ab"):
+        await until(lambda: counted() == (2, 2, 3))
+    await until(lambda: counted() == (0, 0, 0))
+
+
 async def test_time_is_that_of_the_clock_of_the_app_and_timeouts_end_with_1001() -> None:
     clock = ManualClock()
     app = App(clock=clock)
@@ -243,7 +306,8 @@ async def test_the_lag_of_the_loop_is_measured_while_somebody_is_connected(monke
 
 
 def test_numbers_of_several_processes_add_up() -> None:
-    first, second = Stats(open=1, lag=0.1, inbox_high_water=9), Stats(open=2, lag=0.3, inbox_high_water=5)
+    first = Stats(open=1, rooms=1, members=2, over_rate=3, lag=0.1, inbox_high_water=9)
+    second = Stats(open=2, rooms=4, members=5, over_rate=6, lag=0.3, inbox_high_water=5)
     for each, hooks in ((first, ("on_connect", "on_message")), (second, ("on_message", "on_disconnect"))):
         for hook in hooks:
             each.hooks[hook] = Histogram()
@@ -254,6 +318,7 @@ def test_numbers_of_several_processes_add_up() -> None:
     both = first + second
     assert (both.open, both.lag, both.refused["full"], both.handshakes.count) == (3, 0.3, 4, 2)
     assert both.handshakes.total == pytest.approx(100.002)
+    assert (both.rooms, both.members, both.over_rate) == (5, 7, 9)
     assert first.open == 1
     assert both.inbox_high_water == 9
     assert {hook: times.count for hook, times in both.hooks.items()} == {
@@ -271,7 +336,8 @@ async def test_prometheus_reads_the_numbers() -> None:
         await client.expect("x")
         await client.close(4001)
     await until(lambda: app.stats().open == 0)
-    numbers_of(context_of(app)).stats.ended["lost"] = 2
+    stats = numbers_of(context_of(app)).stats
+    stats.ended["lost"], stats.over_rate, stats.invalid = 2, 3, 4
     async with http_client(app) as http:
         answer = await http.get("/metrics")
         openmetrics = await http.get("/metrics", headers={"Accept": "application/openmetrics-text"})
@@ -291,6 +357,9 @@ async def test_prometheus_reads_the_numbers() -> None:
     assert found["wsdeco_inbox_high_water_bytes",] >= 1
     assert found["wsdeco_outbox_high_water_bytes",] == 0
     assert found["wsdeco_connection_seconds_count",] == 1
+    assert found["wsdeco_messages_over_rate_total",] == 3
+    assert found["wsdeco_messages_invalid_total",] == 4
+    assert found["wsdeco_rooms",] == found["wsdeco_room_members",] == 0
 
 
 def test_a_missing_library_is_named_with_its_extra() -> None:

@@ -41,6 +41,12 @@ class Log(Observer):
     def message_dropped(self, channel: Channel) -> None:
         self.events.append(("dropped",))
 
+    def message_over_rate(self, channel: Channel) -> None:
+        self.events.append(("over rate",))
+
+    def message_invalid(self, channel: Channel) -> None:
+        self.events.append(("invalid",))
+
     def hook_started(self, channel: Channel, hook: str) -> None:
         self.events.append(("started", hook))
 
@@ -230,8 +236,27 @@ async def test_messages_dropped_for_a_slow_consumer_are_told_and_several_observe
     first, second = logs
     assert first.events == second.events
     assert ("dropped",) in first.events
+    assert not {("over rate",), ("invalid",)} & set(first.events)
     assert first.events[-2:] == [("over", Close(1000, "", by="client")), ("refused", "/ws", 403, "origin")]
     assert not isinstance(first.events[-1], Timeout)
+
+
+async def test_messages_that_are_too_many_or_of_another_type_are_told_to_several_observers() -> None:
+    app = App(clock=ManualClock())
+    logs = [observed(app), observed(app)]
+
+    @app.handler("/ws", message_rate="1/s", burst=1, over_rate="drop")
+    class Typed:
+        async def on_message(self, message: list[int]) -> None:
+            """Say nothing."""
+
+    async with connect(app, "/ws") as client:
+        await client.send('["x"]')
+        await client.send("[1]")
+        await client.receive()
+        await client.close(1000)
+    for log in logs:
+        assert {("over rate",), ("invalid",)} <= set(log.events)
 
 
 async def test_an_observer_of_one_connection_sees_that_one_alone_and_no_messages_it_did_not_ask_for() -> None:

@@ -63,6 +63,12 @@ class Observer:
     def message_dropped(self, channel: Channel) -> None:
         """An outgoing message was dropped, or its peer closed, because the peer reads too slowly."""
 
+    def message_over_rate(self, channel: Channel) -> None:
+        """A message is over `message_rate` or `byte_rate`, and waits, is dropped, or ends the connection."""
+
+    def message_invalid(self, channel: Channel) -> None:
+        """A message is not of the type that `on_message` is annotated with, or answers no request."""
+
     def hook_started(self, channel: Channel, hook: str) -> None:
         """A hook is about to be called, in the task that calls it."""
 
@@ -121,6 +127,16 @@ class Observers(Observer):
         """Tell all of them."""
         for each in self._observers:
             each.message_dropped(channel)
+
+    def message_over_rate(self, channel: Channel) -> None:
+        """Tell all of them."""
+        for each in self._observers:
+            each.message_over_rate(channel)
+
+    def message_invalid(self, channel: Channel) -> None:
+        """Tell all of them."""
+        for each in self._observers:
+            each.message_invalid(channel)
 
     def hook_started(self, channel: Channel, hook: str) -> None:
         """Tell all of them."""

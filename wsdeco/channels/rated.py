@@ -68,6 +68,8 @@ class _Rated(Channel):
             if longer > early or not limit:
                 early, limit, rate = longer, "byte_rate", config.byte_rate
         if early >= _LEAST_WAIT:
+            if self.observer is not None:
+                self.observer.message_over_rate(self)
             return early, limit, rate
         spent.messages_full_at, spent.bytes_full_at = messages, size
         return None

@@ -38,6 +38,8 @@ class StatsCollector(Collector):
 
 def _metrics(stats: Stats) -> Iterator[Metric]:
     yield GaugeMetricFamily("wsdeco_connections_open", "Connections that are open.", stats.open)
+    yield GaugeMetricFamily("wsdeco_rooms", "Rooms that have members, of each process.", stats.rooms)
+    yield GaugeMetricFamily("wsdeco_room_members", "Members of rooms.", stats.members)
     yield GaugeMetricFamily("wsdeco_loop_lag_seconds", "How late the event loop ran a timer.", stats.lag)
     yield CounterMetricFamily("wsdeco_connections_accepted", "Upgrades that were accepted.", stats.accepted)
     yield _labelled("wsdeco_handshakes_refused", "Handshakes that were refused.", "cause", stats.refused)
@@ -52,6 +54,8 @@ def _metrics(stats: Stats) -> Iterator[Metric]:
         ("wsdeco_messages_sent", "Messages that were sent.", stats.messages_sent),
         ("wsdeco_sent_bytes", "Payload of the messages that were sent.", stats.bytes_sent),
         ("wsdeco_messages_dropped", "Outgoing messages dropped for slow consumers.", stats.dropped),
+        ("wsdeco_messages_over_rate", "Messages over a rate of the connection.", stats.over_rate),
+        ("wsdeco_messages_invalid", "Messages of another type than on_message takes.", stats.invalid),
         ("wsdeco_messages_undelivered", "Incoming messages that reached no hook.", stats.undelivered),
         ("wsdeco_slow_consumers", "Connections closed because their peer read too slowly.", stats.slow_consumers),
     ):

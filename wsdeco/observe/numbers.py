@@ -87,7 +87,11 @@ class Stats:
         bytes_received: Their payload, in bytes; that of long texts beyond ASCII is estimated.
         messages_sent: Messages that were handed to the server, the copy of each member of a broadcast included.
         bytes_sent: Their payload, in bytes, as estimated.
+        rooms: Rooms that have members now; one with members in several processes counts in each.
+        members: Their members: a connection counts in each of its rooms, and none in that of its route.
         dropped: Outgoing messages that were dropped for a slow consumer, or closed it.
+        over_rate: Messages over `message_rate` or `byte_rate`, which waited, were dropped, or closed their connection.
+        invalid: Messages that were not of the type that `on_message` is annotated with, or answered no request.
         undelivered: Incoming messages that reached no hook.
         slow_consumers: Connections that were closed because their peer read too slowly (1013).
         hook_failures: Exceptions of hooks, by hook.
@@ -110,7 +114,11 @@ class Stats:
     bytes_received: int = 0
     messages_sent: int = 0
     bytes_sent: int = 0
+    rooms: int = 0
+    members: int = 0
     dropped: int = 0
+    over_rate: int = 0
+    invalid: int = 0
     undelivered: int = 0
     slow_consumers: int = 0
     hook_failures: Counter[str] = field(default_factory=Counter[str])
@@ -196,6 +204,14 @@ class Visit(Observer):
     def message_dropped(self, channel: Channel) -> None:
         """Count a message that was not sent."""
         self._numbers.stats.dropped += 1
+
+    def message_over_rate(self, channel: Channel) -> None:
+        """Count a message that came too early."""
+        self._numbers.stats.over_rate += 1
+
+    def message_invalid(self, channel: Channel) -> None:
+        """Count a message that could not be read."""
+        self._numbers.stats.invalid += 1
 
     def hook_ended(self, channel: Channel, hook: str, exception: BaseException | None) -> None:
         """Count a failure."""
@@ -316,13 +332,16 @@ def numbers_of(context: Context) -> Numbers:
     """Return what counts the connections of an app, from the first call on."""
     numbers = _numbers.get(context)
     if numbers is None:
-        numbers = _numbers[context] = Numbers()
+        numbers = _numbers[context] = Numbers(context.census)
         context.observe(numbers)
     return numbers
 
 
 class Numbers(Observer):
     """Counts what happens to all connections of an app.
+
+    Args:
+        census: Returns how many rooms have members, and how many these are.
 
     Attributes:
         stats: What has ended, without the messages of connections that are open.
@@ -332,12 +351,13 @@ class Numbers(Observer):
         together: Returns the numbers of all worker processes, given those of this one; `None` if there is no other.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, census: Callable[[], tuple[int, int]]) -> None:
         self.stats: Stats = Stats()
         self.visits: set[Visit] = set()
         self.log: AccessLog | None = None
         self.is_detailed = False
         self.together: Callable[[Stats], Stats] | None = None
+        self._census = census
         self._measures_lag = False
 
     def begin(self, channel: Channel) -> Visit:
@@ -362,6 +382,7 @@ class Numbers(Observer):
         taken = self.stats + Stats()
         visits = tuple(self.visits)
         taken.open = len(visits)
+        taken.rooms, taken.members = self._census()
         for visit in visits:
             visit.add_to(taken)
         return taken

@@ -20,7 +20,7 @@ from wsdeco.routing.endpoints import Context
 
 __all__ = ["Place", "count_together"]
 
-_OF_THE_MOMENT: Final = frozenset({"open", "lag"})
+_OF_THE_MOMENT: Final = frozenset({"open", "lag", "rooms", "members"})
 """What ends with its process."""
 
 _INTERVAL: Final = 1.0

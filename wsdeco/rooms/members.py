@@ -19,7 +19,13 @@ logger: Final = logging.getLogger("wsdeco")
 
 
 class Home(Protocol):
-    """Where the members of all rooms live."""
+    """Where the members of all rooms live.
+
+    Attributes:
+        memberships: How many there are in all rooms.
+    """
+
+    memberships: int
 
     def settle(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Make `loop`, which runs, the home unless members live in another one; return whether it is the home."""
@@ -62,6 +68,7 @@ class Members:
         """Take in a member, which lives in the home of the rooms."""
         is_first = not self.channels
         self.channels[channel] = sink
+        self._rooms.memberships += 1
         if is_first:
             self._rooms.open(self)
 
@@ -69,6 +76,7 @@ class Members:
         """Let go of a member; does nothing if it is none."""
         if channel in self.channels:
             del self.channels[channel]
+            self._rooms.memberships -= 1
             if not self.channels:
                 self._rooms.shut(self)
 

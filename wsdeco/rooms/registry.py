@@ -34,6 +34,7 @@ class Registry:
     Attributes:
         backplane: What carries broadcasts to other processes.
         propagator: What gives broadcasts the context of their trace to take along; `None` while traces are off.
+        memberships: How many members all rooms have in this process, those of routes included.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Registry:
     ) -> None:
         self.backplane = backplane
         self.propagator: Propagator | None = None
+        self.memberships: int = 0
         self._find_backplane = find_backplane
         self._loop: asyncio.AbstractEventLoop | None = None
         self._moving = threading.Lock()
@@ -95,6 +97,7 @@ class Registry:
         self._open.clear()
         for members in forgotten:
             members.channels.clear()
+        self.memberships = 0
         return [members.key for members in forgotten]
 
     async def close(self) -> None:
@@ -138,6 +141,12 @@ class Registry:
         if members is None:
             members = self._of_routes[path] = Members(route_key(path), self)
         return members
+
+    def census(self) -> tuple[int, int]:
+        """Return how many rooms have members in this process, and how many in all, those of routes excluded."""
+        of_routes = [len(each.channels) for each in tuple(self._of_routes.values())]
+        # Whoever asks may be in another thread, and see a change half done.
+        return max(0, len(self._open) - sum(map(bool, of_routes))), max(0, self.memberships - sum(of_routes))
 
     def find(self, key: str) -> Members | None:
         """Return the members of a room that has some."""

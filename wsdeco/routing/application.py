@@ -111,12 +111,12 @@ class Application:
             ValueError: The URL of the backplane cannot be used, `publish_errors` is neither, `max_body_size` cannot
                 hold, or `allowed_hosts` holds what is no host name.
         """
-        self._context = Context(clock=clock, hosts=Hosts(checked_hosts(allowed_hosts)))
-        self._draining = Draining(self._context)
-        self._lifespan = None if lifespan is None else checked_lifespan(lifespan)
         self._rooms = Rooms(
             checked_backplane(backplane), checked_errors(publish_errors), backplane_of_environment, clock
         )
+        self._context = Context(clock=clock, hosts=Hosts(checked_hosts(allowed_hosts)), census=self._rooms.census)
+        self._draining = Draining(self._context)
+        self._lifespan = None if lifespan is None else checked_lifespan(lifespan)
         self._limits_announced = False
         self._idle_announced = False
         self.app: BodyLimitingApp = BodyLimitingApp(

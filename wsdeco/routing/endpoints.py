@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -43,12 +44,14 @@ class Context:
         clock: The clock of their deadlines; `None` for the event loop.
         observer: Who watches all of them; `None` if nobody does.
         hosts: The gate of loopback listeners.
+        census: Returns how many rooms of the app have members in this process, and how many these are.
     """
 
     connections: LiveConnections = field(default_factory=LiveConnections)
     clock: Clock | None = None
     observer: Observer | None = None
     hosts: Hosts = field(default_factory=Hosts)
+    census: Callable[[], tuple[int, int]] = lambda: (0, 0)
 
     def observe(self, observer: Observer) -> None:
         """Let `observer` watch the connections that begin from now on, besides those that watch already."""

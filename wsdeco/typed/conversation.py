@@ -122,6 +122,8 @@ class Conversation:
         channel = self._channel
         channel.undelivered += 1
         self._invalid += 1
+        if channel.observer is not None:
+            channel.observer.message_invalid(channel)
         logger.info("invalid message from %s: %s at %s", channel.addr, fault.message, fault.path)
         if channel.config.invalid == "close":
             raise WebSocketException(CloseCode.INVALID_UTF8, f"{fault.path}: {fault.message}")
