@@ -121,10 +121,13 @@ def hook_faults(cls: type, hooks: Mapping[str, Hook]) -> Iterator[str]:
     """Yield the faults of the `hooks` of `cls`."""
     for name in HOOK_NAMES:
         hook = hooks.get(name)
-        if hook is not None:
-            yield from (f"{hook.label} {fault}" for fault in _faults_of(hook))
-        else:
+        if hook is None:
             yield from _hidden_hook(cls, name)
+        elif not hook.is_sound:
+            faults = [f"{hook.label} {fault}" for fault in _faults_of(hook)]
+            if not faults:
+                hook.keep_as_sound()
+            yield from faults
 
 
 def abstract_faults(cls: type) -> Iterator[str]:
@@ -280,7 +283,8 @@ def _message_annotation_faults(hook: Hook) -> Iterator[str]:
 
 def _disconnect_annotation_faults(hook: Hook) -> Iterator[str]:
     for parameter, annotation in hook.parameters:
-        left_out = [reason.__name__ for reason in _REASONS if not accepts(annotation, reason)]
+        options = alternatives(annotation)
+        left_out = [reason.__name__ for reason in _REASONS if not any(is_subclass(reason, each) for each in options)]
         if left_out:
             yield (
                 f"is annotated `{_shown(parameter)}`, and {', '.join(left_out)} can arrive: "

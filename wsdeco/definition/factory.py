@@ -74,6 +74,8 @@ class _Constructor:
 
     def resolved(self, annotation: object) -> object:
         """Return what an annotation of the signature stands for."""
+        if isinstance(annotation, type):
+            return annotation
         namespaces = (cast("dict[str, object]", namespace_of(maker)) for maker in reversed(self.makers))
         return resolve(annotation, ChainMap(*namespaces), extras=True)
 

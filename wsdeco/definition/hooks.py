@@ -9,15 +9,18 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partialmethod, singledispatchmethod
-from types import FunctionType, MethodType
-from typing import Any, Final
+from types import FunctionType, MethodType, NoneType, UnionType
+from typing import Any, Final, get_args
 
+from wsdeco.channels.data import Address
+from wsdeco.channels.sink import Sink
 from wsdeco.definition.faults import class_name, described
 from wsdeco.definition.signatures import (
     UNKNOWN,
     Outcome,
     accepts,
     call_of,
+    class_annotations,
     innermost,
     is_typed,
     is_wrapper,
@@ -27,6 +30,7 @@ from wsdeco.definition.signatures import (
     resolve,
     signature_of,
 )
+from wsdeco.reasons import DisconnectReason
 
 __all__ = ["ARGUMENTS", "HOOK_NAMES", "Hook", "Hooks", "find_hooks", "is_default", "summary", "user_bases"]
 
@@ -41,6 +45,15 @@ ARGUMENTS: Final[dict[str, tuple[str, ...]]] = {
 
 _BOUND: Final = (MethodType, partialmethod)
 """What has been given its `self`, when `_called` has looked at it."""
+
+_USUAL: Final = {id(each) for each in (str, bytes, NoneType, Address, Sink, *get_args(DisconnectReason), UNKNOWN)}
+"""The classes in the annotations of nearly all hooks; all of them outlive any handler."""
+
+_FACTS: Final = ("data", "message", "reply", "outcome")
+"""What is asked of a hook without faults."""
+
+_sound: Final[dict[object, dict[str, object]]] = {}
+"""The facts of hooks without faults, by their form; a program has a few."""
 
 _DEFAULTS_MODULE: Final = "wsdeco.definition.base"
 """Where the hooks are defined that stand in for missing ones; those do not count as defined."""
@@ -72,7 +85,7 @@ class Hook:
         name: Which of the hooks it is.
         raw: What stands in the class.
         function: What is called, before `self` is bound.
-        signature: How the bound hook is called, if that can be read.
+        is_sound: A hook of the same form was found to have no faults, so that this one has none.
     """
 
     def __init__(self, name: str, owner: type, raw: object) -> None:
@@ -81,15 +94,38 @@ class Hook:
         self.raw = raw
         self.function: object = _called(raw)
         self._owner = owner
-        self._bound = hasattr(type(raw), "__get__") and not _is_one_of(_BOUND, raw)
-        self.signature: inspect.Signature | None
-        self._layer, self.signature = call_of(self.function, bound=self._bound)
-        self._namespace = namespace_of(self.function)
+        self._form = _form_of(name, raw)
+        facts = _sound.get(self._form)
+        self.is_sound: bool = facts is not None
+        if facts is not None:
+            vars(self).update(facts)
+
+    def keep_as_sound(self) -> None:
+        """Let all hooks of the same form be known to have no faults, as this one."""
+        if self._form is not None:
+            _sound[self._form] = {name: getattr(self, name) for name in _FACTS}
 
     @property
     def label(self) -> str:
         """Its class, name, signature and place, for messages."""
         return described(f"{class_name(self._owner)}.{self.name}", self.function)
+
+    @property
+    def signature(self) -> inspect.Signature | None:
+        """How the bound hook is called, if that can be read."""
+        return self._call[1]
+
+    @cached_property
+    def _call(self) -> tuple[object, inspect.Signature | None]:
+        return call_of(self.function, bound=self._is_bound)
+
+    @property
+    def _is_bound(self) -> bool:
+        return hasattr(type(self.raw), "__get__") and not _is_one_of(_BOUND, self.raw)
+
+    @cached_property
+    def _namespace(self) -> Mapping[str, object]:
+        return namespace_of(self.function)
 
     @cached_property
     def parameters(self) -> list[tuple[inspect.Parameter, object]]:
@@ -98,16 +134,16 @@ class Hook:
         A wrapper may convert what it passes on, so what it has from the wrapped function tells nothing here.
         """
         received = [] if self.signature is None else receivers(self.signature, len(ARGUMENTS[self.name]))
-        converts = is_wrapper(self._layer)
+        converts = is_wrapper(self._call[0])
         return [(each, UNKNOWN if converts else resolve(each.annotation, self._namespace)) for each in received]
 
     @cached_property
     def data(self) -> object:
         """The resolved annotation of the first argument, in a wrapped function as well."""
         inner = innermost(self.function)
-        if inner is self._layer and self.parameters:
+        if inner is self._call[0] and self.parameters:
             return self.parameters[0][1]
-        signature = signature_of(inner, bound=self._bound)
+        signature = signature_of(inner, bound=self._is_bound)
         first = [] if signature is None else receivers(signature, 1)
         return resolve(first[0].annotation, self._namespace) if first else UNKNOWN
 
@@ -170,6 +206,27 @@ def is_default(raw: object) -> bool:
     """Return whether `raw` is a hook of this library, which stands in for a missing one."""
     # Its globals, as `functools.wraps` would give its `__module__` to a function of the user's.
     return isinstance(raw, FunctionType) and raw.__globals__.get("__name__") == _DEFAULTS_MODULE
+
+
+def _form_of(name: str, raw: object) -> object:
+    """Return what is equal for hooks that say the same of themselves; `None` if it may not be all that one says."""
+    if type(raw) is not FunctionType or raw.__dict__ or raw.__defaults__ or raw.__kwdefaults__:
+        return None
+    code = raw.__code__
+    if code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS):
+        return None
+    said: list[object] = []
+    for parameter, annotation in class_annotations(raw).items():
+        if isinstance(annotation, str) and not annotation.isidentifier():
+            # Evaluating it costs more than is saved.
+            return None
+        found = resolve(annotation, raw.__globals__)
+        parts = [id(each) for each in (get_args(found) if isinstance(found, UnionType) else (found,))]
+        if not _USUAL.issuperset(parts):
+            return None
+        said.append((parameter, *parts))
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    return name, names, code.co_flags, code.co_posonlyargcount, code.co_kwonlyargcount, *said
 
 
 def _is_one_of(kinds: tuple[type, ...], raw: object) -> bool:

@@ -5,7 +5,6 @@ Text and bytes are handed over as they are; messages with types have a dialogue,
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MemberDescriptorType, NoneType
@@ -109,4 +108,5 @@ def _kept_by(cls: type) -> tuple[str, ...]:
 
 
 def _is_free(cls: type, name: str) -> bool:
-    return isinstance(inspect.getattr_static(cls, name, None), MemberDescriptorType | NoneType)
+    raw: object = next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
+    return isinstance(raw, MemberDescriptorType | NoneType)

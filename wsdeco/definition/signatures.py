@@ -208,7 +208,7 @@ def resolve(annotation: object, namespace: Mapping[str, object], *, extras: bool
         found = namespace.get(annotation, vars(builtins).get(annotation, UNKNOWN))
     if found is None:
         return NoneType
-    if isinstance(found, type):
+    if isinstance(found, type) or (isinstance(found, UnionType) and all(map(_is_class, get_args(found)))):
         return found
 
     def holder() -> None: ...
@@ -220,6 +220,10 @@ def resolve(annotation: object, namespace: Mapping[str, object], *, extras: bool
         # A string can hold anything, and names imported for type checkers only do not exist here.
         return UNKNOWN
     return resolved
+
+
+def _is_class(part: object) -> bool:
+    return isinstance(part, type)
 
 
 def alternatives(annotation: object) -> tuple[type, ...]:

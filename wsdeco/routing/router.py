@@ -146,6 +146,8 @@ def _literal_start(route: BaseRoute) -> str:
     """Return the segments that every path begins with that `route` matches, or an empty string."""
     if getattr(route.matches, "__func__", None) not in _MATCH_BY_PATTERN:
         return ""
+    if isinstance(route, SocketRoute) and route.is_literal:
+        return route.path.rstrip("/") or "/"
     known = cast("Route | WebSocketRoute | Mount", route)
     pattern = known.path_regex
     path = f"{known.path}/{{" if isinstance(known, Mount) else known.path

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
+from collections.abc import Callable
+from typing import Any
+
+from starlette.routing import BaseRoute, Match, Route, WebSocketRoute, compile_path
 from starlette.types import Scope
 
 __all__ = ["HttpRoute", "SocketRoute"]
@@ -23,6 +26,34 @@ class HttpRoute(_Unmatched, Route):
 
 class SocketRoute(_Unmatched, WebSocketRoute):
     """A Starlette route for WebSocket connections that does not match if a path parameter cannot be converted."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], *, name: str | None = None) -> None:
+        """Make a route as Starlette does, but for the pattern of a path without parameters.
+
+        Args:
+            path: A Starlette path.
+            endpoint: What serves the connections.
+            name: The name of the route, for `url_path_for`; by default that of the endpoint.
+        """
+        if "{" in path:
+            super().__init__(path, endpoint, name=name)
+            return
+        # Compiling it takes a tenth of the time that the definition of a handler takes, and hardly any is asked for.
+        super().__init__("/", endpoint, name=name)
+        self.path = self.path_format = path
+        del self.path_regex
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the pattern of the path, if that is missing: it is compiled as soon as it is asked for."""
+        if name != "path_regex":
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        self.path_regex = compile_path(self.path)[0]
+        return self.path_regex
+
+    @property
+    def is_literal(self) -> bool:
+        """Whether it matches its path alone, and nobody has asked for a pattern or set one."""
+        return "path_regex" not in vars(self)
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Return whether the route serves a connection, and what it adds to its scope."""

@@ -43,9 +43,9 @@ MESSAGE: Final = "`async def on_message(self, text)`"
 DISCONNECT: Final = "`async def on_disconnect(self, reason)`"
 
 
-def handler_class(body: str, name: str = "Echo") -> type:
-    """Return a class with the methods in `body`, which no type checker gets to see."""
-    namespace: dict[str, Any] = {**vars(collections.abc), **vars(reasons), **globals()}
+def handler_class(body: str, name: str = "Echo", **names: object) -> type:
+    """Return a class with the methods in `body`, which no type checker gets to see, among these `names`."""
+    namespace: dict[str, Any] = {**vars(collections.abc), **vars(reasons), **globals(), **names}
     exec(f"class {name}:\n{textwrap.indent(body, '    ')}", namespace)  # noqa: S102 - the body is written in this file
     made: type = namespace[name]
     return made
@@ -294,6 +294,43 @@ def test_a_hook_is_accepted_exactly_if_it_can_be_called(hook: str, parameters: l
     except HandlerError:
         accepted = False
     assert accepted == callable_so
+
+
+ANNOTATIONS: Final = ("", "str", "bytes", "str | None", "'str'", "Hidden", "'Hidden'", "Sink", "Address", "complex")
+REASON_ANNOTATIONS: Final = ("", "DisconnectReason", "'DisconnectReason'", "Close", "Close | Error", "object")
+
+
+@given(
+    start=st.sampled_from(["async def", "def"]),
+    hook=st.sampled_from(HOOK_NAMES),
+    names=st.lists(st.sampled_from(["addr", "sink", "text", "*", "/"]), max_size=3, unique=True),
+    annotations=st.lists(st.sampled_from((*ANNOTATIONS, *REASON_ANNOTATIONS)), min_size=4, max_size=4),
+    body=st.sampled_from(["...", "yield 'a'"]),
+    hidden=st.sampled_from([str, Sink, complex]),
+)
+def test_a_hook_written_like_another_is_judged_as_if_it_were_the_first(
+    start: str, hook: str, names: list[str], annotations: list[str], body: str, hidden: type
+) -> None:
+    reply, *others = annotations
+    parameters = [
+        name if name in "*/" or not annotation else f"{name}: {annotation}"
+        for name, annotation in zip(names, others, strict=False)
+    ]
+    source = f"{start} {hook}({', '.join(['self', *parameters])}){reply and f' -> {reply}'}: {body}"
+    try:
+        alike, other = (handler_class(source, Hidden=hidden) for _ in range(2))
+    except SyntaxError:
+        return
+    # It says something of its own, and is compared with none.
+    vars(other)[hook].attribute = 1
+    assert verdict(alike) == verdict(other)
+
+
+def verdict(cls: type) -> Hooks | str:
+    try:
+        return inspect_handler(cls)
+    except HandlerError as exc:
+        return str(exc)
 
 
 # Hooks that come by other ways than `async def` in the class.

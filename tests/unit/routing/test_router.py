@@ -184,6 +184,21 @@ def test_a_pattern_of_the_users_own_is_asked_for_every_path() -> None:
     assert candidates(IndexedRouter(routes=[exact, folded, either]), "/other") == [exact, folded, either]
 
 
+def test_the_pattern_of_a_path_without_parameters_is_compiled_when_it_is_asked_for() -> None:
+    route = SocketRoute("/a.b", Endpoint(), name="dotted")
+    scope: Scope = {"type": "websocket", "path": "/a.b"}
+    assert candidates(IndexedRouter(routes=[route]), "/a.b") == [route]
+    assert route.matches(scope)[0] is Match.FULL
+    assert route.url_path_for("dotted") == "/a.b"
+    assert route.is_literal
+    assert route.matches({**scope, "path": "/a-b"})[0] is Match.NONE
+    assert not route.is_literal
+    assert route.path_regex.pattern == r"^/a\.b$"
+    assert candidates(IndexedRouter(routes=[route]), "/a.b") == [route]
+    with pytest.raises(AttributeError, match="'SocketRoute' object has no attribute 'method'"):
+        route.method  # noqa: B018 - asked for because it is not there
+
+
 def test_paths_that_peers_make_up_are_not_kept() -> None:
     router = IndexedRouter(routes=[page("old"), Route("/rooms/{room}", Endpoint())])
     tracemalloc.start()
