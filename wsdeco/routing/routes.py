@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -40,15 +41,17 @@ class SocketRoute(_Unmatched, WebSocketRoute):
             return
         # Compiling it takes a tenth of the time that the definition of a handler takes, and hardly any is asked for.
         super().__init__("/", endpoint, name=name)
-        self.path = self.path_format = path
+        self.path: str = path
+        self.path_format: str = path
         del self.path_regex
 
     def __getattr__(self, name: str) -> Any:
         """Return the pattern of the path, if that is missing: it is compiled as soon as it is asked for."""
         if name != "path_regex":
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        self.path_regex = compile_path(self.path)[0]
-        return self.path_regex
+        pattern: re.Pattern[str] = compile_path(self.path)[0]
+        self.path_regex: re.Pattern[str] = pattern
+        return pattern
 
     @property
     def is_literal(self) -> bool:
