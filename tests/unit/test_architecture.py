@@ -52,6 +52,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "tokens": set(),
     "tracebacks": set(),
     "__main__": {"cli"},
+    "__pyinstaller": set(),
     "__init__": {"app", "routing", "definition", "channels", "rooms", "backplanes", "server"},
 }
 """What each place may import from others, besides the words. A place is a folder, or a module at the top.
@@ -122,8 +123,9 @@ def parsed(path: Path) -> ast.Module:
 
 @cache
 def modules() -> dict[str, Path]:
-    """Return the modules of the package by their name below it."""
-    return {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
+    """Return the modules of the package by their name below it; PyInstaller's hooks are files that it reads."""
+    paths = [path for path in sorted(PACKAGE.rglob("*.py")) if not path.name.startswith("hook-")]
+    return {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in paths}
 
 
 def module_of(dotted: str) -> str:
