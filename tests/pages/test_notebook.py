@@ -1,5 +1,9 @@
-"""The notebook of the examples, and another one, executed by a real Jupyter kernel: one, as each takes seconds."""
+"""The notebook of the examples, and another one, executed by a real Jupyter kernel: one, as each takes seconds.
 
+Its plot is seen by a browser, as JupyterLab shows it.
+"""
+
+import asyncio
 import json
 import os
 import subprocess
@@ -9,8 +13,14 @@ from textwrap import dedent
 from typing import Any, Final
 
 import pytest
+from playwright.async_api import Page
+from starlette.responses import HTMLResponse
 
+import wsdeco
+from tests.support.browser import open_browser, open_tab
 from tests.support.checkout import CHECKOUT
+from tests.support.stacks import until
+from wsdeco import App
 
 PATIENCE: Final = 60
 """Seconds that one cell may take."""
@@ -235,3 +245,47 @@ def test_a_notebook(tmp_path: Path) -> None:
     assert shown["end"]["repr"] == f"<BackgroundServer ws://127.0.0.1:{port} stopped>"
     assert text["save"].endswith("to the end\n")
     assert (tmp_path / "saved").read_text() == "closed by the server with 1012 (service restart)"
+
+
+# How far down the lowest and the highest point lie that are drawn, and how far right the last.
+DRAWN: Final = """() => {
+    const canvas = document.getElementById("plot"), { width, height } = canvas;
+    const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+    const points = [...Array(width * height).keys()].filter((index) => data[4 * index + 3] > 0);
+    const rows = points.map((index) => Math.floor(index / width));
+    return points.length && [Math.min(...rows), Math.max(...rows), Math.max(...points.map((index) => index % width))];
+}"""
+
+
+async def drawn(page: Page) -> object:
+    found: object = await page.evaluate(DRAWN)
+    return found
+
+
+async def test_the_plot_draws_what_is_pushed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("IPython")
+    app = App()
+    monkeypatch.setattr(wsdeco, "ws", app)
+    define, start, plot, push, _, _ = EXAMPLE
+    cells: dict[str, Any] = {"__name__": "__main__"}
+    for cell in (define, start.replace("ws.run()", "ws.run(port=0)"), plot.replace("HTML(f", "shown = HTML(f")):
+        exec(cell, cells)  # noqa: S102 - of the example
+
+    @app.route("/page")
+    async def page() -> HTMLResponse:
+        return HTMLResponse(cells["shown"].data)
+
+    server = cells["server"]
+    try:
+        async with open_browser() as browser:
+            tab, errors = await open_tab(await browser.new_context(), f"{server.http_url}/page")
+            await until(lambda: len(app.connections("/plot")) == 1)
+            assert await drawn(tab) == 0
+            exec(push.replace("0.02", "0"), cells)  # noqa: S102 - of the example
+            await tab.wait_for_function(f"(({DRAWN})() || [0, 0, 0])[2] >= 296")
+            # A sine of 0.8 times the height, whose last of 100 points lies 297 to the right.
+            highest, lowest, _ = await tab.evaluate(DRAWN)
+            assert (highest, lowest) == (pytest.approx(12, abs=2), pytest.approx(108, abs=2))
+            assert errors == []
+    finally:
+        await asyncio.to_thread(server.stop)
