@@ -530,9 +530,18 @@ async def test_classes_that_no_client_can_tell_apart_are_said_once(
                 for each in (Joined("a"), Left("a"), Said("a", "b"), Told("a")):
                     await app.broadcast("/ws", each)
 
+    class Other:
+        async def on_message(self, message: Say) -> Said | None: ...
+
     if names_them:
         Member.on_message.__annotations__["return"] = Joined | Left | None
-    app.add("/ws", Member)
+        app.add("/ws", Member)
+        # It is asked how it would write them, and does not.
+        app.add("/other", Other)
+        for each in (Joined("a"), Left("a")):
+            await app.room("lobby").broadcast(each)
+    else:
+        app.add("/ws", Member)
     async with connect(app, "/ws") as client:
         await client.send(Say("x"))
         assert await client.receive() == ('{"type":"Joined","who":"a"}' if names_them else '{"who":"a"}')
@@ -819,13 +828,29 @@ async def test_a_broadcast_with_types_needs_one_way_to_write_it() -> None:
 
     @app.handler("/json")
     class Json:
-        async def on_message(self, message: Say) -> Said | Join | None: ...
+        sink: Sink
+
+        async def on_message(self, message: Say) -> Said | Join | None:
+            lobby.join(self.sink)
+            return None
 
     @app.handler("/plain")
     class Plain:
         async def on_message(self, text: str) -> None: ...
 
     assert await lobby.broadcast(Said("a", "b")) == 0
+
+    @app.handler("/other")
+    class Other:
+        async def on_message(self, message: dict[str, int]) -> dict[str, int]:
+            return message
+
+    # Who gives such messages decides how they are written, and others would have written them in another way.
+    async with connect(app, "/json") as client:
+        await client.send(Say("let me in"))
+        await until(lambda: len(lobby) == 1)
+        assert await lobby.broadcast(Said("a", "b")) == 1
+        assert await client.receive() == '{"type":"Said","who":"a","text":"b"}'
     with pytest.raises(TypeError, match="no handler that it goes to"):
         await app.broadcast("/plain", Say("x"))
 

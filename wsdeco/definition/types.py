@@ -32,8 +32,12 @@ class Dialogue(Protocol):
         """Return the frame of a message to several connections."""
         ...
 
-    def form_of(self, kind: type) -> object:
-        """Return what decides how messages of a class are written: if it is equal, so is their frame."""
+    def form_of(self, kind: type) -> tuple[object, object]:
+        """Return what decides how messages of a class are written, the wire form first: if equal, so is their frame."""
+        ...
+
+    def knows(self, kind: type) -> bool:
+        """Return whether a class is one of those that the hook is annotated to give."""
         ...
 
 

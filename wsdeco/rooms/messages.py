@@ -17,8 +17,12 @@ class Dialogue(Protocol):
         """Return the frame of a message to several connections."""
         ...
 
-    def form_of(self, kind: type) -> object:
-        """Return what decides how messages of a class are written: if it is equal, so is their frame."""
+    def form_of(self, kind: type) -> tuple[object, object]:
+        """Return what decides how messages of a class are written, the wire form first: if equal, so is their frame."""
+        ...
+
+    def knows(self, kind: type) -> bool:
+        """Return whether a class is one of those that its hook is annotated to give."""
         ...
 
 
@@ -38,7 +42,8 @@ class Messages:
     def encode(self, key: str, message: object) -> Data:
         """Return the frame of a message to the members of a room.
 
-        That of a route is written as its handler does; another room is one of all handlers with types.
+        That of a route is written as its handler does; another room is one of all handlers with types, of which those
+        decide that give such messages themselves.
 
         Raises:
             TypeError: No handler has types, or several write the message in different ways.
@@ -49,6 +54,9 @@ class Messages:
         kind = type(message)
         # One of those who write it alike is enough.
         forms = {dialogue.form_of(kind): dialogue for dialogue in self._dialogues.values()}
+        if len({wire for wire, _ in forms}) == 1:
+            knowing = (dialogue for dialogue in self._dialogues.values() if dialogue.knows(kind))
+            forms = {dialogue.form_of(kind): dialogue for dialogue in knowing} or forms
         if len(forms) == 1 and not key.startswith(route_key("")):
             return next(iter(forms.values())).encode(message)
         why = (

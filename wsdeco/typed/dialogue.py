@@ -50,9 +50,13 @@ class Dialogue:
         """Return the frame of a message to several connections."""
         return self.writer.write(message)
 
-    def form_of(self, kind: type) -> object:
-        """Return what decides how messages of a class are written: if it is equal, so is their frame."""
+    def form_of(self, kind: type) -> tuple[object, object]:
+        """Return what decides how messages of a class are written, the wire form first: if equal, so is their frame."""
         return self.writer.form_of(kind)
+
+    def knows(self, kind: type) -> bool:
+        """Return whether a class is one of those that the hook is annotated to give."""
+        return self.writer.knows(kind)
 
     def encode_json(self, message: object) -> str:
         """Return the text of a message as JSON."""

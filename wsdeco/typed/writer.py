@@ -50,6 +50,7 @@ class Writer:
         self._wire = wire
         self._encode = wire.encode
         self._as_they_are: set[type] = set()
+        self._written: set[type] = set()
         self._forms: dict[type, _Form] = {str: _PLAIN, bytes: _PLAIN}
         self._untold: dict[frozenset[str], str] | None = {} if warns else None
         self._kinds = kinds_of(annotation)
@@ -75,6 +76,8 @@ class Writer:
 
     def _write(self, kind: type[Any], message: Any, number: Id | None) -> Data:
         form = self._forms.get(kind) or self._learn(kind)
+        if kind not in self._written:
+            self._note(kind, form)
         wire = self._wire
         if form.is_named_tuple:
             message = message._asdict()
@@ -93,32 +96,42 @@ class Writer:
             value = added | members
         return cast(Data, wire.encode(value))
 
-    def form_of(self, kind: type) -> object:
+    def form_of(self, kind: type) -> tuple[Format, Tag | None]:
         """Return what decides how messages of a class are written: if it is equal, so is their frame."""
         form = self._forms.get(kind) or self._learn(kind)
         return self._wire, form.tag
 
+    def knows(self, kind: type) -> bool:
+        """Return whether a class is one of the annotation, or derived from one."""
+        return self._kind_of(kind) is not None
+
     def _learn(self, cls: type) -> _Form:
         found = self._kind_of(cls)
         if found is None:
-            kind = next(iter(kinds_of(cls)), None)
+            bare = kinds_of(cls)
+            fields = bare[0].fields if bare else None
             tag = None
         else:
-            kind = found
+            fields = found.fields
             tag = found.tag if self._is_union and found.own_tag is None and found.is_object else None
-        fields = None if kind is None else kind.fields
-        if kind is not None and tag is None and kind.own_tag is None:
-            self._warn_of_likeness(kind)
         wire = self._wire
         text = f"{wire.encode(tag.field)}:{wire.encode(tag.values[0])}," if tag is not None and wire.is_json else ""
         has_id = fields is not None and "id" in fields
         form = self._forms[cls] = _Form(tag, text, has_id=has_id, is_named_tuple=is_named_tuple(cls))
-        if tag is None and not form.is_named_tuple:
-            self._as_they_are.add(cls)
         return form
 
+    def _note(self, cls: type, form: _Form) -> None:
+        self._written.add(cls)
+        if form.tag is not None:
+            return
+        if not form.is_named_tuple:
+            self._as_they_are.add(cls)
+        kind = self._kind_of(cls) or next(iter(kinds_of(cls)), None)
+        if kind is not None and kind.own_tag is None and kind.is_object:
+            self._warn_of_likeness(kind)
+
     def _warn_of_likeness(self, kind: Kind) -> None:
-        if self._untold is None or kind.fields is None or not kind.is_object:
+        if self._untold is None or kind.fields is None:
             return
         other = self._untold.setdefault(kind.fields, kind.name)
         if other != kind.name:
