@@ -33,7 +33,11 @@ def run_in_background(app: Application, host: str, port: int, options: dict[str,
     Raises:
         ServerError: It cannot start.
     """
-    server, before = make_server(app, host, port, options), server_of(app)
+    before = server_of(app)
+    if before is not None:
+        # Before anything else fails: that would not help the caller.
+        before.check_replaceable()
+    server = make_server(app, host, port, options)
     with ExitStack() as undo:
         undo.callback(server.release)
         # The server that runs is ended only once it is known that this one can take its place.

@@ -322,11 +322,19 @@ class Server(uvicorn.Server):
         """Refuse to make way for another server of the same app.
 
         Raises:
-            ServerError: It serves in the foreground.
+            ServerError: It serves in the foreground, or the caller is one of its hooks.
         """
         if self.thread is threading.main_thread():
             raise ServerError(
                 f"this app is served at {self.http_url} already: end that server first (Ctrl-C), or serve another App()"
+            )
+        self._check_caller()
+
+    def _check_caller(self) -> None:
+        if threading.current_thread() is self.thread:
+            raise ServerError(
+                f"a hook cannot stop or restart the server at {self.http_url}, since that waits for the hook: "
+                "do it from another thread"
             )
 
     def end(self, timeout: float | None = None) -> None:
@@ -335,11 +343,7 @@ class Server(uvicorn.Server):
         Raises:
             ServerError: It has not ended in time, or the caller is one of its hooks.
         """
-        if threading.current_thread() is self.thread:
-            raise ServerError(
-                f"a hook cannot stop or restart the server at {self.http_url}, since that waits for the hook: "
-                "do it from another thread"
-            )
+        self._check_caller()
         if in_event_loop():
             # Clients in that loop, which waits here, cannot answer.
             context_of(self.app).connections.closing_time = _UNANSWERED
