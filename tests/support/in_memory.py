@@ -113,6 +113,14 @@ class FakeTransport(asyncio.Transport):
             return
         self.written.append(bytes(data))
 
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        assert self.protocol is not None
+        return self.protocol
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        assert isinstance(protocol, asyncio.Protocol)
+        self.protocol = protocol
+
     def is_closing(self) -> bool:
         return self.closing
 

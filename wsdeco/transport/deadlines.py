@@ -7,7 +7,7 @@ from typing import Final, Protocol, TypeVar
 
 from wsdeco.clock import Clock, Deadline
 
-__all__ = ["BODY_TIMEOUT", "HEAD_TIMEOUT", "Deadlines", "HttpDeadlines", "take_due"]
+__all__ = ["BODY_TIMEOUT", "HEAD_TIMEOUT", "RESPONSE_TIMEOUT", "Deadlines", "HttpDeadlines", "take_due"]
 
 T = TypeVar("T")
 
@@ -15,6 +15,8 @@ HEAD_TIMEOUT: Final = 10.0
 """Seconds for the head of a request."""
 BODY_TIMEOUT: Final = 10.0
 """Seconds in which a body brings as much as it must, or ends."""
+RESPONSE_TIMEOUT: Final = 60.0
+"""Seconds in which a peer takes as much of a response as it must, or all: what `send_timeout` is to a WebSocket."""
 _LINGER: Final = 2.0
 """Seconds for a refused peer to read the refusal and to close, and for a body once the server stops."""
 _AGE_STEP: Final = 0.5
@@ -31,6 +33,9 @@ class Bounded(Protocol):
 
     def expire_body(self) -> None:
         """End it, unless the body of its request makes progress."""
+
+    def expire_response(self) -> None:
+        """End it, unless its peer reads the response."""
 
 
 class Deadlines:
@@ -91,6 +96,7 @@ class HttpDeadlines:
         heads: For a head of which the first byte has come.
         bodies: For a body that makes no progress.
         last_bodies: The same, while the server stops.
+        responses: For a response that the peer does not read.
         lingering: For a peer that has been refused.
     """
 
@@ -99,6 +105,7 @@ class HttpDeadlines:
         self.heads: Deadlines = Deadlines(clock, HEAD_TIMEOUT, _expire)
         self.bodies: Deadlines = Deadlines(clock, BODY_TIMEOUT, _expire_body)
         self.last_bodies: Deadlines = Deadlines(clock, _LINGER, _expire_body)
+        self.responses: Deadlines = Deadlines(clock, RESPONSE_TIMEOUT, _expire_response)
         self.lingering: Deadlines = Deadlines(clock, _LINGER, _expire)
         self._first_heads: dict[int, Deadlines] = {0: self.heads}
 
@@ -120,3 +127,7 @@ def _expire(connection: Bounded) -> None:
 
 def _expire_body(connection: Bounded) -> None:
     connection.expire_body()
+
+
+def _expire_response(connection: Bounded) -> None:
+    connection.expire_response()

@@ -74,6 +74,9 @@ class BoundedH11Protocol(BoundedHttpProtocol, H11Protocol):
             flow.holding = False
             flow.resume_reading()
         super().handle_events()
+        if self.transport.get_protocol() is not self:
+            # It was an upgrade, and has no body.
+            return
         flow.holding = self.conn.paused
         if self.conn.their_state is not h11.SEND_BODY:
             self._body.discard(self)

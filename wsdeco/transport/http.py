@@ -8,6 +8,7 @@ request for an upgrade in the same segment. Here
   first byte; uvicorn has a timer for the time before;
 - a head has at most 64 KiB and 128 lines, else the answer is 431;
 - a body that brings less than 500 bytes a second, for ten seconds, ends its connection;
+- so does a peer that takes less than that of a response, for a minute;
 - of requests that are sent without waiting for responses few are parsed, and the others wait as bytes;
 - what follows the head of an upgrade reaches the WebSocket protocol;
 - a request that asks for another upgrade is an ordinary one, with its body (RFC 9110, section 7.8);
@@ -42,7 +43,7 @@ from wsdeco.wire.handshake import read_handshake, refusal_response
 __all__ = ["HEADER_LINE_SIZE", "REQUEST_LINE_SIZE", "TOO_LARGE", "BoundedHttpProtocol"]
 
 _LEAST_RATE: Final = 500
-"""Bytes a second that a body has to bring, as with Apache's `RequestReadTimeout`."""
+"""Bytes a second that a body has to bring, as with Apache's `RequestReadTimeout`, and that peers read of a response."""
 REQUEST_LINE_SIZE: Final = len(b"GET  HTTP/1.1\r\n")
 """Bytes of a request line around its target."""
 HEADER_LINE_SIZE: Final = len(b": \r\n")
@@ -88,6 +89,8 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
     """The same for a body."""
     _body_size = 0
     """Bytes of a body since its deadline began."""
+    _unread = 0
+    """Bytes of a response that the system had not taken when its deadline began."""
     _silent = True
     _deaf = False
     _status = HTTPStatus.BAD_REQUEST
@@ -151,7 +154,6 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
         self._end_head()
         protocol = protocol_class(self.config, self.server_state, self.app_state, self.loop)
         protocol.connection_made(self.transport)
-        self.transport.set_protocol(protocol)
         protocol.start(request, early, self._peer_name)
         return True
 
@@ -160,11 +162,24 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
         say_end(self.transport)
         self._end_head()
         self._body.discard(self)
+        self._deadlines.responses.discard(self)
         self._deadlines.lingering.discard(self)
         if self._silent:
             self.connections.discard(self)
         else:
             super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Stop writing: the peer does not read what there is."""
+        cast(Any, super()).pause_writing()
+        self._await_reader()
+
+    def on_response_complete(self) -> None:
+        """Take the end of a response; uvicorn calls it. The peer may not have read it, and close() waits for that."""
+        cast(Any, super()).on_response_complete()
+        # With h11 the next request may have been an upgrade.
+        if self.transport.get_protocol() is self and self.transport.get_write_buffer_size():
+            self._await_reader()
 
     def shutdown(self) -> None:
         """End the connection because the server stops."""
@@ -212,6 +227,22 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
         else:
             self._write_refusal(HTTPStatus.REQUEST_TIMEOUT, "The request body took too long.")
             self.transport.close()
+
+    def _await_reader(self) -> None:
+        self._unread = self.transport.get_write_buffer_size()
+        self._deadlines.responses.discard(self)
+        self._deadlines.responses.add(self)
+
+    def expire_response(self) -> None:
+        """End a connection whose peer does not read the response, or hardly."""
+        left = self.transport.get_write_buffer_size()
+        if not left or (self._answering and not self._flow.write_paused):
+            # It has read; what is there now has been written since.
+            return
+        if self._unread - left >= self._deadlines.responses.seconds * _LEAST_RATE:
+            self._await_reader()
+        else:
+            self.transport.abort()
 
     @property
     def _answering(self) -> bool:
@@ -261,6 +292,7 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
 
     def _pass_on(self, early: bytes) -> None:
         # uvicorn has handed the transport to the WebSocket protocol, by `set_protocol`.
+        self._deadlines.responses.discard(self)
         protocol = self.transport.get_protocol()
         if early and isinstance(protocol, asyncio.Protocol) and not self.transport.is_closing():
             protocol.data_received(early)

@@ -146,6 +146,11 @@ class WebSocketProtocol(Outgoing):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport that uvicorn's HTTP class has owned."""
         self.transport = cast(asyncio.Transport, transport)
+        # A transport says once that it is full: if it has, uvicorn's flow control knows it, and nobody else will.
+        owner: Any = self.transport.get_protocol()
+        self.transport.set_protocol(self)
+        if hasattr(owner, "flow") and owner.flow.write_paused:
+            self.pause_writing()
         self._server_state.connections.add(cast(Any, self))
 
     def data_received(self, data: bytes) -> None:

@@ -27,6 +27,8 @@ from wsdeco.wire.handshake import MAX_HEAD_LINES, MAX_HEAD_SIZE
 TIMEOUT: Final = 10.0
 LINGER: Final = 2.0
 WEBSOCKET: Final = "wsdeco.protocol:WebSocketProtocol"
+BIG: Final = bytes(20 << 20)
+"""More than any system buffers of a connection."""
 SECRET: Final = b"GET /secret HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -93,6 +95,10 @@ class World:
         if scope["path"] == "/early":
             await send(start)
             await send({"type": "http.response.body", "body": b"/early"})
+            return
+        if scope["path"] == "/big":
+            await send(start)
+            await send({"type": "http.response.body", "body": BIG})
             return
         if scope["path"] == "/wait":
             await self.gate.wait()
@@ -451,6 +457,48 @@ async def test_the_body_of_a_refused_upload_may_not_be_dribbled_either(world: Wo
         await peer.at_end()
 
 
+# A peer that does not read.
+
+
+async def asks_for_much(world: World, peer: RawPeer) -> asyncio.Transport:
+    """Ask for what does not fit the buffers of the system, and read nothing of it; return the server's transport."""
+    await peer.write(request("/big"))
+    transport: asyncio.Transport = world.protocols[-1].transport
+    await until(lambda: transport.get_write_buffer_size() > 1 << 16)
+    return transport
+
+
+async def test_a_response_that_nobody_reads_ends_at_the_deadline(world: World) -> None:
+    async with world.serve() as server, dial(server, receive_buffer=4096) as peer:
+        transport = await asks_for_much(world, peer)
+        await world.clock.advance(59)
+        assert not transport.is_closing()
+        # In the first minute the systems may have taken some of it.
+        await world.clock.advance(1)
+        await world.clock.advance(60)
+        assert transport.is_closing()
+
+
+@pytest.mark.parametrize("tested", [HttpProtocol, BoundedH11Protocol, HttpToolsProtocol])
+async def test_a_websocket_behind_a_response_that_is_not_read_waits_for_its_peer(
+    tested: type[asyncio.Protocol],
+) -> None:
+    world = World(tested)
+    async with world.serve() as server, dial(server) as peer:
+        transport = await asks_for_much(world, peer)
+        await peer.write(handshake("/ws"))
+        await until(lambda: world.served == ["GET /big", "WEBSOCKET /ws"])
+        protocol: Any = transport.get_protocol()
+        assert protocol.write_paused
+        # The deadline of the response is none of the WebSocket.
+        await world.clock.advance(60)
+        assert await response(peer) == BIG
+        assert await peer.status() == 101
+        await peer.write(text("hello"))
+        assert await peer.frame() == Frame(Opcode.TEXT, b"hello")
+        assert not protocol.write_paused
+
+
 # Size.
 
 
@@ -589,6 +637,10 @@ async def test_an_upgrade_may_follow_a_request(world: World) -> None:
         await peer.write(handshake("/ws") + text("one"))
         assert await peer.status() == 101
         assert await peer.frame() == Frame(Opcode.TEXT, b"one")
+        # No deadline of the requests is left.
+        await world.clock.advance(TIMEOUT)
+        await peer.write(text("two"))
+        assert await peer.frame() == Frame(Opcode.TEXT, b"two")
 
 
 def changed(old: bytes, new: bytes) -> bytes:
@@ -832,7 +884,9 @@ class StandInTransport(asyncio.Transport):
         return "close" in self.done or "abort" in self.done
 
 
-def connected(transport: StandInTransport, clock: StalledClock, *, handshake: float = 0) -> asyncio.Protocol:
+def connected(
+    transport: StandInTransport, clock: StalledClock, *, handshake: float = 0, world: World | None = None
+) -> asyncio.Protocol:
     """Return a protocol that gets a transport `handshake` seconds after it has been accepted."""
 
     class Protocol(HttpProtocol):  # type: ignore[misc, valid-type] # a base class that is a variable
@@ -841,7 +895,7 @@ def connected(transport: StandInTransport, clock: StalledClock, *, handshake: fl
     setattr(Protocol, "clock", clock)  # noqa: B010 - the base class is not known to have it
     make: Any = Protocol
     protocol: asyncio.Protocol = make(
-        config=uvicorn.Config(World(HttpProtocol).app, ws="none", interface="asgi3", log_config=None),
+        config=uvicorn.Config((world or World(HttpProtocol)).app, ws="none", interface="asgi3", log_config=None),
         server_state=ServerState(),
         app_state={},
     )
@@ -902,6 +956,67 @@ async def test_a_slow_peer_on_tls_is_not_asked_to_close() -> None:
     protocol.data_received(b"GET /")
     clock.fire(at=TIMEOUT)
     assert transport.done == ["abort"]
+
+
+class UnreadTransport(StandInTransport):
+    """Has a peer that reads as much as the test says.
+
+    Attributes:
+        unread: Bytes that the system has not taken.
+        protocol: The one that has it.
+    """
+
+    unread = 0
+    protocol: asyncio.BaseProtocol | None = None
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.done.append("write")
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        assert self.protocol is not None
+        return self.protocol
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread
+
+
+async def test_a_response_that_is_read_slowly_is_left_to_its_peer() -> None:
+    clock, transport = StalledClock(), UnreadTransport()
+    protocol: Any = connected(transport, clock)
+    transport.protocol = protocol
+    transport.unread = 60_000
+    protocol.data_received(request("/a"))
+    await until(lambda: len(transport.done) > 1)
+    transport.unread = 30_000
+    clock.fire(at=60)
+    assert "abort" not in transport.done
+    transport.unread = 1000
+    clock.fire(at=120)
+    assert transport.done[-1] == "abort"
+    protocol.connection_lost(None)
+
+
+async def test_a_response_that_has_been_read_has_no_deadline() -> None:
+    world = World(HttpProtocol)
+    clock, transport = StalledClock(), UnreadTransport()
+    protocol: Any = connected(transport, clock, world=world)
+    transport.protocol = protocol
+    transport.unread = 60_000
+    protocol.data_received(request("/a"))
+    await until(lambda: len(transport.done) > 1)
+    transport.unread = 0
+    clock.fire(at=60)
+    # In the middle of the next one nothing waits for the peer, but what has just been written.
+    protocol.data_received(request("/part"))
+    protocol.pause_writing()
+    protocol.resume_writing()
+    transport.unread = 100
+    clock.fire(at=120)
+    clock.fire(at=120.1)
+    assert "abort" not in transport.done
+    protocol.connection_lost(None)
+    world.gate.set()
+    await until(lambda: world.served[-1] == "disconnect")
 
 
 async def test_a_peer_that_resets_leaves_nothing_behind(world: World) -> None:
