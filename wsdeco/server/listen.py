@@ -20,6 +20,10 @@ __all__ = ["Listeners", "check_address", "inherit", "inherit_activated", "listen
 _SocketAddress: TypeAlias = tuple[str | int, ...]
 """Host, port and, for IPv6, what else `socket.getaddrinfo` gives."""
 
+_Address: TypeAlias = tuple[socket.AddressFamily, _SocketAddress]
+
+_TRIES: Final = 5
+
 _NOT_HERE: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 """What the addresses of a machine fail with elsewhere, and those of a family that this machine does not have."""
 
@@ -118,19 +122,10 @@ def listen(host: str, port: int, backlog: int) -> Listeners:
     Raises:
         ServerError: That is not possible; the text is one line.
     """
-    sockets: list[socket.socket] = []
     try:
-        for family, address in _addresses(host, port):
-            # Port 0 has become another one with the first address.
-            chosen = sockets[0].getsockname()[1] if sockets else port
-            try:
-                sockets.append(socket.create_server((address[0], chosen, *address[2:]), family=family, backlog=backlog))
-            except OSError as exc:
-                if exc.errno not in _NOT_HERE:
-                    raise
+        addresses = _addresses(host, port)
+        sockets = _listen_on_any_port(addresses, backlog) if port == 0 else _listen_on_all(addresses, port, backlog)
     except OSError as exc:
-        for each in sockets:
-            each.close()
         raise ServerError(_explain(exc, host, port)) from exc
     if not sockets:
         raise ServerError(
@@ -139,6 +134,35 @@ def listen(host: str, port: int, backlog: int) -> Listeners:
         )
     name = sockets[0].getsockname()
     return Listeners(_url_host(host, name[0]), name[1], sockets)
+
+
+def _listen_on_any_port(addresses: list[_Address], backlog: int) -> list[socket.socket]:
+    for _ in range(_TRIES):
+        try:
+            return _listen_on_all(addresses, 0, backlog)
+        except OSError as exc:
+            # The system picks a port that is free on the first address; another program may have it on the next one.
+            if exc.errno != errno.EADDRINUSE:
+                raise
+    return _listen_on_all(addresses, 0, backlog)
+
+
+def _listen_on_all(addresses: list[_Address], port: int, backlog: int) -> list[socket.socket]:
+    sockets: list[socket.socket] = []
+    try:
+        for family, address in addresses:
+            # Port 0 has become another one with the first address.
+            chosen = sockets[0].getsockname()[1] if sockets else port
+            try:
+                sockets.append(socket.create_server((address[0], chosen, *address[2:]), family=family, backlog=backlog))
+            except OSError as exc:
+                if exc.errno not in _NOT_HERE:
+                    raise
+    except OSError:
+        for each in sockets:
+            each.close()
+        raise
+    return sockets
 
 
 def listen_on(path: str, permissions: int, backlog: int) -> Listeners:
@@ -195,7 +219,7 @@ def _address_of(listener: socket.socket) -> str:
     return f"unix:{_path(name)}" if _is_local(listener) else f"{_url_host(name[0], name[0])}:{name[1]}"
 
 
-def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, _SocketAddress]]:
+def _addresses(host: str, port: int) -> list[_Address]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, ValueError) as exc:
