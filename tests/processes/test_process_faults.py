@@ -66,14 +66,10 @@ def test_a_stopped_client_is_noticed_by_the_keepalive(moment: str, serve: Serve)
         time.sleep(1.5)
         assert server.census()["slots"] == 1
         process.send_signal(signal.SIGSTOP)
-        stopped_at = time.monotonic()
         wait_for(lambda: server.census()["slots"] == 0)
-        took = time.monotonic() - stopped_at
         assert server.census()["reasons"] == {"connection lost without a close frame": 1}
         process.send_signal(signal.SIGCONT)
         assert messages_at_the_end(process) == 1
-    # Interval and timeout, with the time that a busy machine takes for everything.
-    assert took < 0.5 + 0.5 + 2.0
     assert "Traceback" not in server.log
 
 

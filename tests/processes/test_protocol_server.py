@@ -36,7 +36,7 @@ from tests.support.in_memory import REQUEST
 from wsdeco.transport.protocol import WebSocketProtocol
 from wsdeco.wire.outgoing import encode_close, encode_message
 
-WAIT = 10.0
+WAIT = 30.0
 
 
 class Server:

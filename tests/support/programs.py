@@ -24,6 +24,11 @@ from wsdeco import Address, App, DisconnectReason, Sink
 PATIENCE: Final = 60.0
 """Seconds after which a test that waits in vain fails."""
 
+NOTICE: Final = re.compile(
+    r"^waiting up to \d+ s for connections, hooks and requests; another Ctrl-C ends the process at once\n", re.MULTILINE
+)
+"""What a program says if its end takes longer than a moment."""
+
 RESTART: Final = "closed by the server with 1012 (service restart)"
 
 
@@ -83,13 +88,16 @@ class Ended:
     Attributes:
         code: The exit code.
         output: Its output.
-        errors: What it wrote to stderr.
+        errors: What it wrote to stderr, but for the notice of an end that takes its time: on a busy machine any may.
+        notice: That line, if it was written.
     """
 
     def __init__(self, code: int, output: str, errors: str) -> None:
         self.code = code
         self.output = output
-        self.errors = errors
+        found = NOTICE.search(errors)
+        self.notice = found[0] if found is not None else ""
+        self.errors = errors.replace(self.notice, "", 1)
 
 
 class Program:

@@ -32,7 +32,7 @@ from websockets.typing import Subprotocol
 from wsdeco import Close, ConnectionClosed, DisconnectReason, Unknown, testing
 from wsdeco.testing import HandshakeRefused
 
-WAIT: Final = 10.0
+WAIT: Final = 30.0
 """Seconds of real time after which a test that waits in vain fails."""
 
 BACKLOG: Final = 512

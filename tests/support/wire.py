@@ -17,7 +17,7 @@ from wsdeco.testing import ManualClock
 Seen: TypeAlias = str | bytes | tuple[object, ...]
 """What the client sees: "accepted", a message, ("close", code, text) or ("http", status)."""
 
-PATIENCE: Final = 10.0
+PATIENCE: Final = 30.0
 """Seconds of real time after which a test that waits in vain fails."""
 
 
