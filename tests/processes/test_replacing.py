@@ -36,8 +36,14 @@ from pathlib import Path
 sys.modules["nats"] = None
 from wsdeco import ws
 
+SETUP
+
 if __name__ == "__mp_main__" and Path("broken").exists():
     raise RuntimeError("no database")
+
+if __name__ == "__mp_main__":
+    while Path("hang").exists():
+        time.sleep(0.01)
 
 VERSION = Path("version").read_text() if Path("version").exists() else "1"
 
@@ -57,8 +63,8 @@ ws.run(port=0, access_log=False, OPTIONS)
 
 
 @contextmanager
-def running(directory: Path, options: str) -> Generator[tuple[Program, str]]:
-    (directory / "program.py").write_text(dedent(PROGRAM).replace("OPTIONS", options), "utf-8")
+def running(directory: Path, options: str, setup: str = "") -> Generator[tuple[Program, str]]:
+    (directory / "program.py").write_text(PROGRAM.replace("OPTIONS", options).replace("SETUP", setup), "utf-8")
     program = Program(directory, "program.py")
     try:
         url = program.url()
@@ -127,6 +133,32 @@ def test_a_new_worker_that_fails_leaves_the_old_ones_in_place_and_says_why(tmp_p
         program.send_signal(signal.SIGHUP)
         program.expect_words("the worker processes have been replaced")
         assert pids(program).isdisjoint(before)
+
+
+def test_a_worker_that_dies_while_its_successor_starts_needs_no_other_one(tmp_path: Path) -> None:
+    with running(tmp_path, "workers=2") as (program, _):
+        before = pids(program)
+        (tmp_path / "hang").touch()
+        program.send_signal(signal.SIGHUP)
+        wait_until(lambda: len(pids(program)) == 3)
+        (new,) = pids(program) - before
+        for victim in before:
+            os.kill(victim, signal.SIGKILL)
+        program.expect_words("has ended (SIGKILL): another one starts now")
+        (tmp_path / "hang").unlink()
+        wait_until(lambda: len(pids(program)) == 2 and before.isdisjoint(pids(program)))
+        assert new in pids(program)
+
+
+def test_a_new_worker_that_never_serves_is_killed(tmp_path: Path) -> None:
+    impatient = "from wsdeco.workers import supervisor; supervisor._START = 0.5"
+    with running(tmp_path, "workers=2", impatient) as (program, _):
+        before = pids(program)
+        (tmp_path / "hang").touch()
+        program.send_signal(signal.SIGHUP)
+        program.expect_words("a new worker process could not start (SIGKILL); the old ones go on")
+        assert pids(program) == before
+        (tmp_path / "hang").unlink()
 
 
 def test_a_worker_whose_loop_hangs_is_replaced_and_says_where(tmp_path: Path) -> None:

@@ -4,17 +4,20 @@ import asyncio
 import errno
 import itertools
 import json
+import multiprocessing
 import os
 import re
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from textwrap import dedent
-from typing import Any, Final
+from types import SimpleNamespace
+from typing import Any, Final, cast
 
 import nats
 import psutil
@@ -39,7 +42,10 @@ from tests.support.programs import (
 )
 from tests.support.stacks import soon
 from wsdeco import ServerError
+from wsdeco.server.listen import Listeners
+from wsdeco.server.serving import Server
 from wsdeco.workers.cluster import use_backplane
+from wsdeco.workers.link import END, PING, WARNED, Link
 
 # Each starts several interpreters, which a machine that does other things besides takes its time for.
 pytestmark = pytest.mark.timeout(300)
@@ -276,6 +282,11 @@ def test_a_system_without_room_for_processes_is_tried_again(shared: Shared) -> N
     os.kill(victim, signal.SIGKILL)
     shared.expect_error(rf"worker process {victim} has ended \(SIGKILL\): another one starts now")
     shared.expect_error(r"a worker process cannot be started now: \[Errno 11\] no room")
+    with one_client_each(shared.url, 4) as clients:
+        assert victim not in clients
+    (shared.directory / "full").touch()
+    shared.program.send_signal(signal.SIGHUP)
+    shared.expect_error(r"a new worker process cannot be started now: \[Errno 11\] no room; the old ones go on")
     with one_client_each(shared.url, 4) as clients:
         assert victim not in clients
 
@@ -717,3 +728,16 @@ def test_rooms_reach_all_workers_also_after_a_worker_or_the_broker_has_died(shar
     with one_client_each(shared.url, 4) as clients:
         assert victim not in clients
         check_rooms(clients)
+
+
+async def test_what_a_parent_says_before_there_is_an_event_loop_is_no_fault() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    ended = threading.Event()
+    with ours, theirs:
+        Link(theirs, 1, Listeners("", 0, [])).obey(cast("Server", SimpleNamespace(loop=None)), ended.set)
+        for order in (WARNED, PING, END):
+            ours.send(order)
+        assert await asyncio.to_thread(ended.wait, PATIENCE)
+        ended.clear()
+        ours.close()
+        assert await asyncio.to_thread(ended.wait, PATIENCE)

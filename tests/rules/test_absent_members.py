@@ -135,7 +135,8 @@ async def test_its_own_end_is_no_news_for_a_hook(stack: Stack, caplog: pytest.Lo
     class Talker(Recorder):
         async def on_disconnect(self, reason: DisconnectReason) -> None:
             self.journal.add(reason)
-            await self.sink.send("bye")
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.sink.send("bye"))
 
     app.add("/ws", Talker, factory=lambda headers: Talker(journal))
     async with stack.serve(app) as server:

@@ -563,6 +563,28 @@ async def test_a_reply_that_cannot_be_sent_is_an_error(stack: Stack, caplog: pyt
     assert len(take_errors(caplog)) == 2
 
 
+async def test_text_that_cannot_be_sent_is_refused_and_the_connection_lives(stack: Stack) -> None:
+    app = App()
+
+    @app.handler("/ws")
+    class Echo:
+        async def on_connect(self, addr: Address, sink: Sink) -> None:
+            await sink.accept()
+            with pytest.raises(ValueError, match="text cannot be sent, UTF-8 has no form for it"):
+                await sink.send("\ud800")
+            with pytest.raises(ValueError, match="text cannot be sent, UTF-8 has no form for it"):
+                sink.send_nowait("\ud800")
+            await sink.send("alive")
+
+        async def on_message(self, message: str) -> str:
+            return message
+
+    async with stack.serve(app) as server, server.connect("/ws") as peer:
+        assert await peer.receive() == "alive"
+        await peer.send("still")
+        assert await peer.receive() == "still"
+
+
 LARGE: dict[str, str | bytes] = {
     "ASCII": "x" * 300_000,
     "beyond ASCII": "größe, размер, 大きさ " * 10_000,

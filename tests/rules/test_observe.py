@@ -338,6 +338,7 @@ async def test_prometheus_reads_the_numbers() -> None:
     await until(lambda: app.stats().open == 0)
     stats = numbers_of(context_of(app)).stats
     stats.ended["lost"], stats.over_rate, stats.invalid = 2, 3, 4
+    stats.refused["full"] = 3
     async with http_client(app) as http:
         answer = await http.get("/metrics")
         openmetrics = await http.get("/metrics", headers={"Accept": "application/openmetrics-text"})
@@ -351,6 +352,7 @@ async def test_prometheus_reads_the_numbers() -> None:
     assert found["wsdeco_connections_accepted_total",] == 1
     assert found["wsdeco_connections_ended_total", "4001", "client"] == 1
     assert found["wsdeco_connections_ended_total", "lost", "network"] == 2
+    assert found["wsdeco_handshakes_refused_total", "full"] == 3
     assert found["wsdeco_received_bytes_total",] == 1
     assert found["wsdeco_handshake_seconds_bucket", "+Inf"] == 1
     assert found["wsdeco_hook_seconds_count", "on_message"] == 1

@@ -475,6 +475,46 @@ async def test_streams_end_with_done_if_they_answer_a_request(stack: Stack) -> N
         assert (await ask(peer, {"id": "$1"}))["path"] == "$.id"
 
 
+class Countdown:
+    """An iterator that is no generator, so it has no `aclose`."""
+
+    def __init__(self, start: int) -> None:
+        self.left = start
+
+    def __aiter__(self) -> AsyncIterator[Say]:
+        return self
+
+    async def __anext__(self) -> Say:
+        if self.left == 0:
+            raise StopAsyncIteration
+        self.left -= 1
+        return Say(str(self.left))
+
+
+async def test_a_stream_may_be_any_iterator_and_answers_come_between(stack: Stack) -> None:
+    app = App()
+    answers: list[str] = []
+
+    @app.handler("/ws")
+    class Counting(WebSocketHandler):
+        def on_message(self, message: Say) -> AsyncIterator[Say]:
+            _ = self.sink.create_task(self.wonder())
+            return Countdown(2)
+
+        async def wonder(self) -> None:
+            answers.append((await self.sink.ask(Join("who"), Say)).text)
+            await self.sink.send_json("thanks")
+
+    async with stack.serve(app) as server, server.connect("/ws") as peer:
+        await peer.send('{"text": "go"}')
+        told = [json.loads(await peer.receive()) for _ in range(3)]
+        assert [each["text"] for each in told if "text" in each] == ["1", "0"]
+        (question,) = [each for each in told if "room" in each]
+        await peer.send(json.dumps({"id": question["id"], "text": "me"}))
+        assert json.loads(await peer.receive()) == "thanks"
+    assert answers == ["me"]
+
+
 async def test_sends_and_broadcasts_take_types(stack: Stack) -> None:
     app = App()
     lobby = app.room("lobby")

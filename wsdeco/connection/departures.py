@@ -51,12 +51,12 @@ def _is_only_closed(exc: BaseException) -> bool:
 
 
 def _closed_reasons(exc: BaseException) -> Iterator[DisconnectReason]:
-    """Yield the reason of each `ConnectionClosed` that `exc` is, or holds."""
+    """Yield the reason of each `ConnectionClosed` of a departure from `on_disconnect`, which holds nothing else."""
     if isinstance(exc, BaseExceptionGroup):
         for each in cast("BaseExceptionGroup[BaseException]", exc).exceptions:
             yield from _closed_reasons(each)
-    elif isinstance(exc, ConnectionClosed):
-        yield exc.reason
+    else:
+        yield cast("ConnectionClosed", exc).reason
 
 
 def _advise(where: str, exc: BaseException) -> None:

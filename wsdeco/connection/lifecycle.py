@@ -152,8 +152,6 @@ class Lifecycle(LimitedConnection):
         try:
             await tasks.end()
         except asyncio.CancelledError:
-            if self._is_thrown_away():
-                raise
             logger.warning("%s: tasks of %s ignore their cancellation: %s", self._name, self.channel.addr, tasks)
         self._hook_over()
 

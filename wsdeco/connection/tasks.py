@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from wsdeco.reasons import printable
 
@@ -65,6 +65,4 @@ class Tasks:
         if turns:
             task.get_loop().call_soon(self._judge, task, turns - 1)
             return
-        exc = task.exception()
-        if exc is not None:
-            self._failed(printable(task.get_name()), exc)
+        self._failed(printable(task.get_name()), cast("BaseException", task.exception()))

@@ -56,7 +56,12 @@ class Format(Protocol):
         ...
 
 
-class _Json:
+class _Plain:
+    def builtins(self, value: Any) -> Any:
+        return msgspec.to_builtins(value, enc_hook=encode_hook)
+
+
+class _Json(_Plain):
     name = "JSON"
     is_json = True
     has_raw = True
@@ -76,9 +81,6 @@ class _Json:
 
     def plain(self, content: Any) -> Any:
         return _plain_json(content)
-
-    def builtins(self, value: Any) -> Any:
-        return msgspec.to_builtins(value, enc_hook=encode_hook)
 
     def encode(self, value: Any) -> str:
         return _encode_json(value).decode()
@@ -112,7 +114,7 @@ class _MessagePack:
         return msgspec.to_builtins(value, builtin_types=(bytes, bytearray, memoryview), enc_hook=encode_hook)
 
 
-class _Own:
+class _Own(_Plain):
     """A codec of the user, which deals with dicts, lists and the like."""
 
     is_json = False
@@ -140,9 +142,6 @@ class _Own:
 
     def plain(self, content: Any) -> Any:
         return content
-
-    def builtins(self, value: Any) -> Any:
-        return msgspec.to_builtins(value, enc_hook=encode_hook)
 
     def encode(self, value: Any) -> Data:
         return self._codec.encode(self.builtins(value))

@@ -78,7 +78,7 @@ class Link:
                         self._call_in(server, partial(self._send, "alive", None))
                     case "warned":
                         self._call_in(server, self._warned.set)
-                    case "stuck":
+                    case "stuck":  # pragma: no cover - the process ends at once, and what it has run is lost
                         end_process(f"{stacks()}the event loop of this worker process hangs: it is replaced", 1)
                     case _:
                         server.is_replaced = order == RETIRE

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import pytest
 import trustme
@@ -22,6 +23,7 @@ from tests.support.wire import Logged
 from wsdeco import Address, App, Backplane, BackplaneError, Room, Sink, ws
 from wsdeco.backplanes.broker import BrokerBackplane
 from wsdeco.backplanes.envelope import subject_of
+from wsdeco.backplanes.nats import NatsBroker
 from wsdeco.backplanes.session import Supervision
 from wsdeco.backplanes.urls import open_backplane
 from wsdeco.testing import MemoryBroker, check_backplane
@@ -741,3 +743,14 @@ async def test_redis_with_tls(redis: BrokerProcess, certificate: tuple[str, str]
     async with front:
         await check_encrypted(f"rediss://127.0.0.1:{front.sockets[0].getsockname()[1]}")
         await soon(asyncio.gather(*relays))
+
+
+async def test_a_link_to_nats_asks_once_whether_what_it_was_given_has_come(nats: BrokerProcess) -> None:
+    taken: list[bool] = []
+    link = await NatsBroker("nats", [urlsplit(nats.url)]).connect(lambda *_: None)
+    link.publish([("subject", b"x")], taken.append)
+    link.confirm()
+    link.confirm()
+    await soon(link.ping())
+    assert taken == [True]
+    await link.close()

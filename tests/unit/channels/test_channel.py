@@ -101,7 +101,13 @@ async def test_check_channel_on_what_all_channels_share() -> None:
             of_all = Channel.__dict__["closed"]
             return bool(of_all.__get__(self, Channel))
 
+        @property
+        def unsent(self) -> int:
+            return int(Channel.unsent.__get__(self, Channel))
+
     await check_channel(pairs_on(MEMORY, Plain))
+    channel = Plain(websocket_scope(), Server().receive, Server().send, ConnectionConfig())
+    assert (channel.unsent, channel.lost) == (0, False)
 
 
 @pytest.mark.parametrize(

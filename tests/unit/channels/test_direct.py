@@ -328,6 +328,17 @@ async def test_a_reply_is_written_at_once_where_nothing_is_in_the_way() -> None:
     assert connection.wire == [("now", "a"), "b"]
 
 
+async def test_a_reply_whose_write_finds_the_transport_closed_is_not_sent() -> None:
+    class Failing(Stuck):
+        def write_message(self, message: str | bytes) -> bool:
+            self.closed = True
+            return super().write_message(message)
+
+    channel = DirectChannel(SCOPE, Failing(), ConnectionConfig(), ManualClock())
+    await channel.accept()
+    assert not channel.try_send("a")
+
+
 @pytest.mark.parametrize(("closes", "wire"), [(1011, [("refuse", 500)]), (1012, [("refuse", 503)])])
 async def test_an_end_before_the_upgrade_is_a_refusal(closes: int, wire: list[Any]) -> None:
     channel, connection, _ = await open_channel()

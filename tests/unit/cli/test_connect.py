@@ -404,3 +404,21 @@ def test_a_server_that_is_faster_than_the_line_is_told_by_its_close_code(monkeyp
 
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"line\n")))
     assert Conversation(cast("Any", Closed()), binary=False, wait=0).run() == (1001, "")
+
+
+def test_an_interrupt_of_the_user_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: bytes) -> bytes:
+        raise KeyboardInterrupt
+
+    class Open(Closes):
+        def __iter__(self) -> Iterator[str]:
+            closed.wait(PATIENCE)
+            raise ConnectionClosedOK(None, None)
+
+        def close(self) -> None:
+            closed.set()
+
+    closed = threading.Event()
+    monkeypatch.setattr(sys, "stdin", Pipe(map(interrupt, [b"line"])))
+    with pytest.raises(KeyboardInterrupt):
+        Conversation(cast("Any", Open(threading.Event())), binary=False, wait=0).run()

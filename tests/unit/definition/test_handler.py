@@ -110,6 +110,10 @@ FAULTS: Final = {
         "async def on_message(self, number: int): ...",
         ["`number: int`", "`int` is no message", "write `str` or `bytes`, a dataclass, a TypedDict, `dict` or `list`"],
     ),
+    "message annotation that nothing can have": (
+        "async def on_message(self, text: None): ...",
+        ["is annotated `text: None`, and what arrives is str or bytes: write `text: str` for text"],
+    ),
     "message annotation in a string": ("async def on_message(self, n: 'int | None'): ...", ["`n: int | None`"]),
     "reason annotation": (
         "async def on_disconnect(self, reason: Close): ...",

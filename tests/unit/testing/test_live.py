@@ -135,6 +135,20 @@ async def test_the_limits_of_the_app_on_the_clock_of_the_test(join: Callable[...
         assert recorded.sinks[1].clock is asyncio.get_running_loop(), "the app itself is as it was"
 
 
+async def test_a_reset_of_the_connection_is_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(reader: asyncio.StreamReader, number: int) -> bytes:
+        raise ConnectionResetError
+
+    recorded = Recorded()
+    async with connect(recorded.app, "/rooms/a", live=True) as client:
+        monkeypatch.setattr(asyncio.StreamReader, "read", fail)
+        await client.send("x")
+        await client.expect("x")
+        with pytest.raises(ConnectionClosed):
+            await client.receive()
+    assert recorded.reasons == [Unknown()]
+
+
 async def test_a_peer_that_hangs(join: Callable[..., Client]) -> None:
     recorded, clock = Recorded(send_timeout=30, max_outbox=1024), ManualClock()
     async with join(recorded.app, "/rooms/a", clock=clock) as client:

@@ -522,6 +522,35 @@ class TestMessages:
         assert len(session.transport.take()) < 100_000
         await session.end()
 
+    async def test_a_large_message_whose_write_loses_the_transport_at_once_ends_once(self) -> None:
+        session = Session(Script(ACCEPT))
+        await session.open()
+        write = session.transport.write
+
+        def write_and_lose(data: bytes | bytearray | memoryview) -> None:
+            write(data)
+            session.transport.close()
+            session.protocol.abort()
+
+        session.transport.write = write_and_lose  # type: ignore[method-assign]
+        session.protocol.write_message(bytes(100_000))
+        assert session.protocol.closed
+        await session.end()
+
+    async def test_a_message_that_waited_for_its_turn_and_cannot_be_encoded_fails_alone(self) -> None:
+        session = Session(Script(ACCEPT))
+        await session.open()
+        session.transport.fill()
+        sending = [asyncio.ensure_future(session.protocol.send_in_turn(text)) for text in ("\ud800", "after")]
+        await settle()
+        session.transport.empty()
+        await settle()
+        with pytest.raises(UnicodeEncodeError):
+            await sending[0]
+        assert await sending[1]
+        assert session.transport.take() == encode_message("after")
+        await session.end()
+
     async def test_a_large_message_that_cannot_be_encoded_leaves_nothing(self) -> None:
         session = Session(Script(ACCEPT))
         await session.open()
