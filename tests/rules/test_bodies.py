@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+from httpx import ASGITransport, AsyncClient
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Scope
@@ -92,6 +93,18 @@ async def test_a_client_that_leaves_in_the_middle_of_its_upload_is_one_line(
             await until(lambda: events == ["asked"])
         await until(lambda: "a client left in the middle of its request: POST /body" in caplog.messages)
     assert [each.getMessage() for each in caplog.records if each.levelno >= logging.ERROR or each.exc_info] == []
+
+
+async def test_without_a_limit_any_body_is_taken() -> None:
+    app = App(max_body_size=None)
+
+    @app.route("/", methods=["POST"])
+    async def length(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(str(len(await request.body())))
+
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://host") as client:
+        answer = await client.post("/", content=bytes(5_000_000))
+    assert answer.text == "5000000"
 
 
 def test_a_limit_that_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

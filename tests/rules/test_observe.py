@@ -20,6 +20,7 @@ from wsdeco.channels.data import Address
 from wsdeco.observe.access import AccessLog
 from wsdeco.observe.floods import FloodFilter
 from wsdeco.observe.json_format import JsonFormatter
+from wsdeco.observe.logs import PRINTABLE_ARGUMENTS
 from wsdeco.observe.numbers import Histogram, Stats, numbers_of
 from wsdeco.routing.application import context_of
 from wsdeco.testing import ManualClock, connect
@@ -362,6 +363,14 @@ async def test_prometheus_reads_the_numbers() -> None:
     assert found["wsdeco_messages_over_rate_total",] == 3
     assert found["wsdeco_messages_invalid_total",] == 4
     assert found["wsdeco_rooms",] == found["wsdeco_room_members",] == 0
+
+
+def test_the_texts_of_an_access_line_are_printable_whatever_its_form() -> None:
+    access = logging.getLogger("uvicorn.access")
+    lines: list[tuple[str, Any]] = [("%s %d", ("a\x1b", 1)), ("%(path)s", ({"path": "a"},)), ("plain", ())]
+    records = [access.makeRecord(access.name, logging.INFO, "", 0, text, args, None) for text, args in lines]
+    assert all(PRINTABLE_ARGUMENTS.filter(each) for each in records)
+    assert [each.getMessage() for each in records] == ["a\\x1b 1", "a", "plain"]
 
 
 def test_a_missing_library_is_named_with_its_extra() -> None:

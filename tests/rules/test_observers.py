@@ -188,6 +188,21 @@ async def test_a_handshake_that_takes_too_long_or_whose_peer_leaves_is_told() ->
     assert told == {(503, "connect_timeout"), (0, "gone")}
 
 
+async def test_a_message_that_is_too_big_is_told_if_it_arrived() -> None:
+    app = App()
+    log = observed(app)
+
+    @app.handler("/ws", max_message_size=10)
+    class Quiet:
+        async def on_message(self, text: str) -> None:
+            """Say nothing."""
+
+    async with connect(app, "/ws") as client:
+        await client.send("x" * 11)
+        await client.expect_close(1009)
+    assert ("received", "x" * 11) in log.events
+
+
 async def test_a_handshake_at_shutdown_is_told() -> None:
     app = App()
     log = observed(app)

@@ -111,6 +111,17 @@ async def test_what_cannot_be_sent_is_refused_and_closes_nobody() -> None:
     assert [said["do"] for said in backplane.said] == ["here"]
 
 
+async def test_a_process_says_that_it_is_here_once_there_is_a_broker() -> None:
+    backplane = FakeBackplane()
+    backplane.state = "closed"
+    rooms = Rooms(backplane)
+    rooms.begin()
+    assert backplane.said == []
+    backplane.state = "connected"
+    rooms.begin()
+    assert [said["do"] for said in backplane.said] == ["here"]
+
+
 async def test_many_are_closed_in_turns_of_the_loop() -> None:
     rooms = Rooms(backplane := FakeBackplane())
     room = Room("lobby", rooms)

@@ -16,7 +16,7 @@ from wsdeco.reasons import printable
 from wsdeco.routing.application import Application, context_of
 from wsdeco.tracebacks import PRINTABLE_TRACEBACKS
 
-__all__ = ["log_config", "watch"]
+__all__ = ["PRINTABLE_ARGUMENTS", "log_config", "watch"]
 
 
 class _PrintableArguments(logging.Filter):
@@ -29,7 +29,8 @@ class _PrintableArguments(logging.Filter):
         return True
 
 
-_PRINTABLE_ARGUMENTS: Final = _PrintableArguments()
+PRINTABLE_ARGUMENTS: Final = _PrintableArguments()
+"""Of the lines of uvicorn about requests."""
 
 _FORMATTER: Final = {"()": JsonFormatter}
 
@@ -59,7 +60,7 @@ def watch(app: Application, config: Config, *, is_shown: bool) -> None:
             # Before tracebacks are made printable, which costs more.
             each.filters.insert(0, FloodFilter())
     logging.getLogger("asyncio").addFilter(PRINTABLE_TRACEBACKS)
-    logging.getLogger("uvicorn.access").addFilter(_PRINTABLE_ARGUMENTS)
+    logging.getLogger("uvicorn.access").addFilter(PRINTABLE_ARGUMENTS)
     if not is_shown or logging.getLogger().handlers:
         # The program has said where the log goes.
         return

@@ -94,8 +94,8 @@ class _Ask:
 
     def give_up(self) -> None:
         """Wait for nobody any more."""
-        if not self.answered.done():
-            self.answered.set_result(None)
+        self.expected.clear()
+        self.expect_no_more()
 
 
 class Control:

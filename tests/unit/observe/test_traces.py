@@ -18,7 +18,8 @@ from starlette.exceptions import HTTPException
 from tests.support.brokers import BrokerProcess
 from tests.support.programs import PATIENCE
 from tests.support.recording import take_errors
-from tests.support.stacks import until
+from tests.support.stacks import soon, until
+from tests.support.wire import Wire, websocket_scope
 from wsdeco import Address, App, Backplane, Sink
 from wsdeco.backplanes.interface import Propagator
 from wsdeco.observe.traces import trace_connections
@@ -267,3 +268,27 @@ def test_a_context_that_is_none_makes_no_span(exporter: InMemorySpanExporter, ca
     with propagator().delivering("room:a", carried):
         assert not trace.get_current_span().get_span_context().is_valid
     assert exporter.get_finished_spans() == ()
+
+
+async def test_a_handshake_whose_peer_has_gone_has_no_status(exporter: InMemorySpanExporter) -> None:
+    app = App(traces=True)
+    begun = asyncio.Event()
+
+    @app.handler("/ws", disconnect_grace=0)
+    class Slow:
+        async def on_connect(self, addr: Address, sink: Sink) -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+        async def on_message(self, text: str) -> None:
+            """Never called."""
+
+    wire = Wire(app, websocket_scope())
+    wire.connect()
+    await soon(begun.wait())
+    wire.lose()
+    await wire.done()
+    (handshake,) = named(exporter, "GET /ws")
+    assert handshake.attributes is not None
+    assert "http.response.status_code" not in handshake.attributes
+    assert handshake.attributes["error.type"] == "gone"
