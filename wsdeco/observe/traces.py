@@ -137,11 +137,9 @@ class _Traced(Observer):
 
     def hook_ended(self, channel: Channel, hook: str, exception: BaseException | None) -> None:
         """End the span of the call."""
-        call = _call.get()
-        if call is None:
-            return
+        # Each call that has ended has begun, in the same context.
+        span, token = cast("tuple[Span, Token[Context]]", _call.get())
         _call.set(None)
-        span, token = call
         context.detach(token)
         if exception is not None:
             span.record_exception(exception)
@@ -150,9 +148,8 @@ class _Traced(Observer):
         span.end()
 
     def _answered(self, status: int, cause: str | None) -> None:
-        span, self._handshake = self._handshake, None
-        if span is None:
-            return
+        # It is answered once.
+        span, self._handshake = cast("Span", self._handshake), None
         if status:
             span.set_attribute("http.response.status_code", status)
         if cause is not None:

@@ -746,8 +746,11 @@ async def test_redis_with_tls(redis: BrokerProcess, certificate: tuple[str, str]
 
 
 async def test_a_link_to_nats_asks_once_whether_what_it_was_given_has_come(nats: BrokerProcess) -> None:
+    def receive(*message: object) -> None:
+        pytest.fail("nobody has subscribed")
+
     taken: list[bool] = []
-    link = await NatsBroker("nats", [urlsplit(nats.url)]).connect(lambda *_: None)
+    link = await NatsBroker("nats", [urlsplit(nats.url)]).connect(receive)
     link.publish([("subject", b"x")], taken.append)
     link.confirm()
     link.confirm()
