@@ -161,6 +161,9 @@ def process_gate() -> Iterator[None]:
     logger.addHandler(errors)
     threads = own_threads()
     sockets = open_sockets()
+    # What has outlived the test before lives on: without it the collections around this test take 0.1 ms, not 30.
+    gc.collect()
+    gc.freeze()
     yield
     # Destructors run now, so that pytest charges their ResourceWarning and their exceptions to this test.
     gc.collect()

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from textwrap import dedent
 from typing import Any, Final
 
 import psutil
@@ -62,9 +61,13 @@ ws.run(port=0, access_log=False, OPTIONS)
 """
 
 
+def write_program(directory: Path, options: str, setup: str = "") -> None:
+    (directory / "program.py").write_text(PROGRAM.replace("OPTIONS", options).replace("SETUP", setup), "utf-8")
+
+
 @contextmanager
 def running(directory: Path, options: str, setup: str = "") -> Generator[tuple[Program, str]]:
-    (directory / "program.py").write_text(PROGRAM.replace("OPTIONS", options).replace("SETUP", setup), "utf-8")
+    write_program(directory, options, setup)
     program = Program(directory, "program.py")
     try:
         url = program.url()
@@ -232,7 +235,7 @@ os.execv(sys.executable, [sys.executable, "program.py"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_end_of_the_terminal_ends_the_program(workers: int, tmp_path: Path) -> None:
     options = f"workers={workers}" if workers > 1 else "loop='auto'"
-    (tmp_path / "program.py").write_text(dedent(PROGRAM).replace("OPTIONS", options), "utf-8")
+    write_program(tmp_path, options)
     terminal, theirs = pty.openpty()
     program = subprocess.Popen(
         [sys.executable, "-c", TERMINAL],
