@@ -18,7 +18,7 @@ BODY_TIMEOUT: Final = 10.0
 RESPONSE_TIMEOUT: Final = 60.0
 """Seconds in which a peer takes as much of a response as it must, or all: what `send_timeout` is to a WebSocket."""
 _LINGER: Final = 2.0
-"""Seconds for a refused peer to read the refusal and to close, and for a body once the server stops."""
+"""Seconds for a refused peer to read the refusal and to close, and for a body or a response once the server stops."""
 _AGE_STEP: Final = 0.5
 """Seconds to which the age of a connection is rounded that has spent time on TLS."""
 _TICK: Final = 0.02
@@ -97,6 +97,7 @@ class HttpDeadlines:
         bodies: For a body that makes no progress.
         last_bodies: The same, while the server stops.
         responses: For a response that the peer does not read.
+        last_responses: The same, while the server stops.
         lingering: For a peer that has been refused.
     """
 
@@ -106,6 +107,7 @@ class HttpDeadlines:
         self.bodies: Deadlines = Deadlines(clock, BODY_TIMEOUT, _expire_body)
         self.last_bodies: Deadlines = Deadlines(clock, _LINGER, _expire_body)
         self.responses: Deadlines = Deadlines(clock, RESPONSE_TIMEOUT, _expire_response)
+        self.last_responses: Deadlines = Deadlines(clock, _LINGER, _expire_response)
         self.lingering: Deadlines = Deadlines(clock, _LINGER, _expire)
         self._first_heads: dict[int, Deadlines] = {0: self.heads}
 

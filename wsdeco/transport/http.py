@@ -89,6 +89,8 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
     """The same for a body."""
     _body_size = 0
     """Bytes of a body since its deadline began."""
+    _response: Deadlines
+    """The same for a response that is not read."""
     _unread = 0
     """Bytes of a response that the system had not taken when its deadline began."""
     _silent = True
@@ -122,6 +124,7 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
         self.connections.add(self)
         self._head = self._deadlines.first_heads(self._accepted_at)
         self._body = self._deadlines.bodies
+        self._response = self._deadlines.responses
         self._head.add(self)
 
     def data_received(self, data: bytes) -> None:
@@ -162,7 +165,7 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
         say_end(self.transport)
         self._end_head()
         self._body.discard(self)
-        self._deadlines.responses.discard(self)
+        self._response.discard(self)
         self._deadlines.lingering.discard(self)
         if self._silent:
             self.connections.discard(self)
@@ -191,6 +194,10 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
             self._body = self._deadlines.last_bodies
             if waits:
                 self._await_body()
+            waits = self._response.discard(self)
+            self._response = self._deadlines.last_responses
+            if waits:
+                self._await_reader()
 
     def _end_head(self) -> None:
         self._head.discard(self)
@@ -230,8 +237,8 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
 
     def _await_reader(self) -> None:
         self._unread = self.transport.get_write_buffer_size()
-        self._deadlines.responses.discard(self)
-        self._deadlines.responses.add(self)
+        self._response.discard(self)
+        self._response.add(self)
 
     def expire_response(self) -> None:
         """End a connection whose peer does not read the response, or hardly."""
@@ -239,7 +246,7 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
         if not left or (self._answering and not self._flow.write_paused):
             # It has read; what is there now has been written since.
             return
-        if self._unread - left >= self._deadlines.responses.seconds * _LEAST_RATE:
+        if self._unread - left >= self._response.seconds * _LEAST_RATE:
             self._await_reader()
         else:
             self.transport.abort()
@@ -292,7 +299,7 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
 
     def _pass_on(self, early: bytes) -> None:
         # uvicorn has handed the transport to the WebSocket protocol, by `set_protocol`.
-        self._deadlines.responses.discard(self)
+        self._response.discard(self)
         protocol = self.transport.get_protocol()
         if early and isinstance(protocol, asyncio.Protocol) and not self.transport.is_closing():
             protocol.data_received(early)

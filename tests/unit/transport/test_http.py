@@ -96,9 +96,9 @@ class World:
             await send(start)
             await send({"type": "http.response.body", "body": b"/early"})
             return
-        if scope["path"] == "/big":
+        if scope["path"] in ("/big", "/endless"):
             await send(start)
-            await send({"type": "http.response.body", "body": BIG})
+            await self.send_much(scope["path"], receive, send)
             return
         if scope["path"] == "/wait":
             await self.gate.wait()
@@ -123,6 +123,14 @@ class World:
         if scope["path"] != "/part":
             await send(start)
         await send({"type": "http.response.body", "body": body or scope["path"].encode()})
+
+    async def send_much(self, path: str, receive: Receive, send: Send) -> None:
+        leaving = asyncio.ensure_future(receive())
+        while path == "/endless" and not leaving.done():
+            await send({"type": "http.response.body", "body": BIG, "more_body": True})
+            await asyncio.sleep(0)
+        leaving.cancel()
+        await send({"type": "http.response.body", "body": BIG})
 
 
 @pytest.fixture(params=[HttpProtocol, BoundedH11Protocol], ids=["httptools", "h11"])
@@ -460,9 +468,9 @@ async def test_the_body_of_a_refused_upload_may_not_be_dribbled_either(world: Wo
 # A peer that does not read.
 
 
-async def asks_for_much(world: World, peer: RawPeer) -> asyncio.Transport:
+async def asks_for_much(world: World, peer: RawPeer, path: str = "/big") -> asyncio.Transport:
     """Ask for what does not fit the buffers of the system, and read nothing of it; return the server's transport."""
-    await peer.write(request("/big"))
+    await peer.write(request(path))
     transport: asyncio.Transport = world.protocols[-1].transport
     await until(lambda: transport.get_write_buffer_size() > 1 << 16)
     return transport
@@ -477,6 +485,18 @@ async def test_a_response_that_nobody_reads_ends_at_the_deadline(world: World) -
         await world.clock.advance(1)
         await world.clock.advance(60)
         assert transport.is_closing()
+
+
+@pytest.mark.parametrize("path", ["/big", "/endless"])
+async def test_a_response_that_nobody_reads_does_not_hold_up_the_end_of_the_server(world: World, path: str) -> None:
+    async with world.serve() as server, dial(server, receive_buffer=4096) as peer:
+        transport = await asks_for_much(world, peer, path)
+        stopping = asyncio.create_task(server.stop())
+        await until(lambda: world.clock.pending == 2)
+        while not transport.is_closing():
+            # Of what the system takes meanwhile, nobody knows that it is not read.
+            await world.clock.advance(LINGER)
+        await soon(stopping)
 
 
 @pytest.mark.parametrize("tested", [HttpProtocol, BoundedH11Protocol, HttpToolsProtocol])
