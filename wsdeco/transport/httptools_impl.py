@@ -27,6 +27,10 @@ class _HeadTooLarge(Exception):
     pass
 
 
+class _HostAmbiguous(Exception):
+    pass
+
+
 class _BodyOf:
     """Gets what a parser finds in the body of a request."""
 
@@ -128,6 +132,10 @@ class BoundedHttpToolsProtocol(BoundedHttpProtocol, HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Take the end of the head."""
         self._parsed = self._reading_body = True
+        hosts = [name for name, _ in self.headers if name == b"host"]
+        if len(hosts) != 1 and (hosts or self.parser.get_http_version() == "1.1"):
+            # Which site is meant would be anybody's choice (RFC 9112, section 3.2). h11 sees to it by itself.
+            raise _HostAmbiguous
         self._end_head()
         before = self.cycle
         super().on_headers_complete()

@@ -818,6 +818,22 @@ async def test_garbage_is_refused(world: World, garbage: bytes, caplog: pytest.L
     ]
 
 
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /a HTTP/1.1\r\n\r\n", 400),
+        (b"GET /a HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400),
+        (b"GET /a HTTP/1.0\r\nHost: x\r\nHost: y\r\n\r\n", 400),
+        (b"GET /a HTTP/1.0\r\n\r\n", 200),
+    ],
+)
+async def test_a_request_says_once_which_host_it_means(world: World, head: bytes, status: int) -> None:
+    async with world.serve() as server, dial(server) as peer:
+        await peer.write(head)
+        assert await peer.status() == status
+    assert world.served == (["GET /a"] if status == 200 else [])
+
+
 async def test_garbage_behind_a_request_does_not_touch_its_response(world: World) -> None:
     async with world.serve() as server, dial(server) as peer:
         await peer.write(request("/wait"))
