@@ -542,6 +542,8 @@ class TestNegotiation:
                 "permessage-deflate; server_max_window_bits=9",
             ),
             ("permessage-deflate; unknown=1", None),
+            ("permessage-deflate".ljust(1024), "permessage-deflate; server_max_window_bits=12"),
+            ("permessage-deflate".ljust(1025), None),
         ],
     )
     def test_offers(self, offers: str, answer: str | None) -> None:
