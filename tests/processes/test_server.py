@@ -25,6 +25,7 @@ import pytest
 import trustme
 import uvicorn
 from starlette.applications import Starlette
+from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse
 from websockets.asyncio.client import connect as async_connect
 from websockets.exceptions import ConnectionClosed, InvalidMessage
@@ -73,6 +74,7 @@ def in_background(app: App, **options: Any) -> BackgroundServer:
 def test_prints_the_addresses_and_each_route_with_its_limits(capsys: pytest.CaptureFixture[str]) -> None:
     app, _ = echo_app(
         max_connections=5000,
+        client=host_of,
         idle_timeout=60,
         close_timeout=0.5,
         send_timeout=None,
@@ -92,7 +94,7 @@ def test_prints_the_addresses_and_each_route_with_its_limits(capsys: pytest.Capt
     with in_background(app) as server:
         port = server.port
     limits = (
-        "max_connections=5000, max_connection_duration=2 h, idle_timeout=1 min, close_timeout=0.5 s, "
+        "max_connections=5000, client=host_of, max_connection_duration=2 h, idle_timeout=1 min, close_timeout=0.5 s, "
         "send_timeout=None, max_message_size=8 MiB, max_inbox=1500 B, slow_consumer=drop, "
         "allowed_origins=https://a.example|https://b.example, compression=True"
     )
@@ -107,6 +109,11 @@ def test_prints_the_addresses_and_each_route_with_its_limits(capsys: pytest.Capt
         "",
         "Runs in the background: stop() of what run() returned ends it.",
     ]
+
+
+def host_of(request: HTTPConnection) -> str:
+    """Say who a client is."""
+    return request.headers["host"]
 
 
 async def on_message(self: object, text: str) -> None:

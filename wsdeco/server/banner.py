@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields
+from types import FunctionType
 from typing import Final, cast
 
 from wsdeco.config import DEFAULT_CONFIG, ConnectionConfig
@@ -86,6 +87,8 @@ def _readable(name: str, value: object) -> str:
             return _in_units(value, _SIZES)
         case tuple():
             return "|".join(cast("tuple[str, ...]", value))
+        case FunctionType():
+            return value.__qualname__
         case _:
             return str(value)
 
