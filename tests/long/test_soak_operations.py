@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from textwrap import dedent
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import psutil
 import pytest
@@ -20,6 +20,7 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.long.test_soak import measured
 from tests.support.programs import PATIENCE, Program
+from tests.support.restarts import restart_again_and_again
 from tests.support.stacks import until
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
@@ -117,6 +118,14 @@ async def test_a_drain_of_a_thousand_clients_is_even_and_loses_nothing(tmp_path:
     assert ended.code == 0
     assert "Traceback" not in ended.errors
     assert f"left: {CLIENTS}\n" in ended.output
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kind", ["rolling", "reload"])
+def test_a_hundred_restarts_in_a_row_leave_nothing_behind(kind: Literal["rolling", "reload"], tmp_path: Path) -> None:
+    restarted = restart_again_and_again(tmp_path, kind, 100)
+    measured(f"a hundred restarts, {kind}", **restarted._asdict())
+    assert restarted.memory < 4 << 20
 
 
 class Members:

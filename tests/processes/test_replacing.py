@@ -9,7 +9,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import psutil
 import pytest
@@ -17,6 +17,7 @@ from websockets.asyncio.client import connect as dial
 
 from tests.support.checkout import CHECKOUT
 from tests.support.programs import PATIENCE, Program, client, close_code, receive, wait_until, workers_of
+from tests.support.restarts import restart_again_and_again
 from tests.support.stacks import until
 from wsdeco import App, ServerError
 from wsdeco.workers.reload import watching
@@ -216,6 +217,15 @@ def test_changed_code_serves_soon_in_spite_of_open_connections_and_a_stuck_hook(
         with client(f"{url}/ws") as connection:
             assert str(receive(connection)).startswith("new ")
         assert first not in pids(program)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="nothing tells what a process has")
+@pytest.mark.parametrize("kind", ["rolling", "reload"])
+def test_restarts_in_a_row_leave_nothing_behind(kind: Literal["rolling", "reload"], tmp_path: Path) -> None:
+    restarted = restart_again_and_again(tmp_path, kind, 2)
+    # A hundred are in `tests/long/test_soak_operations.py`.
+    assert restarted.seen > restarted.processes
+    assert restarted.memory < 4 << 20
 
 
 def test_a_missing_watcher_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
