@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 import psutil
 import pytest
 from websockets.asyncio.client import connect as dial
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from tests.long.test_soak import measured
 from tests.support.programs import PATIENCE, Program
@@ -51,6 +51,29 @@ async def lifespan(app):
 ws.run(port=0, drain_timeout={SECONDS}, access_log=False)
 """
 
+PLAIN: Final = """
+import os
+
+async def app(scope, receive, send):
+    assert scope["type"] == "websocket"
+    await receive()
+    await send({"type": "websocket.accept"})
+    if scope["path"] == "/pid":
+        await send({"type": "websocket.send", "text": f"worker {os.getpid()}"})
+    while (event := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": "x" * int(event["text"])})
+
+if __name__ == "__main__":
+    import socket
+    import uvicorn
+
+    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+        print(f"ws://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+        # Nobody reads what it would log of each connection.
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run([listener])
+"""
+"""For uvicorn as it comes."""
+
 ROLLING: Final = """
 import os
 
@@ -72,9 +95,9 @@ ws.run(port=0, workers=4, access_log=False, drain_timeout=2)
 
 
 @contextmanager
-def running(directory: Path, source: str) -> Generator[Program]:
+def running(directory: Path, source: str, *arguments: str) -> Generator[Program]:
     (directory / "program.py").write_text(dedent(source), "utf-8")
-    program = Program(directory, "program.py")
+    program = Program(directory, *(arguments or ("program.py",)))
     try:
         yield program
     finally:
@@ -84,33 +107,44 @@ def running(directory: Path, source: str) -> Generator[Program]:
         assert alive == []
 
 
-async def test_a_drain_of_a_thousand_clients_is_even_and_loses_nothing(tmp_path: Path) -> None:
-    with running(tmp_path, DRAINING) as program:
-        url = await asyncio.to_thread(program.url)
-        clients = [await dial(f"{url}/ws", proxy=None, open_timeout=PATIENCE) for _ in range(CLIENTS)]
-        for client in clients:
-            # Read when the drain has begun.
-            await client.send("20000")
-        program.send_signal(signal.SIGTERM)
-        began = time.monotonic()
+def uvicorn_url(program: Program) -> str:
+    line = program.expect_words("Uvicorn running on")[-1]
+    return line.partition("http")[2].partition(" ")[0].replace("://", "ws://")
 
-        async def read_all(client: Any) -> tuple[int, float, str]:
-            size = 0
-            try:
-                while True:
-                    size += len(await client.recv())
-            except ConnectionClosed as closed:
-                return size, time.monotonic() - began, "" if closed.rcvd is None else closed.rcvd.reason
 
-        ends = await asyncio.gather(*map(read_all, clients))
-        ended = await asyncio.to_thread(program.end)
+async def drained(program: Program, url: str) -> tuple[list[tuple[int, float, str]], Counter[int]]:
+    """Connect, send SIGTERM, and return of each client the bytes it got, when it was told to go, and the reason."""
+    clients = [await dial(f"{url}/ws", proxy=None, open_timeout=PATIENCE) for _ in range(CLIENTS)]
+    for client in clients:
+        # Read when the drain has begun.
+        await client.send("20000")
+    program.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+
+    async def read_all(client: Any) -> tuple[int, float, str]:
+        size = 0
+        try:
+            while True:
+                size += len(await client.recv())
+        except ConnectionClosed as closed:
+            return size, time.monotonic() - began, "" if closed.rcvd is None else closed.rcvd.reason
+
+    ends = await asyncio.gather(*map(read_all, clients))
     tenths = Counter(min(9, int(when * 10 / SECONDS)) for _, when, _ in ends)
     measured(
         "drain",
         clients=CLIENTS,
         seconds=round(max(when for _, when, _ in ends), 1),
         in_each_tenth=[tenths[each] for each in range(10)],
+        lost=sum(size < 20_000 for size, _, _ in ends),
     )
+    return ends, tenths
+
+
+async def test_a_drain_of_a_thousand_clients_is_even_and_loses_nothing(tmp_path: Path) -> None:
+    with running(tmp_path, DRAINING) as program:
+        ends, tenths = await drained(program, await asyncio.to_thread(program.url))
+        ended = await asyncio.to_thread(program.end)
     assert {size for size, _, _ in ends} == {20_000}
     assert {reason for _, _, reason in ends} == {f"service restart; retry={SECONDS}"}
     assert max(tenths.values()) <= 2 * CLIENTS / 10
@@ -118,6 +152,12 @@ async def test_a_drain_of_a_thousand_clients_is_even_and_loses_nothing(tmp_path:
     assert ended.code == 0
     assert "Traceback" not in ended.errors
     assert f"left: {CLIENTS}\n" in ended.output
+
+
+async def test_uvicorn_tells_a_thousand_clients_at_once(tmp_path: Path) -> None:
+    with running(tmp_path, PLAIN) as program:
+        await drained(program, await asyncio.to_thread(program.url))
+        await asyncio.to_thread(program.end)
 
 
 @pytest.mark.timeout(1800)
@@ -219,3 +259,51 @@ async def test_a_rolling_restart_of_four_workers_refuses_nobody_and_rooms_miss_n
     assert members.missed() == 0
     assert all(len(set(numbers)) == len(numbers) for numbers in members.received)
     assert ended.code == 0
+
+
+async def test_uvicorn_restarts_four_workers_one_by_one_as_well(tmp_path: Path) -> None:
+    options = ("--port", "0", "--workers", "4")
+    with running(tmp_path, PLAIN, "-m", "uvicorn", "program:app", *options) as program:
+        url = await asyncio.to_thread(uvicorn_url, program)
+        for _ in range(4):
+            await asyncio.to_thread(program.expect_words, "Application startup complete")
+        seen: set[str] = set()
+        told: list[float] = []
+        refused: Counter[str] = Counter()
+        over, handshakes = asyncio.Event(), 0
+
+        async def stay() -> None:
+            with suppress(ConnectionClosed):
+                async with dial(f"{url}/pid", proxy=None, open_timeout=PATIENCE) as client:
+                    seen.add(str(await client.recv()))
+                    await client.recv()
+            told.append(time.monotonic())
+
+        async def knock() -> None:
+            nonlocal handshakes
+            while not over.is_set():
+                handshakes += 1
+                try:
+                    async with dial(f"{url}/pid", proxy=None, open_timeout=PATIENCE) as client:
+                        seen.add(str(await client.recv()))
+                        await asyncio.sleep(0.01)
+                except (OSError, InvalidHandshake, ConnectionClosed) as exc:
+                    refused[type(exc).__name__] += 1
+
+        tasks = [asyncio.create_task(each) for each in (*(stay() for _ in range(40)), knock(), knock())]
+        await until(lambda: len(seen) == 4)
+        program.send_signal(signal.SIGHUP)
+        began = time.monotonic()
+        for _ in range(4):
+            await asyncio.to_thread(program.expect_words, "Application startup complete")
+        over.set()
+        await asyncio.gather(*tasks)
+        program.send_signal(signal.SIGTERM)
+        await asyncio.to_thread(program.end)
+    measured(
+        "rolling restart of uvicorn",
+        workers=len(seen),
+        handshakes=handshakes,
+        refused=dict(refused),
+        seconds=round(max(told) - began, 1),
+    )

@@ -77,7 +77,8 @@ class Family:
             self.seen.add(each)
             # Processes come and go.
             with suppress(psutil.Error, OSError):
-                role = re.sub(r"\d+", "#", " ".join(each.cmdline()))
+                ended = each.status() == psutil.STATUS_ZOMBIE
+                role = "nobody has waited for" if ended else re.sub(r"\d+", "#", " ".join(each.cmdline()))
                 found[role, ""] += 1
                 for descriptor in Path(f"/proc/{each.pid}/fd").iterdir():
                     found[role, re.sub(r"\d+", "#", str(descriptor.readlink()))] += 1
