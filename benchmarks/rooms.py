@@ -12,16 +12,18 @@ import statistics
 import sys
 import time
 import tracemalloc
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 from nats.aio.client import Client
 
 from benchmarks.growth import MICROSECONDS, Asked, cpu_per_request
+from benchmarks.loads import load
 from benchmarks.machine import choose_cores, pinned
 from benchmarks.report import table
-from benchmarks.servers import SERVERS, running
-from benchmarks.wire import ServerFault
+from benchmarks.servers import SERVERS, RunningServer, running
+from benchmarks.wire import ServerFault, text_message
 from wsdeco import Address, App, Sink
 from wsdeco.backplanes.choice import BACKPLANE_VARIABLE
 from wsdeco.backplanes.urls import open_backplane
@@ -65,7 +67,15 @@ def main(argv: Sequence[str]) -> None:
                 note(f"room.leave with {rooms:,} rooms, us", asyncio.run(cpu_per_leave(rooms)))
             for url in ("", broker.url):
                 name = f"connection to an empty route, {'with' if url else 'without'} a backplane, us"
-                note(name, cpu_per_connection(url, arguments.seconds))
+                with server_with("wsdeco-direct", url) as server:
+                    note(name, cpu_per_request(server, Asked("handshake", "/ws", b"101"), arguments.seconds))
+            for peer, what in (
+                ("starlette", "nats-py in a Starlette app"),
+                ("wsdeco-direct", "a room with a backplane"),
+            ):
+                with server_with(peer, broker.url) as server:
+                    name = f"message to a room of one, published to NATS: {what}, us"
+                    note(name, cpu_per_message(server, arguments.seconds))
             note("publish to NATS, by nats-py, us", asyncio.run(cpu_per_publish(broker.url, publish_by_library)))
             note("publish to NATS, by a backplane, us", asyncio.run(cpu_per_publish(broker.url, publish_by_backplane)))
         note("a subscription of nats-py, bytes", asyncio.run(memory_per_subscription(broker.url)))
@@ -96,16 +106,24 @@ async def cpu_per_leave(rooms: int) -> float:
         return (time.process_time() - before) / len(leaving) * MICROSECONDS
 
 
-def cpu_per_connection(url: str, seconds: float) -> float:
-    """Return the CPU of a server for a connection that comes and goes, in microseconds."""
+@contextmanager
+def server_with(name: str, url: str) -> Iterator[RunningServer]:
+    """Start a server with the backplane at `url`, none if that is empty; the caller runs on the other core."""
     cores = choose_cores()
-    server = next(each for each in SERVERS if each.name == "wsdeco-direct")
     os.environ[BACKPLANE_VARIABLE] = url
     try:
-        with running(server, core=cores.server) as started, pinned(cores.client):
-            return cpu_per_request(started, Asked("handshake", "/ws", b"101"), seconds)
+        with running(next(each for each in SERVERS if each.name == name), core=cores.server) as started:
+            del os.environ[BACKPLANE_VARIABLE]
+            with pinned(cores.client):
+                yield started
     finally:
-        del os.environ[BACKPLANE_VARIABLE]
+        os.environ.pop(BACKPLANE_VARIABLE, None)
+
+
+def cpu_per_message(server: RunningServer, seconds: float) -> float:
+    """Return the CPU of a server for a message that goes to a room and comes back, one at a time, in microseconds."""
+    traffic, used = load(server, 1, text_message("x" * len(PAYLOAD)), depth=1, seconds=seconds, path="/room")
+    return used / traffic.messages * MICROSECONDS
 
 
 Publish = Callable[[], Awaitable[Any]]

@@ -1,4 +1,9 @@
-"""A Starlette endpoint, on uvicorn."""
+"""A Starlette endpoint, on uvicorn; if wsdeco's backplane is in the environment, its room is published to NATS."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -6,7 +11,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from benchmarks.peers.common import Options, parse_options, run_uvicorn
+from benchmarks.peers.common import Options, load, parse_options, run_uvicorn
 
 
 async def echo(websocket: WebSocket) -> None:
@@ -28,6 +33,7 @@ async def length(websocket: WebSocket) -> None:
 
 
 members: set[WebSocket] = set()
+brokers: list[Any] = []
 
 
 async def room(websocket: WebSocket) -> None:
@@ -35,10 +41,23 @@ async def room(websocket: WebSocket) -> None:
     members.add(websocket)
     try:
         async for text in websocket.iter_text():
+            for broker in brokers:
+                await broker.publish("room", text.encode())
             for member in tuple(members):
                 await member.send_text(text)
     finally:
         members.discard(websocket)
+
+
+@asynccontextmanager
+async def connected(_app: Starlette) -> AsyncIterator[None]:
+    url = os.environ.get("WSDECO_BACKPLANE")
+    if url:
+        token, _, address = url.removeprefix("nats://").rpartition("@")
+        client = load("nats.aio.client").Client()
+        await client.connect(f"nats://{address}", token=token)
+        brokers.append(client)
+    yield
 
 
 async def page(_request: Request) -> PlainTextResponse:
@@ -49,7 +68,7 @@ def echo_app(options: Options) -> Starlette:
     others = [WebSocketRoute(f"/other-{number}", echo) for number in range(options.routes)]
     named = [WebSocketRoute("/ws", echo), WebSocketRoute("/room", room), WebSocketRoute("/rooms/{name}", echo)]
     named += [WebSocketRoute("/binary", echo_binary), WebSocketRoute("/length", length)]
-    return Starlette(routes=[*others, *named, Route("/page", page)])
+    return Starlette(routes=[*others, *named, Route("/page", page)], lifespan=connected)
 
 
 if __name__ == "__main__":

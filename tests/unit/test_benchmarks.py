@@ -320,6 +320,7 @@ def test_rooms_are_measured(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     assert [name.partition(",")[0] for name in found] == [
         *("room.leave with 100 rooms", "room.leave with 1", "room.leave with 10"),
         *("connection to an empty route", "connection to an empty route"),
+        *("message to a room of one", "message to a room of one"),
         *("publish to NATS", "publish to NATS", "a subscription of nats-py", "a room over NATS"),
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from functools import lru_cache
 from hashlib import sha256
 from typing import Final, NamedTuple
 from urllib.parse import quote
@@ -91,6 +92,8 @@ def _context_of(sealed: bytes) -> tuple[bytes, int]:
     return sealed[begin:end], end
 
 
+# Bounded, as names come from peers.
+@lru_cache(maxsize=256)
 def subject_of(prefix: str, key: str) -> str:
     """Return the subject, or channel, of a room: no dots, blanks or wildcards but the dot behind `prefix`.
 

@@ -209,7 +209,8 @@ class Session:
 
     async def drained(self) -> None:
         """Wait until there is room in the queue, or no connection to send it on."""
-        await self._has_room.wait()
+        if not self._has_room.is_set():
+            await self._has_room.wait()
 
     # The end.
 

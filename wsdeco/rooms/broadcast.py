@@ -70,16 +70,16 @@ class Broadcasts:
             if self._registry.backplane is not None:
                 await self._registry.backplane.drained()
         finally:
-            await self._end_turn(len(data), taken)
+            if self._is_turn_over(len(data), taken):
+                await asyncio.sleep(0)
         return taken
 
-    async def _end_turn(self, size: int, messages: int) -> None:
+    def _is_turn_over(self, size: int, messages: int) -> bool:
         if not self._burst_messages:
             asyncio.get_running_loop().call_soon(self._begin_burst)
         self._burst_bytes += size
         self._burst_messages += 1 + messages
-        if self._burst_bytes >= _MAX_BURST_BYTES or self._burst_messages >= _MAX_BURST_MESSAGES:
-            await asyncio.sleep(0)
+        return self._burst_bytes >= _MAX_BURST_BYTES or self._burst_messages >= _MAX_BURST_MESSAGES
 
     def _begin_burst(self) -> None:
         self._burst_bytes = self._burst_messages = 0
@@ -128,6 +128,8 @@ class Broadcasts:
 
 
 def _excluded(exclude: object) -> Collection[Channel]:
+    if exclude == ():
+        return ()
     sinks: Iterable[object] = (exclude,) if isinstance(exclude, Sink) else cast("Iterable[object]", exclude)
     if not isinstance(sinks, Iterable):
         raise TypeError(f"exclude must be a sink or several, not {type(exclude).__name__}: write exclude=sink")
