@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 import tracemalloc
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -107,7 +107,7 @@ async def cpu_per_leave(rooms: int) -> float:
 
 
 @contextmanager
-def server_with(name: str, url: str) -> Iterator[RunningServer]:
+def server_with(name: str, url: str) -> Generator[RunningServer]:
     """Start a server with the backplane at `url`, none if that is empty; the caller runs on the other core."""
     cores = choose_cores()
     os.environ[BACKPLANE_VARIABLE] = url

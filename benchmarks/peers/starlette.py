@@ -1,7 +1,7 @@
 """A Starlette endpoint, on uvicorn; if wsdeco's backplane is in the environment, its room is published to NATS."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -50,7 +50,7 @@ async def room(websocket: WebSocket) -> None:
 
 
 @asynccontextmanager
-async def connected(_app: Starlette) -> AsyncIterator[None]:
+async def connected(_app: Starlette) -> AsyncGenerator[None]:
     url = os.environ.get("WSDECO_BACKPLANE")
     if url:
         token, _, address = url.removeprefix("nats://").rpartition("@")
