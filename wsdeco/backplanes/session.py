@@ -209,8 +209,7 @@ class Session:
 
     async def drained(self) -> None:
         """Wait until there is room in the queue, or no connection to send it on."""
-        if not self._has_room.is_set():
-            await self._has_room.wait()
+        await self._has_room.wait()
 
     # The end.
 
