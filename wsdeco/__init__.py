@@ -7,6 +7,7 @@ from wsdeco.app import App, RouteInfo, ws
 from wsdeco.backplanes.interface import Backplane, BackplaneCounters, BackplaneState, PublishErrors
 from wsdeco.channels.data import Address
 from wsdeco.channels.sink import Sink
+from wsdeco.compiled import COMPILED
 from wsdeco.config import Compression, ConnectionConfig
 from wsdeco.definition.base import WebSocketHandler
 from wsdeco.reasons import (
@@ -33,6 +34,7 @@ if _TYPE_CHECKING:
     from wsdeco.server.background import BackgroundServer
 
 __all__ = [
+    "COMPILED",
     "Address",
     "App",
     "BackgroundServer",

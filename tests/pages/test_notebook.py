@@ -21,6 +21,7 @@ from tests.support.browser import open_browser, open_tab
 from tests.support.checkout import CHECKOUT
 from tests.support.stacks import until
 from wsdeco import App
+from wsdeco.compiled import FORM
 
 PATIENCE: Final = 60
 """Seconds that one cell may take."""
@@ -230,6 +231,7 @@ def test_a_notebook(tmp_path: Path) -> None:
         "",
         f"Console: http://127.0.0.1:{port}/docs",
         "",
+        f"wsdeco is {FORM}.",
         "Runs in the background: stop() of what run() returned ends it.",
     ]
     assert text["define and run"].splitlines() == banner

@@ -44,6 +44,7 @@ from tests.support.programs import (
 )
 from tests.support.raw import handshake, text
 from wsdeco import App, DisconnectReason, ServerError
+from wsdeco.compiled import FORM
 from wsdeco.server import foreground, listen, serving
 from wsdeco.server.background import BackgroundServer
 from wsdeco.transport.deadlines import HEAD_TIMEOUT
@@ -107,6 +108,7 @@ def test_prints_the_addresses_and_each_route_with_its_limits(capsys: pytest.Capt
         "",
         f"Console: http://127.0.0.1:{port}/docs",
         "",
+        f"wsdeco is {FORM}.",
         "Runs in the background: stop() of what run() returned ends it.",
     ]
 
@@ -993,7 +995,7 @@ def test_a_signal_ends_the_server_in_the_foreground(screen: Screen) -> None:
         assert app.run(port=0) is None
     assert events == ["connect", RESTART]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
-    assert screen.getvalue().endswith("\n\nPress Ctrl-C to stop.\n")
+    assert screen.getvalue().endswith(f"\n\nwsdeco is {FORM}.\nPress Ctrl-C to stop.\n")
 
 
 def test_it_can_run_again_after_its_end(screen: Screen) -> None:

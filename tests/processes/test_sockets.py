@@ -26,6 +26,7 @@ from tests.support.programs import (
     workers_of,
 )
 from wsdeco import Address, App, ServerError, Sink
+from wsdeco.compiled import FORM
 from wsdeco.server import inherited, local
 from wsdeco.server.background import BackgroundServer
 
@@ -89,7 +90,7 @@ def test_a_unix_socket_serves_user_and_group_and_its_file_goes_with_the_server(
     assert not path.exists()
     assert events == ["connect", RESTART]
     printed = capsys.readouterr().out
-    assert printed.startswith(f"Serving unix:{path}\n\n  ws  /ws  Echo\n\nRuns in the background")
+    assert printed.startswith(f"Serving unix:{path}\n\n  ws  /ws  Echo\n\nwsdeco is {FORM}.\nRuns in the background")
     # Whoever comes through a proxy is not of this machine.
     assert "Console" not in printed
     assert "href" not in str(getattr(server, "_repr_html_")())  # noqa: B009 - the name is IPython's, not private

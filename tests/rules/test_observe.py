@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.programs import PATIENCE
 from tests.support.recording import refusal, take_errors
 from tests.support.stacks import Stack, until
-from wsdeco import App, Close, DisconnectReason, Error, RouteError, Sink, Timeout, Unknown
+from wsdeco import COMPILED, App, Close, DisconnectReason, Error, RouteError, Sink, Timeout, Unknown
 from wsdeco.channels.data import Address
 from wsdeco.observe.access import AccessLog
 from wsdeco.observe.floods import FloodFilter
@@ -537,7 +537,8 @@ def test_the_command_line_shows_connections_as_it_is_told(options: list[str], fi
     assert log.count("[accepted]") == 1
     assert log.count("4001 by client") == 1
     if "json" in options:
-        assert json.loads(banner)["event"] == "serving"
+        serving = json.loads(banner)
+        assert (serving["event"], serving["compiled"]) == ("serving", COMPILED)
         assert rest == ""
         assert [json.loads(line)["event"] for line in log.splitlines()] == ["accepted", "ended"]
     else:

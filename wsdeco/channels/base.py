@@ -19,6 +19,7 @@ from wsdeco.channels.data import Address, Data, HeaderItems
 from wsdeco.channels.observer import Observer
 from wsdeco.channels.packed_request import PackedRequest
 from wsdeco.clock import Clock, Deadline
+from wsdeco.compiled import mypyc_attr
 from wsdeco.config import ConnectionConfig
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, Error, Unknown
 from wsdeco.wire.outgoing import Encoded
@@ -101,6 +102,7 @@ class RouteRoom(Membership, Protocol):
     key: str
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Channel(ABC):
     """One connection as the lifecycle sees it.
 
@@ -325,7 +327,9 @@ class Channel(ABC):
             return 0
         new = len(inbox) - skip
         # The newest message is the first of the list.
-        kept = [data for data in reversed(inbox[:new]) if data is None or keep(data)]
+        newest: list[Any] = inbox[:new]
+        newest.reverse()
+        kept = [data for data in newest if data is None or keep(data)]
         # `keep` may have closed the channel.
         if self._inbox is inbox and len(kept) < new:
             left = kept[::-1] + inbox[new:]

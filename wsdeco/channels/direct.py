@@ -18,6 +18,7 @@ from wsdeco.channels.data import Data, HeaderItems, checked_headers, exceeds, pa
 from wsdeco.channels.extension import extension_of, wire_options
 from wsdeco.channels.packed_request import PackedRequest
 from wsdeco.clock import Clock, Deadline
+from wsdeco.compiled import mypyc_attr
 from wsdeco.config import ConnectionConfig
 from wsdeco.reasons import Close, DisconnectReason, Unknown
 from wsdeco.wire.contract import Connection
@@ -44,6 +45,7 @@ def direct_connection(scope: Scope, receive: Receive, send: Send) -> Connection 
     return extension.yield_connection(receive, send)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class DirectChannel(Channel):
     """A channel that is the protocol's receiver."""
 

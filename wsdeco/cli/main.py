@@ -8,6 +8,7 @@ from typing import Final, NoReturn
 import click
 
 from wsdeco import __version__
+from wsdeco.compiled import FORM
 
 __all__ = ["main"]
 
@@ -40,7 +41,7 @@ class _Commands(click.Group):
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100},
 )
-@click.version_option(__version__, message="%(prog)s %(version)s")
+@click.version_option(__version__, message=f"%(prog)s %(version)s ({FORM})")
 def _program() -> None:
     """Serve WebSocket handlers."""
 

@@ -11,6 +11,7 @@ from dataclasses import fields
 from types import FunctionType
 from typing import Final, cast
 
+from wsdeco.compiled import COMPILED, FORM
 from wsdeco.config import DEFAULT_CONFIG, ConnectionConfig
 from wsdeco.routing.application import Application, not_found_of
 from wsdeco.routing.registry import RouteInfo
@@ -36,7 +37,8 @@ def print_banner(server: Server, hint: str) -> None:
 
 def _as_json(server: Server) -> str:
     routes = [{"kind": each.kind, "path": each.path, "name": each.name} for each in server.app.route_infos]
-    return json.dumps({"event": "serving", "http": server.http_url, "ws": server.ws_url, "routes": routes})
+    urls = {"http": server.http_url, "ws": server.ws_url}
+    return json.dumps({"event": "serving", **urls, "compiled": COMPILED, "routes": routes})
 
 
 def _as_text(server: Server, hint: str) -> list[str]:
@@ -49,7 +51,7 @@ def _as_text(server: Server, hint: str) -> list[str]:
     console = not_found_of(server.app).console_path
     if console is not None:
         lines += ["", f"Console: {server.http_url}{console}"]
-    return [*lines, "", hint]
+    return [*lines, "", f"wsdeco is {FORM}.", hint]
 
 
 def route_lines(app: Application) -> list[str]:

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from typing import Final, cast
 
+from wsdeco.compiled import mypyc_attr
 from wsdeco.messages import Data
 from wsdeco.transport.shared import Shared
 from wsdeco.wire.incoming import Framing
@@ -37,6 +38,7 @@ _PAUSES_AFTER_WRITELINES: Final = not (
 bytes wait for it."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Outgoing(asyncio.Protocol, ABC):
     """What a connection sends.
 

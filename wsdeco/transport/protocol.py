@@ -36,6 +36,7 @@ from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string,
 from uvicorn.server import ServerState
 
 from wsdeco.clock import Clock, Deadline
+from wsdeco.compiled import mypyc_attr
 from wsdeco.config import Compression
 from wsdeco.reasons import Close, CloseCode, Unknown, check_close_code, printable
 from wsdeco.transport.asgi import AsgiCycle, PeerName, scope_of, task_free_start
@@ -66,6 +67,7 @@ _LINGER: Final = 2.0
 _logger = logging.getLogger("uvicorn.error")
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class WebSocketProtocol(Outgoing):
     """One connection, from the replayed handshake to the loss of the transport.
 

@@ -35,6 +35,7 @@ from websockets import frames
 from websockets.exceptions import PayloadTooBig, ProtocolError
 from websockets.frames import Opcode
 
+from wsdeco.compiled import mypyc_attr
 from wsdeco.messages import Data
 from wsdeco.reasons import Close, CloseCode
 from wsdeco.wire.deflate import Deflate
@@ -92,6 +93,7 @@ class _Fault(Exception):
         self.reason = reason
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Framing:
     """One connection's framing, from the bytes after the handshake to the peer's close frame.
 
@@ -175,7 +177,9 @@ class Framing:
                     # The loop below finds it again, and ends the input.
                     pass
         messages: list[Data] = []
-        if self.ended is not None:
+        # By a name of its own: mypy would take it that nothing below ends the input, and mypyc would count on that.
+        ended = self.ended
+        if ended is not None:
             return messages
         chunk: bytes | bytearray = data
         position = 0

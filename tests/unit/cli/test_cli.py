@@ -16,6 +16,7 @@ import wsdeco
 from tests.support.programs import Program, client, receive, taken_port, workers_of
 from wsdeco import App, launch
 from wsdeco.cli.main import main
+from wsdeco.compiled import FORM
 from wsdeco.server import loading
 from wsdeco.server.loading import Reference
 
@@ -263,7 +264,7 @@ def test_help_shows_every_option_and_examples(capsys: pytest.CaptureFixture[str]
     assert "wsdeco run app.py --workers 4 " in said
     assert "default: 8000" in " ".join(said.split())
     assert refusal("--version") == (0, "")
-    assert re.fullmatch(r"wsdeco \d+\.\d+\.\d+\n", capsys.readouterr().out)
+    assert re.fullmatch(rf"wsdeco \d+\.\d+\.\d+ \({FORM}\)\n", capsys.readouterr().out)
 
 
 def test_options_may_stand_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

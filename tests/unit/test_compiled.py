@@ -1,0 +1,37 @@
+"""The two forms of the package: what tells them apart, and what must not."""
+
+import inspect
+from types import FunctionType
+from typing import Any
+
+import pytest
+
+import wsdeco
+from wsdeco.channels.base import Channel
+from wsdeco.channels.direct import DirectChannel
+from wsdeco.compiled import mypyc_attr
+from wsdeco.transport.protocol import WebSocketProtocol
+from wsdeco.wire.incoming import Framing
+from wsdeco.wire.outgoing import encode_message
+
+
+def test_it_is_told_which_form_runs() -> None:
+    assert wsdeco.COMPILED is not isinstance(encode_message, FunctionType)
+
+
+def test_what_is_said_to_the_compiler_changes_nothing_in_python() -> None:
+    class Plain:
+        pass
+
+    assert mypyc_attr(allow_interpreted_subclasses=True)(Plain) is Plain
+
+
+@pytest.mark.parametrize("base", [Channel, DirectChannel, Framing, WebSocketProtocol])
+def test_classes_can_be_derived_from(base: type) -> None:
+    assert issubclass(type("Derived", (base,), {}), base)
+
+
+@pytest.mark.parametrize("function", [encode_message, Framing.receive, WebSocketProtocol.accept])
+def test_functions_keep_their_documentation(function: Any) -> None:
+    assert inspect.getdoc(function)
+    assert inspect.signature(function).parameters
