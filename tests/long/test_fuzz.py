@@ -28,9 +28,9 @@ from tests.support.in_memory import REQUEST, FakeClock, FakeTransport, make_conf
 from wsdeco import App, ConnectionConfig
 from wsdeco.channels.direct import DirectChannel
 from wsdeco.clock import Clock
+from wsdeco.protocol import WebSocketProtocol
 from wsdeco.reasons import CloseCode
 from wsdeco.transport.asgi import AsgiCycle
-from wsdeco.transport.protocol import WebSocketProtocol
 from wsdeco.wire.incoming import Framing
 
 pytestmark = pytest.mark.usefixtures("no_errors_logged")

@@ -24,7 +24,7 @@ from websockets.streams import StreamReader
 from tests.support import client_frames as wire
 from tests.support.client_frames import BINARY, CONT, PING, PONG, TEXT, client_frame
 from tests.support.in_memory import Session, request, settle
-from wsdeco.transport.protocol import WebSocketProtocol
+from wsdeco.protocol import WebSocketProtocol
 from wsdeco.wire.outgoing import encode_close, encode_message
 
 REQUEST = request("sec-websocket-protocol: a, b", "x-name: caf\xe9", "x-name: two")

@@ -12,7 +12,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from wsdeco.clock import Clock
-from wsdeco.transport.protocol import WebSocketProtocol
+from wsdeco.protocol import WebSocketProtocol
 
 REQUEST = (
     b"GET /chat?x=1 HTTP/1.1\r\nhost: example.com\r\nupgrade: websocket\r\nconnection: Upgrade\r\n"
@@ -118,8 +118,7 @@ class FakeTransport(asyncio.Transport):
         return self.protocol
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        assert isinstance(protocol, asyncio.Protocol)
-        self.protocol = protocol
+        self.protocol = cast(asyncio.Protocol, protocol)
 
     def is_closing(self) -> bool:
         return self.closing

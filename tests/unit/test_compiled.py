@@ -1,5 +1,6 @@
 """The two forms of the package: what tells them apart, and what must not."""
 
+import gc
 import inspect
 from types import FunctionType
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 import wsdeco
+from tests.support.in_memory import Session
 from wsdeco.channels.base import Channel
 from wsdeco.channels.direct import DirectChannel
 from wsdeco.compiled import mypyc_attr
@@ -29,6 +31,14 @@ def test_what_is_said_to_the_compiler_changes_nothing_in_python() -> None:
 @pytest.mark.parametrize("base", [Channel, DirectChannel, Framing, WebSocketProtocol])
 def test_classes_can_be_derived_from(base: type) -> None:
     assert issubclass(type("Derived", (base,), {}), base)
+
+
+async def test_the_collector_sees_what_is_kept_once() -> None:
+    session = Session(wsdeco.App())
+    assert [each for each in gc.get_referents(session.protocol) if each is session.transport] == [session.transport]
+    assert gc.is_tracked(session.protocol)
+    assert not hasattr(session.protocol, "__dict__")
+    await session.end()
 
 
 @pytest.mark.parametrize("function", [encode_message, Framing.receive, WebSocketProtocol.accept])

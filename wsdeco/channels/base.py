@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, Protocol, TypeVar
 
@@ -103,7 +103,7 @@ class RouteRoom(Membership, Protocol):
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-class Channel(ABC):
+class Channel(metaclass=ABCMeta):
     """One connection as the lifecycle sees it.
 
     Attributes:
@@ -124,7 +124,6 @@ class Channel(ABC):
     """
 
     __slots__ = (
-        "__weakref__",
         "_addr",
         "_departure",
         "_inbox",

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final, cast
 
@@ -300,6 +301,6 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
     def _pass_on(self, early: bytes) -> None:
         # uvicorn has handed the transport to the WebSocket protocol, by `set_protocol`.
         self._response.discard(self)
-        protocol = self.transport.get_protocol()
-        if early and isinstance(protocol, asyncio.Protocol) and not self.transport.is_closing():
-            protocol.data_received(early)
+        receive: Callable[[bytes], None] | None = getattr(self.transport.get_protocol(), "data_received", None)
+        if early and receive is not None and not self.transport.is_closing():
+            receive(early)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from collections import OrderedDict
 from typing import Final, cast
 
@@ -39,7 +39,7 @@ bytes wait for it."""
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-class Outgoing(asyncio.Protocol, ABC):
+class Outgoing(metaclass=ABCMeta):
     """What a connection sends.
 
     Args:
@@ -77,6 +77,13 @@ class Outgoing(asyncio.Protocol, ABC):
         self.closed: bool = False
         self.write_paused: bool = False
         self.senders_wait: bool = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport that uvicorn's HTTP class has owned."""
+        self.transport = cast(asyncio.Transport, transport)
+
+    def _end_sending(self) -> None:
+        self.closed = True
 
     def pause_writing(self) -> None:
         """Stop writing: the transport's buffer is full."""

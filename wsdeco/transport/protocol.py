@@ -110,9 +110,6 @@ class WebSocketProtocol(Outgoing):
         "scope",
     )
 
-    closed: bool
-    transport: asyncio.Transport
-
     def __init__(
         self,
         config: Config,
@@ -147,10 +144,10 @@ class WebSocketProtocol(Outgoing):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport that uvicorn's HTTP class has owned."""
-        self.transport = cast(asyncio.Transport, transport)
+        super().connection_made(transport)
         # A transport says once that it is full: if it has, uvicorn's flow control knows it, and nobody else will.
         owner: Any = self.transport.get_protocol()
-        self.transport.set_protocol(self)
+        self.transport.set_protocol(cast(Any, self))
         if hasattr(owner, "flow") and owner.flow.write_paused:
             self.pause_writing()
         self._server_state.connections.add(cast(Any, self))
@@ -184,7 +181,7 @@ class WebSocketProtocol(Outgoing):
         self._server_state.connections.discard(cast(Any, self))
         self._shared.departures.discard(self)
         self._stop_timers()
-        self.closed = True
+        self._end_sending()
         self._buffer = None
         self._outbox = None
         self._outbox_size = 0
@@ -531,7 +528,7 @@ class WebSocketProtocol(Outgoing):
             shut()
 
     def _shut_output(self) -> None:
-        self.closed = True
+        self._end_sending()
         self.flush(even_if_paused=True)
         self._stop_timers()
         self._let_send()
