@@ -62,9 +62,22 @@ class BrokerProcess:
         """Let it stand still, as a machine that hangs."""
         self.process.send_signal(signal.SIGSTOP)
         try:
+            # Each of its threads goes on until one of them has taken the signal.
+            while not self._is_stopped():
+                time.sleep(0.001)
             yield
         finally:
             self.process.send_signal(signal.SIGCONT)
+
+    def _is_stopped(self) -> bool:
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        if not tasks.exists():
+            return True
+        # The state of a thread stands behind its name, which is in parentheses.
+        with contextlib.suppress(OSError):
+            return all(each.read_text("utf-8").rpartition(")")[2].split()[0] == "T" for each in tasks.glob("*/stat"))
+        # One has ended meanwhile.
+        return False
 
 
 def _free_port() -> int:
