@@ -1705,3 +1705,33 @@ def test_a_program_that_cannot_serve_says_why_in_one_line(tmp_path: Path) -> Non
     assert ended.code == 1
     assert ended.output == ""
     assert ended.errors == (f"port {port} on 127.0.0.1 is taken: stop what uses it, or write ws.run(port={port + 1})\n")
+
+
+FAILING: Final = """
+from wsdeco import ws
+
+@ws.route("/")
+async def fails():
+    raise RuntimeError("always")
+
+ws.run(port=0)
+"""
+
+
+def test_a_flood_of_requests_that_are_wrong_or_fail_is_summed_up(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(FAILING, "utf-8")
+    program = Program(tmp_path, "app.py")
+    try:
+        port = int(program.expect(r"Serving http://127.0.0.1:(\d+)")[1])
+        for request in (b"GARBAGE\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"):
+            for _ in range(100):
+                with socket.create_connection(("127.0.0.1", port)) as peer:
+                    peer.sendall(request)
+                    assert peer.recv(100)
+        said = program.expect_words("more like this in the last second: Invalid")
+        program.send_signal(signal.SIGTERM)
+        said += program.end().errors.splitlines()
+    finally:
+        program.discard()
+    for line in ("Invalid HTTP request received.", "RuntimeError: always"):
+        assert 0 < len([each for each in said if each.endswith(line)]) < 50

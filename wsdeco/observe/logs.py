@@ -56,14 +56,20 @@ def watch(app: Application, config: Config, *, is_shown: bool) -> None:
     if access.level == logging.NOTSET:
         access.setLevel(logging.INFO)
     for each in (wsdeco, access):
-        if not any(isinstance(known, FloodFilter) for known in each.filters):
-            # Before tracebacks are made printable, which costs more.
-            each.filters.insert(0, FloodFilter())
+        _sum_up_floods(each)
     logging.getLogger("asyncio").addFilter(PRINTABLE_TRACEBACKS)
     logging.getLogger("uvicorn.access").addFilter(PRINTABLE_ARGUMENTS)
     if not is_shown or logging.getLogger().handlers:
         # The program has said where the log goes.
         return
+    # Peers make those of uvicorn as well: requests that break HTTP, and routes that fail.
+    _sum_up_floods(logging.getLogger("uvicorn.error"))
     # uvicorn sets the level that it was told on this one; that of its root stays INFO.
     wsdeco.setLevel(logging.getLogger("uvicorn.error").level)
     wsdeco.handlers = logging.getLogger("uvicorn").handlers.copy()
+
+
+def _sum_up_floods(logger: logging.Logger) -> None:
+    if not any(isinstance(known, FloodFilter) for known in logger.filters):
+        # Before tracebacks are made printable, which costs more.
+        logger.filters.insert(0, FloodFilter())
