@@ -74,6 +74,24 @@ if __name__ == "__main__":
 """
 """For uvicorn as it comes."""
 
+CHANGING: Final = """
+import time
+from wsdeco import ws
+
+VERSION = "0"
+
+@ws.handler("/ws")
+class Member:
+    async def on_connect(self, addr, sink):
+        await sink.send(VERSION)
+
+    async def on_message(self, text):
+        while True:
+            time.sleep(0.01)
+
+ws.run(port=0, reload=True, access_log=False)
+"""
+
 ROLLING: Final = """
 import os
 
@@ -166,6 +184,33 @@ def test_a_hundred_restarts_in_a_row_leave_nothing_behind(kind: Literal["rolling
     restarted = restart_again_and_again(tmp_path, kind, 100)
     measured(f"a hundred restarts, {kind}", **restarted._asdict())
     assert restarted.memory < 4 << 20
+
+
+async def test_changed_code_serves_soon_in_spite_of_a_hundred_connections_and_a_stuck_hook(tmp_path: Path) -> None:
+    seconds: list[float] = []
+    with running(tmp_path, CHANGING) as program:
+        url = await asyncio.to_thread(program.url)
+        await asyncio.to_thread(program.expect, "Press Ctrl-C")
+        source = tmp_path / "program.py"
+        for version in "12345":
+            clients = [await dial(f"{url}/ws", proxy=None, open_timeout=PATIENCE) for _ in range(100)]
+            await clients[0].send("stick")
+            source.write_text(source.read_text("utf-8").replace(f'"{int(version) - 1}"', f'"{version}"'), "utf-8")
+            began = time.monotonic()
+            while True:
+                # The loop of the old process is stuck, so one that it has taken gets no answer.
+                with suppress(OSError, InvalidHandshake, ConnectionClosed):
+                    async with dial(f"{url}/ws", proxy=None, open_timeout=0.2) as client:
+                        if await client.recv() == version:
+                            break
+            seconds.append(time.monotonic() - began)
+            await asyncio.to_thread(program.expect_words, "the worker processes have been replaced")
+            for client in clients:
+                await client.close()
+        program.send_signal(signal.SIGTERM)
+        await asyncio.to_thread(program.end)
+    measured("changed code", seconds=[round(each, 2) for each in seconds])
+    assert max(seconds) < 2
 
 
 class Members:
