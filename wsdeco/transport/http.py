@@ -298,6 +298,20 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
         # Java's HTTP client and `curl --http2` ask for an upgrade with each request: no reason to warn.
         pass
 
+    def _has_room_to_upgrade(self) -> bool:
+        """Return whether the response before an upgrade is out of the way; otherwise the connection ends with it."""
+        if self._answering:
+            # Both would write to the transport at once.
+            self._end_after_response()
+            return False
+        if self._flow.write_paused:
+            # What the peer does not read of them would be held beside all that a WebSocket may hold.
+            self._deaf = True
+            self._end_head()
+            self.transport.close()
+            return False
+        return True
+
     def _pass_on(self, early: bytes) -> None:
         # uvicorn has handed the transport to the WebSocket protocol, by `set_protocol`.
         self._response.discard(self)

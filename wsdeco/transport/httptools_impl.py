@@ -179,9 +179,7 @@ class BoundedHttpToolsProtocol(BoundedHttpProtocol, HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection to the WebSocket protocol. uvicorn calls it when it handles HttpParserUpgrade."""
-        if self._answering:
-            # Both would write to the transport at once.
-            self._end_after_response()
+        if not self._has_room_to_upgrade():
             return
         if self.scope["http_version"] != "1.1":
             self._refuse(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "A WebSocket handshake needs HTTP/1.1.")

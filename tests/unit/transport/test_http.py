@@ -499,19 +499,25 @@ async def test_a_response_that_nobody_reads_does_not_hold_up_the_end_of_the_serv
         await soon(stopping)
 
 
-@pytest.mark.parametrize("tested", [HttpProtocol, BoundedH11Protocol, HttpToolsProtocol])
-async def test_a_websocket_behind_a_response_that_is_not_read_waits_for_its_peer(
-    tested: type[asyncio.Protocol],
-) -> None:
-    world = World(tested)
+async def test_an_upgrade_behind_a_response_that_is_not_read_ends_the_connection(world: World) -> None:
+    async with world.serve() as server, dial(server) as peer:
+        await asks_for_much(world, peer)
+        before = world.received
+        await peer.write(handshake("/ws") + text("hello"))
+        await until(lambda: world.received > before)
+        assert await response(peer) == BIG
+        await peer.at_end()
+    assert world.served == ["GET /big"]
+
+
+async def test_with_the_http_class_of_uvicorn_it_waits_for_its_peer() -> None:
+    world = World(HttpToolsProtocol)
     async with world.serve() as server, dial(server) as peer:
         transport = await asks_for_much(world, peer)
         await peer.write(handshake("/ws"))
         await until(lambda: world.served == ["GET /big", "WEBSOCKET /ws"])
         protocol: Any = transport.get_protocol()
         assert protocol.write_paused
-        # The deadline of the response is none of the WebSocket.
-        await world.clock.advance(60)
         assert await response(peer) == BIG
         assert await peer.status() == 101
         await peer.write(text("hello"))
