@@ -133,7 +133,8 @@ class ConnectionConfig:
             refused with HTTP 429. A client is an address as the server trusts it, so behind a proxy let it trust the
             proxy's header fields; of IPv6 it is the /64 network. `None` sets no limit.
         client: Says who a client is, in the place of the address: a function of the request (Starlette's
-            `HTTPConnection`) that returns a `str` or an `int`, such as the id of a user or an API key.
+            `HTTPConnection`) that returns a `str` or an `int`, such as the id of a user or an API key. It may refuse
+            the handshake with Starlette's `HTTPException`, as `__init__` may.
         max_connection_duration: Life of a connection from its upgrade; then it is closed with 1001 and a hook
             that still runs is cancelled. `None` sets no limit.
         idle_timeout: Time without an incoming frame after which the connection is closed with 1001; it never

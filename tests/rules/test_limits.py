@@ -4,10 +4,11 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, suppress
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import pytest
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
@@ -114,9 +115,42 @@ async def test_who_cannot_be_told_is_refused_and_the_log_says_why_once(
         found = {"none": "NoneType", "bool": "bool"}[fault]
         assert str(error.exc_info[1]) == (
             f"client returned {found}, and not who the client is: return a str or an int, such as the id of a user, or "
-            "request.client.host where there is none"
+            "request.client.host where there is none, or raise HTTPException(401)"
         )
     take_errors(caplog)
+    assert (slots_of(app).taken, slots_of(app).by_client) == (0, {})
+    assert journal.ended()
+
+
+def refuses(request: HTTPConnection) -> NoReturn:
+    raise HTTPException(401, "who are you?", {"WWW-Authenticate": "Bearer"})
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_who_a_client_is_may_be_asked_of_it(stack: Stack, late: bool, caplog: pytest.LogCaptureFixture) -> None:
+    journal, refusals = Journal(), Refusals()
+    app = App()
+    context_of(app).observe(refusals)
+    app.add(
+        "/ws",
+        Recorder,
+        factory=lambda _: Recorder(journal),
+        max_connections_per_client=2,
+        client=refuses,
+        refuse_after_upgrade=late,
+    )
+    async with stack.serve(app) as server:
+        if late:
+            async with server.connect("/ws") as peer:
+                assert await closing(peer) == Close(4401, "who are you?", by="server")
+        else:
+            refused = await refusal(server, "/ws")
+            if refused.status != 403:
+                # A server without the denial extension of ASGI answers 403 to everything.
+                assert (refused.status, refused.headers["www-authenticate"]) == (401, "Bearer")
+                assert refused.body == b"who are you?"
+    assert refusals.seen == [(401, "handler")]
+    assert [each for each in caplog.records if each.levelno >= logging.ERROR] == []
     assert (slots_of(app).taken, slots_of(app).by_client) == (0, {})
     assert journal.ended()
 

@@ -81,6 +81,6 @@ def _checked(client: object) -> str:
     if isinstance(client, bool) or not isinstance(client, str | int):
         raise TypeError(
             f"client returned {type(client).__name__}, and not who the client is: return a str or an int, such as "
-            "the id of a user, or request.client.host where there is none"
+            "the id of a user, or request.client.host where there is none, or raise HTTPException(401)"
         )
     return str(client)

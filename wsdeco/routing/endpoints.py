@@ -6,8 +6,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Final, NoReturn
 
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
 from wsdeco.channels.base import Channel
@@ -166,17 +168,32 @@ async def serve(channel: Channel, factory: Factory, admission: Admission, connec
     # Nothing is awaited before this, so that the slot comes first.
     ticket = _closing(connections) if connections.closing else admission.admit(channel.request.scope)
     if isinstance(ticket, Refusal):
-        await _turn_away(channel, ticket, admission.name)
+        if isinstance(ticket.failure, HTTPException):
+            # `client` refuses, and the answer is what it would be if `__init__` did.
+            await _run(channel, _raising(ticket.failure), admission.name, connections)
+        else:
+            await _turn_away(channel, ticket, admission.name)
         return
     try:
-        connection = ReadingLifecycle(channel, factory, admission.name)
-        connections.add(connection)
-        try:
-            await connection.run()
-        finally:
-            connections.discard(connection)
+        await _run(channel, factory, admission.name, connections)
     finally:
         ticket.give_back()
+
+
+async def _run(channel: Channel, factory: Factory, name: str, connections: LiveConnections) -> None:
+    connection = ReadingLifecycle(channel, factory, name)
+    connections.add(connection)
+    try:
+        await connection.run()
+    finally:
+        connections.discard(connection)
+
+
+def _raising(exc: HTTPException) -> Factory:
+    def make(_connection: HTTPConnection) -> NoReturn:
+        raise exc
+
+    return make
 
 
 def _closing(connections: LiveConnections) -> Refusal:
