@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -672,6 +673,33 @@ async def test_a_limit_for_each_client_holds_over_all_workers_also_after_one_is_
         async with storm(ann, 40, 429) as again, storm(bob, 40, 429) as more:
             assert count(again) == len(killed)
             assert count(more) == 10 + len(others.get(victim, []))
+
+
+# Their clients.
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux deals clients out to several sockets")
+def test_each_worker_gets_its_share_of_the_clients(shared: Shared) -> None:
+    taken: Counter[str] = Counter()
+    for _ in range(200):
+        with client(f"{shared.url}/ws") as connection:
+            taken[str(receive(connection)).partition(" ")[0]] += 1
+    assert len(taken) == 4
+    assert min(taken.values()) >= 25
+
+
+def test_nobody_waits_for_a_worker_that_hangs(tmp_path: Path) -> None:
+    source = f"serving._MARGIN = foreground.NOTICE = 0.1\nsupervisor._MARGIN = 1\n{RUN}"
+    with running(tmp_path, source) as program:
+        url = program.url()
+        with one_client_each(url, 2) as clients:
+            stuck, _ = clients
+            clients[stuck].send("block")
+            program.expect("blocking")
+            for _ in range(20):
+                with client(f"{url}/ws") as connection:
+                    assert str(receive(connection)).partition(" ")[0] != str(stuck)
+        end(program)
 
 
 # Their rooms.

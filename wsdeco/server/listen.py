@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
+from itertools import chain
 from typing import Final, TypeAlias, cast
 
 from wsdeco.origins import is_loopback
@@ -27,6 +29,9 @@ _TRIES: Final = 5
 _NOT_HERE: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 """What the addresses of a machine fail with elsewhere, and those of a family that this machine does not have."""
 
+_DEALS_OUT: Final = sys.platform == "linux"
+"""Whether SO_REUSEPORT deals connections out to all sockets of an address, and not to the last one alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
@@ -36,6 +41,7 @@ class Listeners:
         host: The host to put into a URL; empty where the first socket is a Unix socket.
         port: The port of all of them, or of the first; 0 where that is a Unix socket.
         sockets: The sockets.
+        others: Those of the other worker processes, which have sockets of their own at the same addresses.
         process: The process that has opened them. Workers have them as well, and so do children that hooks fork.
         path: The file of the first one, if it is a Unix socket.
         is_inherited: Another program has opened them, and goes on listening when this one has ended.
@@ -44,6 +50,7 @@ class Listeners:
     host: str
     port: int
     sockets: list[socket.socket]
+    others: list[list[socket.socket]] = field(default_factory=list)
     process: int = field(default_factory=os.getpid)
     path: str = ""
     is_inherited: bool = False
@@ -77,9 +84,20 @@ class Listeners:
                 with suppress(OSError):
                     each.shutdown(socket.SHUT_RDWR)
 
+    def of_worker(self, place: int) -> Listeners:
+        """Return the same from the view of one of the worker processes.
+
+        Args:
+            place: Which of them, from 0 on.
+        """
+        if not self.others:
+            return self
+        shares = [self.sockets, *self.others]
+        return replace(self, sockets=shares.pop(place), others=shares)
+
     def close(self) -> None:
         """Close the sockets."""
-        for each in self.sockets:
+        for each in chain(self.sockets, *self.others):
             each.close()
 
     def remove(self) -> None:
@@ -111,13 +129,17 @@ def check_address(host: object, port: object) -> None:
         raise ValueError(f"port must be from 0 (any that is free) to 65535, not {port}")
 
 
-def listen(host: str, port: int, backlog: int) -> Listeners:
+def listen(host: str, port: int, backlog: int, processes: int = 1) -> Listeners:
     """Listen on every address that `host` stands for.
+
+    On Linux each of several processes has sockets of its own, to which the kernel deals out the clients evenly: with a
+    socket for all of them, whoever wakes first takes what comes. One that is not listened on yet gets none.
 
     Args:
         host: A name or an IP address.
         port: The TCP port; 0 for any that is free.
         backlog: Connections that may wait to be accepted.
+        processes: How many processes are to accept them.
 
     Raises:
         ServerError: That is not possible; the text is one line.
@@ -125,6 +147,8 @@ def listen(host: str, port: int, backlog: int) -> Listeners:
     try:
         addresses = _addresses(host, port)
         sockets = _listen_on_any_port(addresses, backlog) if port == 0 else _listen_on_all(addresses, port, backlog)
+        # Now nobody else has the port, which sockets that may share it would not tell.
+        sockets, *others = _dealt_out(sockets, processes, backlog) if processes > 1 and _DEALS_OUT else (sockets,)
     except OSError as exc:
         raise ServerError(_explain(exc, host, port)) from exc
     if not sockets:
@@ -133,7 +157,37 @@ def listen(host: str, port: int, backlog: int) -> Listeners:
             "0.0.0.0 for all its addresses, or one of these"
         )
     name = sockets[0].getsockname()
-    return Listeners(_url_host(host, name[0]), name[1], sockets)
+    return Listeners(_url_host(host, name[0]), name[1], sockets, others)
+
+
+def _dealt_out(sockets: list[socket.socket], processes: int, backlog: int) -> list[list[socket.socket]]:
+    """Close the sockets, and return others at their addresses for each process; those of the first one listen."""
+    places = [(each.family, each.getsockname()) for each in sockets]
+    for each in sockets:
+        each.close()
+    shares = [[_sharing(family) for family, _ in places] for _ in range(processes)]
+    try:
+        for share in shares:
+            for each, (_, place) in zip(share, places, strict=True):
+                each.bind(place)
+        for each in shares[0]:
+            each.listen(backlog)
+    except OSError:
+        for each in chain(*shares):
+            each.close()
+        raise
+    return shares
+
+
+def _sharing(family: socket.AddressFamily) -> socket.socket:
+    """Return a socket that may be bound to the same address as others of this user."""
+    made = socket.socket(family)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if family == socket.AF_INET6:
+        # As `create_server` has it: IPv4 is an address of its own.
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    return made
 
 
 def _listen_on_any_port(addresses: list[_Address], backlog: int) -> list[socket.socket]:

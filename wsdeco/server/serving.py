@@ -22,6 +22,7 @@ from wsdeco.routing.application import Application, context_of, draining_of, not
 from wsdeco.routing.draining import WarningFunction, call_warning
 from wsdeco.server.descriptors import Descriptors
 from wsdeco.server.listen import Listeners, inherit, inherit_activated, listen, listen_on
+from wsdeco.server.neighbours import Neighbours
 from wsdeco.server.own import OwnOptions
 from wsdeco.server.proxies import trust_local_peers
 from wsdeco.server.threads import HookThreads
@@ -123,6 +124,7 @@ class Server(uvicorn.Server):
         self.ended: threading.Event = threading.Event()
         self._grace = config.timeout_graceful_shutdown
         self.descriptors: Descriptors = Descriptors()
+        self._neighbours = Neighbours([], asyncio.Protocol, {}, self.descriptors)
 
     @property
     def http_url(self) -> str:
@@ -157,8 +159,11 @@ class Server(uvicorn.Server):
         drain = draining_of(self.app).time(self.own.drain_timeout, self.own.drain_delay)
         return drain + _whole_seconds(max(connections, grace)) + grace + _POLLING + 3 * _LEFTOVERS + _MARGIN
 
-    def listen(self) -> None:
+    def listen(self, processes: int = 1) -> None:
         """Open the sockets, or take over those that another program has opened.
+
+        Args:
+            processes: How many processes are to accept clients.
 
         Raises:
             ServerError: That is not possible.
@@ -169,7 +174,7 @@ class Server(uvicorn.Server):
         elif own.fd is not None:
             self.listeners = inherit(own.fd)
         else:
-            self.listeners = inherit_activated() or listen(config.host, config.port, config.backlog)
+            self.listeners = inherit_activated() or listen(config.host, config.port, config.backlog, processes)
         self._note_place()
 
     def _note_place(self) -> None:
@@ -236,12 +241,14 @@ class Server(uvicorn.Server):
             at_once = min(config.backlog, _ACCEPTED_AT_ONCE)
             self.servers.append(await loop.create_server(protocol, sock=listener, backlog=at_once, **tls))
             listener.listen(config.backlog)
+        self._neighbours = Neighbours(self.listeners.others, protocol, tls, self.descriptors)
         self.started = True
         self.on_start()
 
     async def on_tick(self, counter: int) -> bool:
         """Do what has to be done now and then; return whether to end."""
         self.descriptors.look()
+        self._neighbours.look()
         for tick in self.ticks:
             try:
                 tick()
@@ -257,8 +264,7 @@ class Server(uvicorn.Server):
         if self.is_replaced:
             # Other processes accept from now on; this one answers what it has accepted already.
             delay = _ARRIVING
-            for server in self.servers:
-                server.close()
+            self._stop_accepting()
         warn = call_warning if self.parent is None else self.parent.warn
         draining = draining_of(self.app)
         drain = asyncio.create_task(
@@ -276,8 +282,7 @@ class Server(uvicorn.Server):
         grace = self.grace
         grace_over = loop.time() + grace
         self.listeners.refuse()
-        for server in self.servers:
-            server.close()
+        self._stop_accepting()
         await self.app.shut_down()
         self.config.timeout_graceful_shutdown = _whole_seconds(grace_over - loop.time())
         patience = asyncio.timeout(self.config.timeout_graceful_shutdown + grace + _POLLING)
@@ -286,6 +291,11 @@ class Server(uvicorn.Server):
                 await super().shutdown(sockets)
         if patience.expired():
             logger.error("the lifespan has not ended within %g s and is cancelled", grace)
+
+    def _stop_accepting(self) -> None:
+        self._neighbours.close()
+        for server in self.servers:
+            server.close()
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

@@ -45,6 +45,11 @@ class Task:
 class Worker:
     """One process.
 
+    Args:
+        task: What it is for.
+        number: Its number, from 1 on.
+        place: Which of the places it has, from 0 on: the one before and the one after it share its sockets.
+
     Attributes:
         number: Its number, from 1 on.
         process: The process.
@@ -55,7 +60,7 @@ class Worker:
         limit: Seconds that its end may take, once it has said so.
     """
 
-    def __init__(self, task: Task, number: int) -> None:
+    def __init__(self, task: Task, number: int, place: int) -> None:
         self.number = number
         self.connection: Connection[Any, Any]
         self.connection, theirs = multiprocessing.Pipe()
@@ -68,7 +73,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self.process: SpawnProcess = context.Process(
             target=task.target,
-            args=(Link(theirs, number, task.listeners), *task.arguments),
+            args=(Link(theirs, number, task.listeners.of_worker(place)), *task.arguments),
             name=f"{WORKER_NAME} {number}",
             daemon=False,
         )

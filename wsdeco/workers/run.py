@@ -47,7 +47,7 @@ def run_workers(
     server.claim()
     with ExitStack() as stack:
         stack.callback(server.release)
-        server.listen()
+        server.listen(workers)
         totals = stack.enter_context(_totals(app, workers))
         # Where there are no locks, no memory is handed to processes either.
         board = None if totals is None else stack.enter_context(closing(Board.create(workers + 1)))

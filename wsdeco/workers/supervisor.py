@@ -164,9 +164,9 @@ class Supervisor:
     def _workers(self) -> list[Worker]:
         return [worker for slot in self._slots for worker in slot]
 
-    def _start(self) -> Worker:
+    def _start(self, slot: Slot) -> Worker:
         with _without_interrupts():
-            worker = Worker(self.task, min(self._numbers))
+            worker = Worker(self.task, min(self._numbers), self._slots.index(slot))
         self._numbers.remove(worker.number)
         return worker
 
@@ -177,7 +177,7 @@ class Supervisor:
         for slot in slots:
             if slot.worker is None and slot.next is None and slot.start_at <= now:
                 try:
-                    slot.worker = self._start()
+                    slot.worker = self._start(slot)
                 except OSError as exc:
                     self._note_failed_start(slot, exc)
 
@@ -205,7 +205,7 @@ class Supervisor:
             return
         slot = self._turns.popleft()
         try:
-            slot.next = self._start()
+            slot.next = self._start(slot)
         except OSError as exc:
             self._give_up(f"cannot be started now: {exc}")
 
