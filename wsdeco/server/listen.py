@@ -50,7 +50,7 @@ class Listeners:
     host: str
     port: int
     sockets: list[socket.socket]
-    others: list[list[socket.socket]] = field(default_factory=list)
+    others: list[list[socket.socket]] = field(default_factory=list[list[socket.socket]])
     process: int = field(default_factory=os.getpid)
     path: str = ""
     is_inherited: bool = False

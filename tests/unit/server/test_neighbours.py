@@ -83,14 +83,21 @@ def test_a_port_that_another_program_takes_meanwhile_is_taken(monkeypatch: pytes
 
             def close(self) -> None: ...
 
-        monkeypatch.setattr(socket, "create_server", lambda *_, **__: Closed())
+        def create(*_: object, **__: object) -> Closed:
+            return Closed()
+
+        monkeypatch.setattr(socket, "create_server", create)
         with pytest.raises(ServerError, match="is taken"):
             listen("127.0.0.1", 0, 16, WORKERS)
 
 
 def test_a_name_may_stand_for_addresses_of_both_families(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [(family, socket.SOCK_STREAM, 0, "", address) for family, address in both_families()]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+
+    def look_up(*_: object, **__: object) -> list[Any]:
+        return found
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
     with closing(listen("localhost", 0, 16, WORKERS)) as opened:
         assert len(opened.sockets) == len(found)
         assert [len(share) for share in opened.others] == [len(found)] * (WORKERS - 1)
