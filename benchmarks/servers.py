@@ -238,13 +238,17 @@ class RunningServer:
             if self._process.poll() is not None:
                 raise EndedAtOnce(f"it ended at once: {self.last_words()}")
             with contextlib.suppress(psutil.NoSuchProcess):
-                parent = psutil.Process(self._process.pid)
-                self._tree = [parent, *parent.children(recursive=True)]
+                self.find_processes()
                 if any(self._listens(process) for process in self._tree):
                     close_connections(open_connections(self.port, 1))
                     return
             time.sleep(0.02)
         raise ServerFault(f"it does not listen after {START_TIMEOUT:g} s: {self.last_words()}")
+
+    def find_processes(self) -> None:
+        """Take in which processes it has at this moment."""
+        parent = psutil.Process(self._process.pid)
+        self._tree = [parent, *parent.children(recursive=True)]
 
     def _listens(self, process: psutil.Process) -> bool:
         return any(
@@ -302,12 +306,14 @@ class RunningServer:
 
 
 @contextlib.contextmanager
-def running(server: Server, *, core: int, compression: bool = False, routes: int = 0) -> Generator[RunningServer]:
+def running(
+    server: Server, *, core: int | None, compression: bool = False, routes: int = 0
+) -> Generator[RunningServer]:
     """Start a server on one core, and kill it with all its processes at the end.
 
     Args:
         server: Which one.
-        core: Where it runs.
+        core: Where it runs; `None` for any.
         compression: Have it agree to permessage-deflate.
         routes: How many routes it has besides, which nobody asks for; only wsdeco and Starlette have any.
 
@@ -324,12 +330,12 @@ def running(server: Server, *, core: int, compression: bool = False, routes: int
 
 
 @contextlib.contextmanager
-def _launched(server: Server, core: int, *, compression: bool, routes: int) -> Generator[RunningServer]:
+def _launched(server: Server, core: int | None, *, compression: bool, routes: int) -> Generator[RunningServer]:
     port = free_port()
     command = [*server.command(), "--port", str(port), *(["--compression"] if compression else [])]
     command += ["--routes", str(routes)] if routes else []
     with tempfile.TemporaryFile() as log:
-        with pinned(core):
+        with contextlib.nullcontext() if core is None else pinned(core):
             # The command is one of `SERVERS`. It ends by itself when this end of its standard input is closed.
             process = subprocess.Popen(  # noqa: S603
                 command, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True

@@ -7,7 +7,7 @@ from typing import Final
 from starlette.responses import PlainTextResponse
 
 from benchmarks.peers.common import MAX_MESSAGE_SIZE, Options, parse_options, run_uvicorn
-from wsdeco import Address, App, ConnectionConfig, DisconnectReason, Sink
+from wsdeco import Address, App, Compression, ConnectionConfig, DisconnectReason, Sink
 
 MAX_OUTBOX: Final = 64 * 1024 * 1024
 """Bytes that may wait for a member: a broadcast of the largest message fits, whatever is still on its way."""
@@ -43,6 +43,8 @@ def echo_app(options: Options) -> App:
         app.add(f"/other-{number}", Echo, config=limits)
     app.add("/ws", Echo, config=limits)
     app.add("/rooms/{name}", Echo, config=limits)
+    if options.compression:
+        app.add("/fastest", Echo, config=limits, compression=Compression(level=1))
 
     @app.handler("/binary", config=limits)
     class EchoBinary:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import endings, growth, rooms, typed
+from benchmarks import endings, growth, levels, rooms, typed, workers
 from benchmarks.chart import to_svg
 from benchmarks.loads import Effort
 from benchmarks.report import Run, format_number, table, to_json, to_markdown
@@ -329,6 +329,18 @@ def test_messages_with_types_are_measured(capsys: pytest.CaptureFixture[str]) ->
     typed.main(["--rounds=1", "--seconds=0.05"])
     printed = capsys.readouterr().out
     assert [name for name in typed.HANDLERS if f"| {name} |" in printed] == list(typed.HANDLERS)
+
+
+def test_worker_processes_are_measured(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "COUNTS", (2,))
+    monkeypatch.setattr(workers, "CROWDS", 1)
+    workers.main(["--rounds=1", "--seconds=0.05", "--crowd=50"])
+    assert re.search(r"^\| 2 \| [0-9]+ \| [0-9]+ \| [01]\.[0-9]+ \|$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_the_fastest_level_of_compression_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    levels.main(["--rounds=1", "--seconds=0.05"])
+    assert re.search(r"^\| wsdeco-direct \| [0-9.]+ \|$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_rooms_are_not_measured_without_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:
