@@ -8,7 +8,7 @@ say.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar, Token
 from typing import Any, Final, cast
 
@@ -142,7 +142,9 @@ class _Traced(Observer):
         _call.set(None)
         context.detach(token)
         if exception is not None:
-            span.record_exception(exception)
+            # It may be one that cannot be shown.
+            with suppress(Exception):
+                span.record_exception(exception)
             span.set_attribute("error.type", type(exception).__qualname__)
             span.set_status(StatusCode.ERROR)
         span.end()

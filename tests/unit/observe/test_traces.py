@@ -96,6 +96,31 @@ async def test_a_refused_handshake_is_one_span(exporter: InMemorySpanExporter) -
     assert not span.status.is_ok
 
 
+class UnprintableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("not even this works")
+
+
+async def test_an_exception_that_cannot_be_shown_is_an_error_in_the_span(
+    exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = App(traces=True)
+
+    @app.handler("/ws")
+    class Fails:
+        async def on_message(self, text: str) -> None:
+            raise UnprintableError
+
+    async with connect(app, "/ws") as peer:
+        await peer.send("a")
+        await peer.expect_close(1011)
+    take_errors(caplog)
+    (call,) = named(exporter, "on_message")
+    assert call.attributes is not None
+    assert (call.attributes["error.type"], call.status.is_ok) == ("UnprintableError", False)
+    assert len(named(exporter, "on_disconnect")) == 1
+
+
 def test_a_missing_api_is_named_with_its_extra() -> None:
     program = (
         "import sys; sys.modules['opentelemetry'] = None\nfrom wsdeco import App\n"
