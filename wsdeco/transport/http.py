@@ -187,18 +187,18 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
 
     def shutdown(self) -> None:
         """End the connection because the server stops."""
+        waits = self._response.discard(self)
+        self._response = self._deadlines.last_responses
         if self._silent:
             self.transport.close()
         else:
             cast(Any, super()).shutdown()
-            waits = self._body.discard(self)
+            awaits_body = self._body.discard(self)
             self._body = self._deadlines.last_bodies
-            if waits:
+            if awaits_body:
                 self._await_body()
-            waits = self._response.discard(self)
-            self._response = self._deadlines.last_responses
-            if waits:
-                self._await_reader()
+        if waits or self._closes_tls:
+            self._await_reader()
 
     def _end_head(self) -> None:
         self._head.discard(self)
@@ -244,13 +244,18 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
     def expire_response(self) -> None:
         """End a connection whose peer does not read the response, or hardly."""
         left = self.transport.get_write_buffer_size()
-        if not left or (self._answering and not self._flow.write_paused):
+        if not (left or self._closes_tls) or (self._answering and not self._flow.write_paused):
             # It has read; what is there now has been written since.
             return
         if self._unread - left >= self._response.seconds * _LEAST_RATE:
             self._await_reader()
         else:
             self.transport.abort()
+
+    @property
+    def _closes_tls(self) -> bool:
+        # Such a close() waits for the peer, and nobody tells for how much of what has been encrypted.
+        return self.transport.is_closing() and not self.transport.can_write_eof()
 
     @property
     def _answering(self) -> bool:

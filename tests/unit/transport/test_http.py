@@ -1061,6 +1061,23 @@ async def test_a_response_that_has_been_read_has_no_deadline() -> None:
     await until(lambda: world.served[-1] == "disconnect")
 
 
+@pytest.mark.parametrize("half_closes", [True, False], ids=["TCP", "TLS"])
+@pytest.mark.parametrize("sent", [b"", request("/a")], ids=["silent", "idle"])
+async def test_a_server_that_stops_waits_a_moment_for_peers_on_tls_to_close(sent: bytes, half_closes: bool) -> None:
+    clock, transport = StalledClock(), UnreadTransport(half_closes=half_closes)
+    protocol: Any = connected(transport, clock)
+    transport.protocol = protocol
+    if sent:
+        protocol.data_received(sent)
+        await until(lambda: len(transport.done) > 1)
+    transport.done.clear()
+    protocol.shutdown()
+    assert transport.done == ["close"]
+    clock.fire(at=LINGER)
+    assert transport.done == (["close"] if half_closes else ["close", "abort"])
+    protocol.connection_lost(None)
+
+
 async def test_a_peer_that_resets_leaves_nothing_behind(world: World) -> None:
     async with world.serve() as server:
         for sent in (b"", b"GET /", b"garbage\r\n\r\n", handshake("/ws")):
