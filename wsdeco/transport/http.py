@@ -9,6 +9,7 @@ request for an upgrade in the same segment. Here
 - a head has at most 64 KiB and 128 lines, else the answer is 431;
 - a body that brings less than 500 bytes a second, for ten seconds, ends its connection;
 - so does a peer that takes less than that of a response, for a minute;
+- a response in many pieces takes turns with everything else in the event loop;
 - of requests that are sent without waiting for responses few are parsed, and the others wait as bytes;
 - what follows the head of an upgrade reaches the WebSocket protocol;
 - a request that asks for another upgrade is an ordinary one, with its body (RFC 9110, section 7.8);
@@ -30,6 +31,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final, cast
 
+from starlette.types import ASGIApp
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.server import ServerState
@@ -39,6 +41,7 @@ from wsdeco.transport.deadlines import Deadlines, HttpDeadlines
 from wsdeco.transport.endings import half_close, say_end
 from wsdeco.transport.protocol import WebSocketProtocol
 from wsdeco.transport.shared import shared_of
+from wsdeco.transport.turns import in_turns
 from wsdeco.wire.handshake import read_handshake, refusal_response
 
 __all__ = ["HEADER_LINE_SIZE", "REQUEST_LINE_SIZE", "TOO_LARGE", "BoundedHttpProtocol"]
@@ -79,6 +82,7 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
 
     # Attributes of both of uvicorn's HTTP classes, which log, count and answer with them.
     transport: asyncio.Transport
+    app: ASGIApp
     cycle: Any = None
     """The newest request with its response, or `None`; `shutdown` sets its `keep_alive` as we do."""
 
@@ -139,6 +143,7 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
             transport, uvicorns = self.transport, cast(Any, super())
             uvicorns.__init__(self.config, self.server_state, self.app_state, self.loop)
             uvicorns.connection_made(transport)
+            self.app = in_turns(self.app)
             self._flow = cast(Any, self).flow = _Flow(transport)
         self._take_http(data)
 

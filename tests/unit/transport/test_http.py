@@ -96,7 +96,7 @@ class World:
             await send(start)
             await send({"type": "http.response.body", "body": b"/early"})
             return
-        if scope["path"] in ("/big", "/endless"):
+        if scope["path"] in ("/big", "/endless", "/rows"):
             await send(start)
             await self.send_much(scope["path"], receive, send)
             return
@@ -125,12 +125,14 @@ class World:
         await send({"type": "http.response.body", "body": body or scope["path"].encode()})
 
     async def send_much(self, path: str, receive: Receive, send: Send) -> None:
+        await receive()
         leaving = asyncio.ensure_future(receive())
-        while path == "/endless" and not leaving.done():
-            await send({"type": "http.response.body", "body": BIG, "more_body": True})
-            await asyncio.sleep(0)
+        piece = b"row\n" if path == "/rows" else BIG
+        while path != "/big" and not leaving.done():
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
         leaving.cancel()
-        await send({"type": "http.response.body", "body": BIG})
+        await send({"type": "http.response.body", "body": piece})
+        self.served.append(f"sent {path}")
 
 
 @pytest.fixture(params=[HttpProtocol, BoundedH11Protocol], ids=["httptools", "h11"])
@@ -465,6 +467,21 @@ async def test_the_body_of_a_refused_upload_may_not_be_dribbled_either(world: Wo
         await peer.at_end()
 
 
+# A response without an end.
+
+
+async def test_a_response_without_an_end_takes_turns_and_ends_with_its_peer(world: World) -> None:
+    async with world.serve() as server:
+        async with dial(server) as peer, dial(server) as other:
+            await peer.write(request("/rows"))
+            assert await peer.status() == 200
+            reading = asyncio.create_task(peer.at_end())
+            await other.write(request("/a"))
+            assert await response(other) == b"/a"
+        await soon(reading)
+        await until(lambda: world.served[-1] == "sent /rows")
+
+
 # A peer that does not read.
 
 
@@ -507,7 +524,7 @@ async def test_an_upgrade_behind_a_response_that_is_not_read_ends_the_connection
         await until(lambda: world.received > before)
         assert await response(peer) == BIG
         await peer.at_end()
-    assert world.served == ["GET /big"]
+    assert world.served == ["GET /big", "sent /big"]
 
 
 async def test_with_the_http_class_of_uvicorn_it_waits_for_its_peer() -> None:
@@ -515,7 +532,7 @@ async def test_with_the_http_class_of_uvicorn_it_waits_for_its_peer() -> None:
     async with world.serve() as server, dial(server) as peer:
         transport = await asks_for_much(world, peer)
         await peer.write(handshake("/ws"))
-        await until(lambda: world.served == ["GET /big", "WEBSOCKET /ws"])
+        await until(lambda: world.served == ["GET /big", "sent /big", "WEBSOCKET /ws"])
         protocol: Any = transport.get_protocol()
         assert protocol.write_paused
         assert await response(peer) == BIG
