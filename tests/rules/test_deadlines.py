@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 from starlette.datastructures import Headers
 
-from tests.support.wire import Logged, Wire, assert_at_rest, slots_taken, websocket_scope
+from tests.support.wire import CountingClock, Logged, Wire, assert_at_rest, slots_taken, websocket_scope
 from wsdeco import Address, App, Close, ConnectionClosed, DisconnectReason, Sink, Timeout, Unknown
 from wsdeco.channels.asgi import AsgiChannel
 from wsdeco.config import ConnectionConfig
@@ -686,16 +686,6 @@ async def test_shutdown_gives_up_a_hook_that_never_gives_in(
 
 
 # What it costs.
-
-
-class CountingClock(ManualClock):
-    """Counts the timers that are made."""
-
-    made = 0
-
-    def call_at(self, when: float, callback: Callable[[], object], /) -> Any:
-        self.made += 1
-        return super().call_at(when, callback)
 
 
 async def tasks_made_by(serving: Coroutine[Any, Any, None]) -> list[str]:

@@ -19,8 +19,8 @@ from tests.support.middleware import Looking
 from tests.support.raw import Opcode, RawPeer, upgraded
 from tests.support.recording import Journal, Recorder
 from tests.support.stacks import DIRECT, soon, until
+from tests.support.wire import CountingClock
 from wsdeco import App, Close, Unknown, handle_socket
-from wsdeco.testing import ManualClock
 
 pytestmark = pytest.mark.usefixtures("no_errors_logged")
 
@@ -75,16 +75,16 @@ async def test_a_peer_leaves_a_hook_that_hangs_with_a_full_inbox(make_app: MakeA
 
 @each_channel
 async def test_what_a_peer_leaves_behind_has_its_grace(make_app: MakeApp) -> None:
-    clock = ManualClock()
+    clock = CountingClock()
     app, journal, gate = make_app(clock=clock), Journal(), asyncio.Event()
     limits: dict[str, Any] = {"max_inbox": 1024, "ping_interval": None, "disconnect_grace": 5}
     app.add("/ws", Hanging, factory=lambda headers: Hanging(journal, gate), **limits)
     async with DIRECT.serve(app) as server, upgraded(server, "/ws") as peer:
         await flood(peer)
         assert await journal.take(2) == ["connect", "hangs"]
-        before = clock.pending
+        before = clock.made
         peer.writer.write_eof()
-        await until(lambda: clock.pending > before)
+        await until(lambda: clock.made > before)
         await clock.advance(4.9)
         assert journal.ended()
         await clock.advance(0.2)
@@ -94,18 +94,18 @@ async def test_what_a_peer_leaves_behind_has_its_grace(make_app: MakeApp) -> Non
 @each_channel
 @pytest.mark.parametrize("end", ["fin", "close"])
 async def test_what_a_peer_leaves_behind_is_handled_within_the_grace(make_app: MakeApp, end: str) -> None:
-    clock = ManualClock()
+    clock = CountingClock()
     app, journal, gate = make_app(clock=clock), Journal(), asyncio.Event()
     limits: dict[str, Any] = {"max_inbox": 1024, "ping_interval": None, "disconnect_grace": 5}
     app.add("/ws", Hanging, factory=lambda headers: Hanging(journal, gate), **limits)
     async with DIRECT.serve(app) as server, upgraded(server, "/ws") as peer:
         await flood(peer)
         assert await journal.take(2) == ["connect", "hangs"]
-        before = clock.pending
+        before = clock.made
         if end == "close":
             await peer.write(raw.close(4001, "bye"))
         peer.writer.write_eof()
-        await until(lambda: clock.pending > before)
+        await until(lambda: clock.made > before)
         gate.set()
         assert await journal.take(FLOOD) == [str(number) for number in range(FLOOD)]
         assert await journal.next() == (Close(4001, "bye", by="client") if end == "close" else Unknown())

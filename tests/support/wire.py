@@ -158,6 +158,20 @@ def assert_at_rest(app: App, clock: ManualClock) -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
+class CountingClock(ManualClock):
+    """A clock that counts its timers.
+
+    Attributes:
+        made: How many there have been.
+    """
+
+    made = 0
+
+    def call_at(self, when: float, callback: Callable[[], object], /) -> Any:
+        self.made += 1
+        return super().call_at(when, callback)
+
+
 class Logged:
     """What wsdeco logged."""
 

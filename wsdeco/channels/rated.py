@@ -26,34 +26,32 @@ _LEAST_WAIT: Final = 0.001
 """Seconds: what is less is the rounding of numbers, and event loops round timers to this."""
 
 
-class _Spent:
-    """What one peer has spent of its rates.
-
-    Attributes:
-        messages_full_at: The clock's time at which it may send as many messages at once as ever.
-        bytes_full_at: The same for bytes.
-        timer: Ends the time that it has to wait; `None` while it has none.
-    """
-
-    __slots__ = ("bytes_full_at", "messages_full_at", "timer")
-
-    def __init__(self) -> None:
-        self.messages_full_at = self.bytes_full_at = 0.0
-        self.timer: Timer | None = None
+_NONE: Final[tuple[str, ...]] = ()
 
 
 class _Rated(Channel):
-    """What both channels do; its classes stand in front of theirs."""
+    """What both channels do; its classes stand in front of theirs.
 
-    __slots__ = ()
+    The times are those of the clock at which the peer may send as much at once as ever. The timer ends the time that it
+    has to wait; `None` while it has none.
+    """
 
-    _spent: _Spent
+    # One of two bases alone may have any, so these are slots of the subclasses.
+    __slots__ = _NONE
+
+    _messages_full_at: float
+    _bytes_full_at: float
+    _timer: Timer | None
     undelivered: int
+
+    def _begin(self) -> None:
+        self._messages_full_at = self._bytes_full_at = 0.0
+        self._timer = None
 
     def _count(self, data: Data) -> tuple[float, str, str] | None:
         """Count a message; or return the seconds by which it is too early, the limit it exceeds, and its rate."""
-        config, spent, now = self.config, self._spent, self.clock.time()
-        messages, size = max(spent.messages_full_at, now), max(spent.bytes_full_at, now)
+        config, now = self.config, self.clock.time()
+        messages, size = max(self._messages_full_at, now), max(self._bytes_full_at, now)
         early, limit, rate = 0.0, "", ""
         if config.message_rate is not None:
             pace = pace_of(config.message_rate, config.burst)
@@ -71,7 +69,7 @@ class _Rated(Channel):
             if self.observer is not None:
                 self.observer.message_over_rate(self)
             return early, limit, rate
-        spent.messages_full_at, spent.bytes_full_at = messages, size
+        self._messages_full_at, self._bytes_full_at = messages, size
         return None
 
     def take(self) -> Data | None:
@@ -80,16 +78,16 @@ class _Rated(Channel):
         # After the end no more than a full inbox is left, which needs no rate.
         if inbox is None or inbox[-1] is None or self.reason is not None or self.config.over_rate != "slow":
             return super().take()
-        if self._spent.timer is not None:
+        if self._timer is not None:
             return None
         over = self._count(inbox[-1])
         if over is None:
             return super().take()
-        self._spent.timer = self.clock.call_at(self.clock.time() + over[0], self._go_on)
+        self._timer = self.clock.call_at(self.clock.time() + over[0], self._go_on)
         return None
 
     def _go_on(self) -> None:
-        self._spent.timer = None
+        self._timer = None
         wake(self._message_waiter)
 
     def messages_received(self, messages: list[Data]) -> None:
@@ -120,36 +118,36 @@ class _Rated(Channel):
     @property
     def last_frame_at(self) -> float:
         """The time of the last frame; a peer that is slowed down is not idle."""
-        return super().last_frame_at if self._spent.timer is None else self.clock.time()
+        return super().last_frame_at if self._timer is None else self.clock.time()
 
     def release(self) -> None:
         """Let go of the timer as well."""
         super().release()  # type: ignore[safe-super]
-        if self._spent.timer is not None:
-            self._spent.timer.cancel()
-            self._spent.timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class RatedDirectChannel(_Rated, DirectChannel):
     """A direct channel with rates."""
 
-    __slots__ = ("_spent",)
+    __slots__ = ("_bytes_full_at", "_messages_full_at", "_timer")
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         """Take what a direct channel takes."""
         super().__init__(*arguments, **options)
-        self._spent = _Spent()
+        self._begin()
 
 
 class RatedAsgiChannel(_Rated, AsgiChannel):
     """An ASGI channel with rates."""
 
-    __slots__ = ("_spent",)
+    __slots__ = ("_bytes_full_at", "_messages_full_at", "_timer")
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         """Take what an ASGI channel takes."""
         super().__init__(*arguments, **options)
-        self._spent = _Spent()
+        self._begin()
 
 
 def channel_types(config: ConnectionConfig) -> tuple[type[DirectChannel], type[AsgiChannel]]:

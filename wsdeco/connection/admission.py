@@ -1,12 +1,13 @@
 """Who is let in: the gates that each handshake of a route passes.
 
-A gate looks at the scope and answers with a ticket, with a refusal, or with `None` if nothing has to be given back. The
-tickets are given back when everything about the connection has ended, on every path.
+A gate looks at the scope and answers with a ticket, with a refusal, or with `None` if nothing has to be given back. A
+ticket stands for those before it as well; the last one is given back when everything about the connection has ended, on
+every path.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Final, Literal, Protocol
+from typing import ClassVar, Final, Literal, Protocol, cast
 
 from starlette.types import Scope
 
@@ -125,19 +126,6 @@ def _values(scope: Scope, name: bytes) -> list[str]:
     return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
 
 
-class _Tickets:
-    """Several tickets as one."""
-
-    __slots__ = ("_tickets",)
-
-    def __init__(self, tickets: list[Ticket]) -> None:
-        self._tickets = tickets
-
-    def give_back(self) -> None:
-        for ticket in self._tickets:
-            ticket.give_back()
-
-
 class Admission:
     """The gates of one route, in the order in which a handshake passes them. The slot comes first.
 
@@ -164,13 +152,13 @@ class Admission:
 
     def admit(self, scope: Scope) -> Ticket | Refusal:
         """Return what is to be given back when everything about the connection has ended, or why it is refused."""
-        tickets: list[Ticket] = []
+        ticket: Ticket | None = None
         for gate in self._gates:
             answer = gate.enter(scope)
             if isinstance(answer, Refusal):
-                for ticket in tickets:
+                if ticket is not None:
                     ticket.give_back()
                 return answer
             if answer is not None:
-                tickets.append(answer)
-        return tickets[0] if len(tickets) == 1 else _Tickets(tickets)
+                ticket = answer
+        return cast(Ticket, ticket)

@@ -25,6 +25,8 @@ class _Places(Protocol):
 
     def give_back_for(self, client: str) -> None: ...
 
+    def give_back(self) -> None: ...
+
 
 class PerClient:
     """Counts the connections of each client of a route.
@@ -54,6 +56,8 @@ class PerClient:
 
 
 class _Place:
+    """The place of a client, and the slot that was taken before."""
+
     __slots__ = ("_client", "_places")
 
     def __init__(self, places: _Places, client: str) -> None:
@@ -62,6 +66,7 @@ class _Place:
 
     def give_back(self) -> None:
         self._places.give_back_for(self._client)
+        self._places.give_back()
 
 
 def network_of(host: str) -> str:

@@ -33,7 +33,7 @@ from wsdeco.channels.data import Address, Data, checked_kind
 from wsdeco.channels.sink import Sink
 from wsdeco.connection.answers import close_of, described, late_refusal_of, refusal_of, tell_end, tell_refusal
 from wsdeco.connection.departures import advise_at_end, is_departure, is_end_of_another
-from wsdeco.connection.limits import INTERRUPTED, REDEFINED, LimitedConnection
+from wsdeco.connection.limits import AWAITS_FIRST, INTERRUPTED, REDEFINED, SHUTTING_DOWN, LimitedConnection
 from wsdeco.connection.parallel import call_in_tasks
 from wsdeco.connection.replies import ADVICE, send_stream
 from wsdeco.connection.tasks import Tasks
@@ -108,8 +108,7 @@ class Lifecycle(LimitedConnection):
         channel = self.channel
         if channel.observer is not None:
             tell_end(channel, channel.observer)
-        if self._deadlines is not None:
-            self._deadlines.cancel_all()
+        self._cancel_all_deadlines()
         if self._tasks is not None:
             self._tasks.cancel()
         channel.release()
@@ -157,7 +156,7 @@ class Lifecycle(LimitedConnection):
 
     # The hooks' task.
 
-    async def _run_hooks(self) -> None:
+    async def _run_hooks(self) -> None:  # noqa: C901 - a frame less
         # An idle connection keeps the frame of each coroutine from here to the event, and a message resumes them all.
         channel = self.channel
         # An eager task runs before `create_task` returns it.
@@ -167,20 +166,23 @@ class Lifecycle(LimitedConnection):
             if channel.accepted:
                 self.channel_accepted()
             else:
-                self._set_deadline("connect_timeout", self._config.connect_timeout, self._connect_over)
+                self._set_deadline("connect_timeout", self.channel.config.connect_timeout, self._connect_over)
             connected: object = None
             try:
                 handler: object = self.handler(channel.request)
                 self.handler = handler
-                plan = plan_of(type(handler), self._config.codec)
+                plan = plan_of(type(handler), self.channel.config.codec)
                 on_connect = bound_hook(handler, "on_connect")
                 connected = handler
                 await self._call_on_connect(plan, handler, on_connect)
                 del on_connect
                 if self._done is not None:
                     channel.pack_request()
-                if self._awaits_first_message:
-                    await self._first_message_there()
+                if self._state & AWAITS_FIRST:
+                    # Not in a frame of its own: it would be there as long as the peer says nothing.
+                    while not channel.waiting and channel.reason is None:
+                        await channel.event()
+                    self._first_message_there()
                 await (self._call_in_tasks() if self._has_tasks else self._call_on_message())
             except BaseException as exc:
                 if self._is_thrown_away():
@@ -193,6 +195,7 @@ class Lifecycle(LimitedConnection):
                 else:
                     self._fail(exc)
             self._hook_over()
+            self._cancel_deadlines("message_timeout")
             await self._end_tasks()
             if connected is not None:
                 await self._call_on_disconnect(connected)
@@ -234,7 +237,7 @@ class Lifecycle(LimitedConnection):
 
     def _look_up(self) -> tuple[Plan, Callable[[Data], Any]]:
         handler: object = self.handler
-        plan = plan_of(type(handler), self._config.codec)
+        plan = plan_of(type(handler), self.channel.config.codec)
         self.conversation = continue_conversation(plan, self.conversation, self.channel)
         return plan, bound_on_message(plan, handler, self.conversation)
 
@@ -243,7 +246,7 @@ class Lifecycle(LimitedConnection):
         channel = self.channel
         task = cast("asyncio.Task[None]", self._hooks_task)
         observer = channel.observer if channel.observer is not None and channel.observer.sees_hooks else None
-        has_idle_timeout = self._config.idle_timeout is not None
+        has_idle_timeout = self.channel.config.idle_timeout is not None
         left = _MESSAGES_AT_ONCE
         while True:
             data = channel.take()
@@ -291,7 +294,7 @@ class Lifecycle(LimitedConnection):
 
     @property
     def _has_tasks(self) -> bool:
-        return self._config.parallel > 1 or self._config.message_timeout is not None
+        return self.channel.config.parallel > 1 or self.channel.config.message_timeout is not None
 
     def _tell_failure(self, exc: BaseException) -> None:
         # Calls in tasks of their own tell their end there.
@@ -299,17 +302,26 @@ class Lifecycle(LimitedConnection):
             self._tell_hook_ended(exc)
 
     async def _call_in_tasks(self) -> None:
-        seconds, timed = self._config.message_timeout, None
-        if seconds is not None:
-            set_deadline = partial(self._set_deadline, "message_timeout")
-            timed = TimedCalls(self.channel.clock, seconds, set_deadline, self._call_late)
-        told = self._begin_hook, self._tell_hook_ended
-        await call_in_tasks(self.channel, self._look_up, *told, self._call_over, timed)
+        channel = self.channel
+        while True:
+            told = self._begin_hook, self._tell_hook_ended
+            await call_in_tasks(channel, self._look_up, *told, self._call_over, self._timed_calls())
+            del told
+            if channel.reason is not None:
+                return
+            await channel.event()
+
+    def _timed_calls(self) -> TimedCalls | None:
+        seconds = self.channel.config.message_timeout
+        if seconds is None:
+            return None
+        set_deadline = partial(self._set_deadline, "message_timeout")
+        return TimedCalls(self.channel.clock, seconds, set_deadline, self._call_late)
 
     def _call_late(self, call: asyncio.Task[None]) -> None:
-        seconds = cast(float, self._config.message_timeout)
         channel = self.channel
-        if self._config.on_message_timeout == "close" and channel.reason is None:
+        seconds = cast(float, channel.config.message_timeout)
+        if channel.config.on_message_timeout == "close" and channel.reason is None:
             self._time_out("message_timeout", seconds)
         elif not isinstance(channel.reason, Timeout):
             if not call.cancelling():
@@ -362,7 +374,7 @@ class Lifecycle(LimitedConnection):
 
     async def _answer_refusal(self, exc: HTTPException | WebSocketException) -> None:
         channel = self.channel
-        if self._config.refuse_after_upgrade:
+        if self.channel.config.refuse_after_upgrade:
             status, code, text = late_refusal_of(exc)
             tell_refusal(channel, status)
             await channel.refuse_after_upgrade(code, text)
@@ -396,7 +408,7 @@ class Lifecycle(LimitedConnection):
         return asyncio.current_task(self.channel.loop) is not self._hooks_task
 
     def _is_expected_cancellation(self) -> bool:
-        return bool(self._after_hook & INTERRUPTED) or self._shutting_down
+        return bool(self._after_hook & INTERRUPTED) or bool(self._state & SHUTTING_DOWN)
 
     @property
     def _where(self) -> str:

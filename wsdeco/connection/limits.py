@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 from typing import Final, cast
 
 from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Data
-from wsdeco.config import ConnectionConfig
-from wsdeco.connection.deadlines import Deadlines
+from wsdeco.clock import wheel_of
 from wsdeco.reasons import Close, CloseCode, LimitName, Timeout
 
-__all__ = ["CANCEL_AGAIN", "INTERRUPTED", "REDEFINED", "LimitedConnection"]
+__all__ = ["AWAITS_FIRST", "CANCEL_AGAIN", "INTERRUPTED", "REDEFINED", "SHUTTING_DOWN", "LimitedConnection"]
 
 INTERRUPTED: Final = 1
 """A deadline has cancelled the hook that runs."""
@@ -28,89 +28,92 @@ _FIRST: Final = "first_message_timeout"
 
 _EXPIRY: Final = "expire_at"
 
-_LIMITS: Final = ("connect_timeout", _FIRST, "idle_timeout", "max_connection_duration", _EXPIRY)
-"""The deadlines of a connection that has not ended."""
+_IDLE: Final = "idle_timeout"
+
+_DURATION: Final = "max_connection_duration"
+
+_OF_OPEN: Final = (_DURATION, _IDLE, _FIRST)
+"""The deadlines of an open connection, which need no more than the time since when it is."""
+
+SHUTTING_DOWN: Final = 1
+"""The server stops."""
+
+AWAITS_FIRST: Final = 2
+"""No message has come yet, and there is a limit for that."""
 
 
 class LimitedConnection:
     """A connection whose hooks are called one after the other in one task, as its subclass does, within its limits.
 
+    It has any number of deadlines by name, and waits on the wheel of its clock for the first of them. Those that it has
+    as long as it is open are told from two times, so that an idle connection keeps no more of them.
+
     Attributes:
         channel: The channel.
+        due: The time of the first deadline; `None` while there is none.
     """
 
     __slots__ = (
         "_after_hook",
-        "_config",
         "_deadlines",
         "_hook",
         "_hook_ended_at",
         "_hooks_task",
-        "_shutting_down",
+        "_opened_at",
+        "_state",
         "channel",
+        "due",
     )
 
     def __init__(self, channel: Channel) -> None:
         """Prepare to limit what happens on `channel`."""
         self.channel: Channel = channel
-        self._config: ConnectionConfig = channel.config
-        self._deadlines: Deadlines | None = None
+        self.due: float | None = None
+        # None, once it is empty: nothing is kept of the deadlines that a connection begins with.
+        self._deadlines: dict[str, tuple[float, Callable[[], object]]] | None = None
+        self._opened_at: float | None = None
         self._hook: str | None = None
         self._hook_ended_at = channel.last_frame_at
         self._hooks_task: asyncio.Task[None] | None = None
         self._after_hook: int = 0
-        self._shutting_down = False
+        self._state: int = 0
 
     def channel_accepted(self) -> None:
         """Start the deadlines of an open connection."""
-        config = self._config
-        self._cancel_deadlines("connect_timeout")
-        if config.max_connection_duration is not None:
-            self._set_deadline("max_connection_duration", config.max_connection_duration, self._duration_over)
-        if config.idle_timeout is not None:
-            self._set_deadline("idle_timeout", config.idle_timeout, self._check_idle)
-        if config.first_message_timeout is not None:
-            self._set_deadline(_FIRST, config.first_message_timeout, self._check_first_message)
+        self._opened_at = self.channel.clock.time()
+        if self.channel.config.first_message_timeout is not None:
+            self._state |= AWAITS_FIRST
+        self._drop_deadlines("connect_timeout")
+        self._wait_for_first()
 
     def channel_ended(self) -> None:
         """Decide how long a hook that still runs may go on."""
-        self._cancel_deadlines(*_LIMITS)
-        self._set_deadline("close", self._config.close_timeout, self._stop)
+        self._opened_at = None
+        self._state &= ~AWAITS_FIRST
+        self._drop_deadlines("connect_timeout", _EXPIRY)
+        self._set_deadline("close", self.channel.config.close_timeout, self._stop)
         reason = self.channel.reason
         if isinstance(reason, Close) and reason.code == CloseCode.SERVICE_RESTART and reason.by == "server":
-            self._shutting_down = True
+            self._state |= SHUTTING_DOWN
         if isinstance(reason, Timeout):
             self._limit_hook(0)
-        elif self._shutting_down:
-            self._limit_hook(self._config.close_timeout)
+        elif self._state & SHUTTING_DOWN:
+            self._limit_hook(self.channel.config.close_timeout)
         elif (grace := self.channel.grace) is not None:
             self._limit_hook(grace)
 
     def _connect_over(self) -> None:
-        self._time_out("connect_timeout", self._config.connect_timeout)
+        self._time_out("connect_timeout", self.channel.config.connect_timeout)
 
     def _duration_over(self) -> None:
-        self._time_out("max_connection_duration", cast(float, self._config.max_connection_duration))
+        self._time_out(_DURATION, cast(float, self.channel.config.max_connection_duration))
 
-    def _check_idle(self) -> None:
-        seconds = cast(float, self._config.idle_timeout)
-        now = self.channel.clock.time()
-        quiet_since = now if self._hook is not None else max(self.channel.last_frame_at, self._hook_ended_at)
-        if quiet_since + seconds > now:
-            self._set_deadline("idle_timeout", quiet_since + seconds - now, self._check_idle)
-        else:
-            self._time_out("idle_timeout", seconds)
+    def _idle_over(self) -> None:
+        self._time_out(_IDLE, cast(float, self.channel.config.idle_timeout))
 
-    @property
-    def _awaits_first_message(self) -> bool:
-        return self._deadlines is not None and _FIRST in self._deadlines
-
-    async def _first_message_there(self) -> None:
-        """Wait until a message is there to be taken, or the connection has ended."""
-        channel = self.channel
-        while not channel.waiting and channel.reason is None:
-            await channel.event()
-        self._cancel_deadlines(_FIRST)
+    def _first_message_there(self) -> None:
+        self._state &= ~AWAITS_FIRST
+        self._wait_for_first()
 
     async def first_message(self, seconds: float) -> Data:
         """Return the first message; close with 1008 if it does not come in so many seconds.
@@ -130,13 +133,14 @@ class LimitedConnection:
             self._cancel_deadlines("first_message")
         if data is None:
             raise channel.closed_error()
-        self._cancel_deadlines(_FIRST)
+        self._first_message_there()
         return data
 
     def _check_first_message(self) -> None:
+        self._state &= ~AWAITS_FIRST
         # It may wait for the end of on_connect.
         if not self.channel.waiting:
-            self._time_out(_FIRST, cast(float, self._config.first_message_timeout))
+            self._time_out(_FIRST, cast(float, self.channel.config.first_message_timeout))
 
     def expire_in(self, seconds: float | None) -> None:
         """Close with 4401 in so many seconds; `None` takes that back."""
@@ -155,16 +159,73 @@ class LimitedConnection:
         if seconds is None:
             self._cancel_deadlines(name)
             return
+        clock = self.channel.clock
+        due = clock.time() + seconds
         if self._deadlines is None:
-            self._deadlines = Deadlines(self.channel.clock)
-        self._deadlines.set(name, seconds, action)
+            self._deadlines = {}
+        self._deadlines[name] = due, action
+        if self.due is None or due < self.due:
+            wheel_of(clock).set(self, due)
+
+    def _drop_deadlines(self, *names: str) -> bool:
+        deadlines = self._deadlines
+        if deadlines is None:
+            return False
+        dropped = [name for name in names if deadlines.pop(name, None) is not None]
+        self._deadlines = deadlines or None
+        return bool(dropped)
 
     def _cancel_deadlines(self, *names: str) -> None:
+        if self._drop_deadlines(*names):
+            self._wait_for_first()
+
+    def _cancel_all_deadlines(self) -> None:
+        self._opened_at = self._deadlines = None
+        self._wait_for_first()
+
+    def _all_deadlines(self, now: float) -> list[tuple[float, str, Callable[[], object]]]:
+        found: list[tuple[float, str, Callable[[], object]]] = []
+        if self._opened_at is not None:
+            config = self.channel.config
+            if config.max_connection_duration is not None:
+                found.append((self._opened_at + config.max_connection_duration, _DURATION, self._duration_over))
+            if config.idle_timeout is not None:
+                quiet_since = now if self._hook is not None else max(self.channel.last_frame_at, self._hook_ended_at)
+                found.append((quiet_since + config.idle_timeout, _IDLE, self._idle_over))
+            if self._state & AWAITS_FIRST:
+                seconds = cast(float, config.first_message_timeout)
+                found.append((self._opened_at + seconds, _FIRST, self._check_first_message))
         if self._deadlines is not None:
-            self._deadlines.cancel(*names)
-            if len(self._deadlines) == 0:
-                # An idle connection without limits keeps nothing of those it began with.
-                self._deadlines = None
+            found += [(due, name, action) for name, (due, action) in self._deadlines.items()]
+        return found
+
+    def _wait_for_first(self) -> None:
+        clock = self.channel.clock
+        deadlines = self._all_deadlines(clock.time())
+        first = min(deadlines, key=itemgetter(0))[0] if deadlines else None
+        # To wait in vain once costs less than to wait for something else each time that a deadline is taken away.
+        if first is None or self.due is None or first < self.due:
+            wheel_of(clock).set(self, first)
+
+    def time_over(self, now: float) -> None:
+        """Call what is due, unless the call before has taken its deadline away.
+
+        Args:
+            now: The present time.
+        """
+        try:
+            for due, name, action in sorted(self._all_deadlines(now), key=itemgetter(0)):
+                if due > now:
+                    break
+                if name in _OF_OPEN:
+                    if self._opened_at is not None:
+                        action()
+                elif self._deadlines is not None and name in self._deadlines:
+                    del self._deadlines[name]
+                    action()
+        finally:
+            self._drop_deadlines()
+            self._wait_for_first()
 
     def _limit_hook(self, seconds: float) -> None:
         self._set_deadline("hook", seconds, self._interrupt)
@@ -179,8 +240,8 @@ class LimitedConnection:
 
     def _limit_ending(self) -> None:
         self._cancel_deadlines("hook")
-        grace, close_timeout = self._config.disconnect_grace, self._config.close_timeout
-        if self._shutting_down:
+        grace, close_timeout = self.channel.config.disconnect_grace, self.channel.config.close_timeout
+        if self._state & SHUTTING_DOWN:
             self._limit_hook(close_timeout)
         elif grace is not None:
             self._limit_hook(max(grace, close_timeout))
@@ -188,7 +249,7 @@ class LimitedConnection:
     def _hook_over(self) -> bool:
         """Note that a hook has ended; return whether the hooks of its instance are others now."""
         self._hook = None
-        if self._config.idle_timeout is not None:
+        if self.channel.config.idle_timeout is not None:
             self._hook_ended_at = self.channel.clock.time()
         is_redefined = False
         if self._after_hook:
@@ -204,7 +265,7 @@ class LimitedConnection:
     @property
     def shutdown_time(self) -> float:
         """Seconds after `shut_down` in which all is over, unless a hook goes on ignoring its cancellation."""
-        return 2 * (self._config.close_timeout + CANCEL_AGAIN)
+        return 2 * (self.channel.config.close_timeout + CANCEL_AGAIN)
 
     def shut_down(self, text: str = "service restart") -> None:
         """Close with 1012; a hook that still runs, and then `on_disconnect`, get `close_timeout` each.
@@ -212,11 +273,11 @@ class LimitedConnection:
         Args:
             text: The reason that goes with the code.
         """
-        if self._shutting_down:
+        if self._state & SHUTTING_DOWN:
             return
-        self._shutting_down = True
+        self._state |= SHUTTING_DOWN
         self.channel.close_by_server(CloseCode.SERVICE_RESTART, text)
-        self._limit_hook(self._config.close_timeout)
+        self._limit_hook(self.channel.config.close_timeout)
 
     def limit_closing(self, seconds: float) -> None:
         """Wait so long for the peer, which has been sent a close frame."""

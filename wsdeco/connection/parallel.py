@@ -23,7 +23,9 @@ Over: TypeAlias = Callable[[BaseException | None, bool], bool]
 async def call_in_tasks(
     channel: Channel, look_up: LookUp, begun: Begun, ended: Ended, over: Over, timed: TimedCalls | None = None
 ) -> None:
-    """Take messages until the channel has ended, and return when the last call for one is over.
+    """Take the messages that are there, and return when no call is under way and no further message has come.
+
+    So an idle connection keeps nothing of this.
 
     Args:
         channel: Where they come from; `parallel` of its limits is how many are handled at a time.
@@ -41,13 +43,8 @@ async def call_in_tasks(
         while True:
             data = channel.take() if len(running) < limit else None
             if data is None and not running:
-                # As nearly always. It takes less memory than the wait for several.
-                if channel.reason is not None:
-                    break
-                if await channel.event():
-                    plan, on_message = look_up()
-            elif data is None:
-                # In a frame of its own, or this one would keep the calls that are over while the connection is idle.
+                return
+            if data is None:
                 is_redefined = await _wait(channel, running)
                 if _settle(running, over, timed) or is_redefined:
                     plan, on_message = look_up()

@@ -16,7 +16,7 @@ _ROUNDING: Final = 1e-6
 
 
 class TimedCalls:
-    """The calls under way. One deadline serves all of them, and outlives them, so that no message sets one of its own.
+    """The calls under way. One deadline serves all of them.
 
     Args:
         clock: What the deadline reads.
@@ -25,7 +25,7 @@ class TimedCalls:
         late: Told of a call that is over its time; again and again, if it goes on.
     """
 
-    __slots__ = ("_calls", "_clock", "_late", "_over", "_seconds", "_wait", "_waits")
+    __slots__ = ("_calls", "_clock", "_late", "_over", "_seconds", "_wait")
 
     def __init__(
         self,
@@ -39,23 +39,20 @@ class TimedCalls:
         self._wait = wait
         self._late = late
         self._calls: dict[asyncio.Task[None], float] = {}
-        self._over: set[asyncio.Task[None]] | None = None
-        self._waits = False
+        self._over: set[asyncio.Task[None]] = set()
 
     def begin(self, call: asyncio.Task[None]) -> None:
         """Give a call its time, from now on."""
         self._calls[call] = self._clock.time() + self._seconds
-        if not self._waits:
-            self._waits = True
+        if len(self._calls) == 1:
             self._wait(self._seconds, self._check)
 
     def end(self, call: asyncio.Task[None]) -> bool:
         """Forget a call; return whether it was over its time."""
-        self._calls.pop(call, None)
-        is_over = self._over is not None and call in self._over
-        if not self._calls:
-            # An idle connection keeps nothing of its calls.
-            self._calls, self._over = {}, None
+        if self._calls.pop(call, None) is not None and not self._calls:
+            self._wait(None, self._check)
+        is_over = call in self._over
+        self._over.discard(call)
         return is_over
 
     def _check(self) -> None:
@@ -63,8 +60,6 @@ class TimedCalls:
         for call, due in list(self._calls.items()):
             if due - now < _ROUNDING:
                 self._calls[call] = now + CANCEL_AGAIN
-                self._over = self._over or set()
                 self._over.add(call)
                 self._late(call)
-        self._waits = bool(self._calls)
-        self._wait(min(self._calls.values()) - now if self._calls else None, self._check)
+        self._wait(min(self._calls.values()) - now, self._check)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Final, NoReturn
 
 from starlette.exceptions import HTTPException
@@ -60,6 +59,20 @@ class Context:
         self.observer = observer if self.observer is None else Observers(self.observer, observer)
 
 
+class _Over:
+    """What is done when everything about a connection has ended. It is smaller than a function with arguments."""
+
+    __slots__ = ("_connections", "_ticket")
+
+    def __init__(self, connections: LiveConnections, ticket: Ticket) -> None:
+        self._connections = connections
+        self._ticket = ticket
+
+    def __call__(self, connection: Lifecycle) -> None:
+        self._connections.discard(connection)
+        self._ticket.give_back()
+
+
 class HandlerEndpoint:
     """The ASGI endpoint of one handler class on one path.
 
@@ -89,7 +102,7 @@ class HandlerEndpoint:
     def _admit_to(self, slots: Slots) -> None:
         self.admission: Admission = Admission(self.__name__, slots, self.config, self._context.hosts)
         # One object for all connections.
-        self._over = partial(self._connection_over, slots)
+        self._over = _Over(self._context.connections, slots)
 
     def succeed(self, old: HandlerEndpoint) -> None:
         """Count the connections of the endpoint whose place this one takes among its own."""
@@ -120,7 +133,7 @@ class HandlerEndpoint:
             connection.receiver = channel
             begun = Lifecycle(channel, self._factory, self.__name__)
             is_slot = ticket is self.admission.slots
-            begun.start(self._over if is_slot else partial(self._connection_over, ticket))
+            begun.start(self._over if is_slot else _Over(context.connections, ticket))
         except BaseException:
             ticket.give_back()
             raise
@@ -139,10 +152,6 @@ class HandlerEndpoint:
             return answer
         answer.give_back()
         return None
-
-    def _connection_over(self, ticket: Ticket, connection: Lifecycle) -> None:
-        self._context.connections.discard(connection)
-        ticket.give_back()
 
 
 def open_channel(

@@ -1,4 +1,4 @@
-"""Deadlines of HTTP connections: one timer serves all connections of a server that have the same delay."""
+"""Deadlines of HTTP connections: one serves all connections of a server that have the same delay."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LINGER: Final = 2.0
 _AGE_STEP: Final = 0.5
 """Seconds to which the age of a connection is rounded that has spent time on TLS."""
 _TICK: Final = 0.02
-"""Least seconds between two runs of a timer: what is due by then is done in one go."""
+"""Least seconds between two deadlines: what is due by then is done in one go."""
 
 
 class Bounded(Protocol):
@@ -39,7 +39,7 @@ class Bounded(Protocol):
 
 
 class Deadlines:
-    """One delay for all connections of a server, so that their order is that of time, and one timer serves them.
+    """One delay for all connections of a server, so that their order is that of time, and one deadline serves them.
 
     Attributes:
         seconds: The delay.
@@ -50,30 +50,30 @@ class Deadlines:
         self._clock = clock
         self._expire = expire
         self._due: dict[Bounded, float] = {}
-        self._timer: Deadline | None = None
+        self._next: Deadline | None = None
 
     def add(self, connection: Bounded) -> bool:
         """Let `connection` expire one delay from now, unless it waits for that already; return whether it did not."""
         if connection in self._due:
             return False
         self._due[connection] = self._clock.time() + self.seconds
-        if self._timer is None:
-            self._set_timer(self._due[connection])
+        if self._next is None:
+            self._set_next(self._due[connection])
         return True
 
     def discard(self, connection: Bounded) -> bool:
-        """Forget `connection`; return whether it waited. The timer stays: to cancel it each time would cost more."""
+        """Forget `connection`; return whether it waited. The deadline stays: to cancel it each time would cost more."""
         return self._due.pop(connection, None) is not None
 
-    def _set_timer(self, when: float) -> None:
-        self._timer = Deadline(self._clock, max(when - self._clock.time(), _TICK), self._run)
+    def _set_next(self, when: float) -> None:
+        self._next = Deadline(self._clock, max(when - self._clock.time(), _TICK), self._run)
 
     def _run(self) -> None:
         for connection in take_due(self._due, self._clock.time()):
             self._expire(connection)
-        self._timer = None
+        self._next = None
         if self._due:
-            self._set_timer(next(iter(self._due.values())))
+            self._set_next(next(iter(self._due.values())))
 
 
 def take_due(queue: dict[T, float], now: float) -> list[T]:

@@ -2,7 +2,7 @@
 
 A connection waits in up to three queues: for its next ping, for the deadline of the answer, and, past the deadline,
 for its judgement. The delay of each queue is the same for all, so a queue is in order of time by itself, and
-one timer, set to the earliest of the three heads, serves ten thousand connections.
+one deadline, set to the earliest of the three heads, serves ten thousand connections.
 
 Any byte counts as life, not only the pong. And silence counts only while it could have been broken:
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol, cast
 
-from wsdeco.clock import Clock, Timer
+from wsdeco.clock import Clock, Deadline
 from wsdeco.transport.deadlines import take_due
 
 __all__ = ["Keepalive", "Pinged"]
@@ -77,7 +77,7 @@ class Keepalive:
         # Of all connections or of none: nothing is kept as long as nobody asks.
         self._sent: dict[Pinged, float] | None = None
         self._round_trips: dict[Pinged, float] = {}
-        self._timer: Timer | None = None
+        self._timer: Deadline | None = None
         self._timer_due = 0.0
 
     def __len__(self) -> int:
@@ -116,8 +116,9 @@ class Keepalive:
     def _set_timer(self) -> None:
         heads = [next(iter(queue.values())) for queue in (self._resting, self._awaited, self._doubted) if queue]
         if heads:
-            self._timer_due = max(min(heads), self._clock.time() + _TICK)
-            self._timer = self._clock.call_at(self._timer_due, self._run)
+            now = self._clock.time()
+            self._timer_due = max(min(heads), now + _TICK)
+            self._timer = Deadline(self._clock, self._timer_due - now, self._run)
 
     def _run(self) -> None:
         self._timer = None

@@ -40,6 +40,7 @@ class World:
         received: Bytes that the server has read as HTTP.
         served: Method and path of each request that reached the app, and "disconnect" where it was told of one.
         gate: What a request for /wait waits for, before its response, and one for /part in the middle of it.
+        stopping: Whether a connection has been told that the server stops.
     """
 
     def __init__(self, tested: type[asyncio.Protocol]) -> None:
@@ -47,6 +48,7 @@ class World:
         self.received = 0
         self.served: list[str] = []
         self.gate = asyncio.Event()
+        self.stopping = False
         self.protocols: list[Any] = []
         world = self
 
@@ -58,6 +60,10 @@ class World:
             def data_received(self, data: bytes) -> None:
                 world.received += len(data)
                 super().data_received(data)
+
+            def shutdown(self) -> None:
+                super().shutdown()
+                world.stopping = True
 
         setattr(Protocol, "clock", clock)  # noqa: B010 - the base class is not known to have it
         self.protocol: type[asyncio.Protocol] = Protocol
@@ -451,7 +457,7 @@ async def test_dribbled_bodies_do_not_hold_up_the_end_of_the_server(world: World
         await peer.write(b"x")
         await until(lambda: world.received == before + 1)
         stopping = asyncio.create_task(server.stop())
-        await until(lambda: world.clock.pending == 2)
+        await until(lambda: world.stopping)
         await world.clock.advance(LINGER)
         assert (await answer(peer)).startswith(b"HTTP/1.1 408 ")
         peer.writer.close()
