@@ -148,6 +148,8 @@ class Wheel:
     def _add_time(self, due: float) -> None:
         times = self._times
         if len(times) > _FEW_TIMES and 4 * len(times) > 5 * len(self._waiting):
+            # A dictionary keeps the room of what was in it, until it is copied.
+            self._waiting = dict(self._waiting)
             times[:] = self._waiting
             heapq.heapify(times)
         else:

@@ -194,8 +194,7 @@ def test_what_all_limits_cost_an_idle_crowd(serve: Serve) -> None:
     measured("all limits", KiB_each=memory, processor={name: f"{share:.2%}" for name, share in shares.items()})
     assert max(shares.values()) < 0.01
     assert memory["rates"] - memory["none"] < 0.3
-    # Each deadline takes 0.9 KiB, and the wait for calls in tasks of their own one more.
-    assert memory["all"] - memory["none"] < 5
+    assert memory["all"] - memory["none"] < 0.3
 
 
 # R8: handshakes that do not come.

@@ -886,3 +886,17 @@ async def test_a_stopped_process_judges_its_peers_by_what_they_sent_meanwhile(*,
     reason = Timeout("idle_timeout of 3 s is over", "idle_timeout")
     messages: list[object] = ["before", "meanwhile"] if is_lively else ["before"]
     assert [what for _, what in world.seen] == [*messages, reason]
+
+
+async def test_of_two_limits_that_a_stopped_process_has_passed_the_first_one_ends_the_connection() -> None:
+    world = World(idle_timeout=3)
+    world.clock = clock = StoppedClock()
+    world.app = App(clock=clock)
+    wire = world.serve(Recorder)
+    await clock.settle()
+    world.sinks[0].expire_at(time.time() + 4)
+    await clock.advance(2.9)
+    clock.stopped = 6
+    await clock.advance(0.3)
+    await world.over(wire)
+    assert [what for _, what in world.seen] == [Timeout("idle_timeout of 3 s is over", "idle_timeout")]

@@ -23,7 +23,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import copy_context
-from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 from starlette.exceptions import HTTPException, WebSocketException
@@ -303,22 +302,21 @@ class Lifecycle(LimitedConnection):
 
     async def _call_in_tasks(self) -> None:
         channel = self.channel
+        seconds = channel.config.message_timeout
+        plan, on_message = self._look_up()
         while True:
-            told = self._begin_hook, self._tell_hook_ended
-            await call_in_tasks(channel, self._look_up, *told, self._call_over, self._timed_calls())
-            del told
+            timed = None if seconds is None else TimedCalls(self, seconds)
+            told = self._begin_hook, self._tell_hook_ended, self._call_over
+            plan, on_message = await call_in_tasks(channel, plan, on_message, self._look_up, *told, timed)
+            # An idle connection keeps nothing of its calls.
+            del told, timed
             if channel.reason is not None:
                 return
-            await channel.event()
+            if await channel.event():
+                plan, on_message = self._look_up()
 
-    def _timed_calls(self) -> TimedCalls | None:
-        seconds = self.channel.config.message_timeout
-        if seconds is None:
-            return None
-        set_deadline = partial(self._set_deadline, "message_timeout")
-        return TimedCalls(self.channel.clock, seconds, set_deadline, self._call_late)
-
-    def _call_late(self, call: asyncio.Task[None]) -> None:
+    def call_late(self, call: asyncio.Task[None]) -> None:
+        """A call of `on_message` has had the time of `message_timeout`."""
         channel = self.channel
         seconds = cast(float, channel.config.message_timeout)
         if channel.config.on_message_timeout == "close" and channel.reason is None:

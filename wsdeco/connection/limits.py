@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from functools import partial
 from operator import itemgetter
@@ -30,10 +31,14 @@ _EXPIRY: Final = "expire_at"
 
 _IDLE: Final = "idle_timeout"
 
+_CALLS: Final = "message_timeout"
+
 _DURATION: Final = "max_connection_duration"
 
 _OF_OPEN: Final = (_DURATION, _IDLE, _FIRST)
 """The deadlines of an open connection, which need no more than the time since when it is."""
+
+_NEVER: Final = (math.inf, None)
 
 SHUTTING_DOWN: Final = 1
 """The server stops."""
@@ -167,6 +172,16 @@ class LimitedConnection:
         if self.due is None or due < self.due:
             wheel_of(clock).set(self, due)
 
+    def check_calls_in(self, seconds: float, check: Callable[[], object]) -> None:
+        """Call `check` in so many seconds, unless there is a check already that has not come yet."""
+        if self._deadlines is None or _CALLS not in self._deadlines:
+            self._set_deadline(_CALLS, seconds, check)
+
+    def calls_over(self) -> None:
+        """No call is under way any more: no check is needed."""
+        # The wheel is left alone: the next message may set the same deadline again.
+        self._drop_deadlines(_CALLS)
+
     def _drop_deadlines(self, *names: str) -> bool:
         deadlines = self._deadlines
         if deadlines is None:
@@ -220,7 +235,7 @@ class LimitedConnection:
                 if name in _OF_OPEN:
                     if self._opened_at is not None:
                         action()
-                elif self._deadlines is not None and name in self._deadlines:
+                elif self._deadlines is not None and self._deadlines.get(name, _NEVER)[0] <= now:
                     del self._deadlines[name]
                     action()
         finally:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Final
 
 from wsdeco.connection.lifecycle import Lifecycle
+from wsdeco.connection.tickets import Ticket
 
 __all__ = ["LiveConnections"]
 
@@ -28,7 +29,9 @@ class LiveConnections:
     """
 
     def __init__(self) -> None:
-        self._live: set[Lifecycle] = set()
+        self._live: dict[Lifecycle, Ticket | None] = {}
+        # What is given up at the end keeps its ticket until its hooks have ended.
+        self._given_up: dict[Lifecycle, Ticket | None] = {}
         self._waiters: set[asyncio.Event] = set()
         self.closing: bool = False
         self.closing_time: float | None = None
@@ -42,16 +45,18 @@ class LiveConnections:
         """Return how many there are."""
         return len(self._live)
 
-    def add(self, connection: Lifecycle) -> None:
-        """Take in a connection that begins."""
-        self._live.add(connection)
+    def add(self, connection: Lifecycle, ticket: Ticket | None) -> None:
+        """Take in a connection that begins, and what it holds as long as it lives, if anything."""
+        self._live[connection] = ticket
 
     def discard(self, connection: Lifecycle) -> None:
-        """Let go of a connection that has ended."""
-        self._live.discard(connection)
+        """Let go of a connection about which everything has ended, and give its ticket back."""
+        ticket = (self._live if connection in self._live else self._given_up).pop(connection)
         if not self._live:
             for gone in self._waiters:
                 gone.set()
+        if ticket is not None:
+            ticket.give_back()
 
     def all(self) -> list[Lifecycle]:
         """Return those of this moment."""
@@ -91,4 +96,5 @@ class LiveConnections:
             self._waiters.discard(gone)
         if self._live:
             logger.error("shutdown goes on without %d connections: their hooks ignore cancellation", len(self._live))
+            self._given_up |= self._live
             self._live.clear()

@@ -21,29 +21,40 @@ Over: TypeAlias = Callable[[BaseException | None, bool], bool]
 
 
 async def call_in_tasks(
-    channel: Channel, look_up: LookUp, begun: Begun, ended: Ended, over: Over, timed: TimedCalls | None = None
-) -> None:
+    channel: Channel,
+    plan: Plan,
+    on_message: Callable[[Data], Any],
+    look_up: LookUp,
+    begun: Begun,
+    ended: Ended,
+    over: Over,
+    timed: TimedCalls | None = None,
+) -> tuple[Plan, Callable[[Data], Any]]:
     """Take the messages that are there, and return when no call is under way and no further message has come.
 
     So an idle connection keeps nothing of this.
 
     Args:
         channel: Where they come from; `parallel` of its limits is how many are handled at a time.
-        look_up: Returns which of them are for the hook, and the hook.
+        plan: Which of them are for the hook.
+        on_message: The hook.
+        look_up: Returns both anew, when they have become others.
         begun: Called at the beginning of each call, in its task, with the name of the hook.
         ended: Called at its end, in its task, with what it has raised.
         over: Called when that is known, with the same and whether no other call is under way; returns whether the hook
             is to be looked up anew. That a call was cancelled for its time is nothing that it has raised.
         timed: Bounds the time of each call; `None` for no bound.
+
+    Returns:
+        The plan and the hook at last.
     """
-    plan, on_message = look_up()
     limit = channel.config.parallel
     running: set[asyncio.Task[None]] = set()
     try:
         while True:
             data = channel.take() if len(running) < limit else None
             if data is None and not running:
-                return
+                return plan, on_message
             if data is None:
                 is_redefined = await _wait(channel, running)
                 if _settle(running, over, timed) or is_redefined:

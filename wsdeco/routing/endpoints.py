@@ -59,20 +59,6 @@ class Context:
         self.observer = observer if self.observer is None else Observers(self.observer, observer)
 
 
-class _Over:
-    """What is done when everything about a connection has ended. It is smaller than a function with arguments."""
-
-    __slots__ = ("_connections", "_ticket")
-
-    def __init__(self, connections: LiveConnections, ticket: Ticket) -> None:
-        self._connections = connections
-        self._ticket = ticket
-
-    def __call__(self, connection: Lifecycle) -> None:
-        self._connections.discard(connection)
-        self._ticket.give_back()
-
-
 class HandlerEndpoint:
     """The ASGI endpoint of one handler class on one path.
 
@@ -97,12 +83,12 @@ class HandlerEndpoint:
         self._factory = factory
         self._context = context
         self._channel_type = channel_types(config)[0]
+        # One object for all connections.
+        self._over = context.connections.discard
         self._admit_to(Slots(config.max_connections, config.max_connections_total, f"{name} {path}"))
 
     def _admit_to(self, slots: Slots) -> None:
         self.admission: Admission = Admission(self.__name__, slots, self.config, self._context.hosts)
-        # One object for all connections.
-        self._over = _Over(self._context.connections, slots)
 
     def succeed(self, old: HandlerEndpoint) -> None:
         """Count the connections of the endpoint whose place this one takes among its own."""
@@ -132,12 +118,11 @@ class HandlerEndpoint:
             channel.watch(context.observer)
             connection.receiver = channel
             begun = Lifecycle(channel, self._factory, self.__name__)
-            is_slot = ticket is self.admission.slots
-            begun.start(self._over if is_slot else _Over(context.connections, ticket))
+            begun.start(self._over)
         except BaseException:
             ticket.give_back()
             raise
-        context.connections.add(begun)
+        context.connections.add(begun, ticket)
         return True
 
     def refusal(self, scope: Scope) -> Refusal | None:
@@ -179,19 +164,18 @@ async def serve(channel: Channel, factory: Factory, admission: Admission, connec
     if isinstance(ticket, Refusal):
         if isinstance(ticket.failure, HTTPException):
             # `client` refuses, and the answer is what it would be if `__init__` did.
-            await _run(channel, _raising(ticket.failure), admission.name, connections)
+            await _run(channel, _raising(ticket.failure), admission.name, connections, None)
         else:
             await _turn_away(channel, ticket, admission.name)
         return
-    try:
-        await _run(channel, factory, admission.name, connections)
-    finally:
-        ticket.give_back()
+    await _run(channel, factory, admission.name, connections, ticket)
 
 
-async def _run(channel: Channel, factory: Factory, name: str, connections: LiveConnections) -> None:
+async def _run(
+    channel: Channel, factory: Factory, name: str, connections: LiveConnections, ticket: Ticket | None
+) -> None:
     connection = ReadingLifecycle(channel, factory, name)
-    connections.add(connection)
+    connections.add(connection, ticket)
     try:
         await connection.run()
     finally:
