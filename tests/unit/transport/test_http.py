@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pytest
 import uvicorn
@@ -62,7 +62,7 @@ class World:
                 super().data_received(data)
 
             def shutdown(self) -> None:
-                super().shutdown()
+                cast(Any, super()).shutdown()
                 world.stopping = True
 
         setattr(Protocol, "clock", clock)  # noqa: B010 - the base class is not known to have it
