@@ -19,12 +19,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from hypothesis import settings
 from pytest_asyncio import is_async_test
 
 from tests.support.brokers import BrokerProcess, nats_server, redis_server
 from tests.support.crowd import Serve, SoakServer
 from tests.support.stacks import GRANIAN, STACKS, Stack
 from wsdeco import App
+
+# How long an example takes says nothing on a machine that does other work as well.
+settings.register_profile("without deadlines", settings.default, deadline=None)
+settings.load_profile("without deadlines")
 
 PATIENCE: Final = 1.0
 """Seconds that what is on its way out gets to be gone."""

@@ -262,7 +262,7 @@ def run(protocol: type[asyncio.Protocol], conversation: list[Step]) -> Log:
     return asyncio.run(drive())
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(conversations)
 def test_same_conversation(conversation: list[Step]) -> None:
     ours, theirs = [run(protocol, conversation) for protocol in IMPLEMENTATIONS]

@@ -326,7 +326,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(sorted(KINDS)), VALUES)
 def test_any_json_is_a_message_or_invalid(name: str, value: object) -> None:
     form = KINDS[name][0]
@@ -339,7 +339,7 @@ def test_any_json_is_a_message_or_invalid(name: str, value: object) -> None:
             json.loads(Writer(annotation, format_of("json")).write(message))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text() | st.text(alphabet='{}[]":,\\utype0123456789.e-'))
 def test_any_text_is_a_message_or_invalid(text: str) -> None:
     for annotation in (Say, Say | Join, SayModel, SayStrict, dict, Any):
@@ -347,7 +347,7 @@ def test_any_text_is_a_message_or_invalid(text: str) -> None:
             Reader(annotation, format_of("json")).read(text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary())
 def test_any_bytes_are_a_message_or_invalid(data: bytes) -> None:
     for codec in ("msgpack", LINES):

@@ -1170,5 +1170,5 @@ class RoomsMachine(RuleBasedStateMachine):
         self.runner.close()
 
 
-RoomsMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+RoomsMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=30)
 test_rooms_are_what_a_model_says = RoomsMachine.TestCase

@@ -775,7 +775,7 @@ COMPARABLE = sorted(
 
 
 class TestProperties:
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(conversation, st.sampled_from(sorted(PROTOCOL_FAULTS)) | st.none(), st.booleans(), st.data())
     def test_lanes_agree_on_any_split(self, good: bytes, fault: str | None, tail: bool, data: st.DataObject) -> None:
         stream = good + (b"" if fault is None else PROTOCOL_FAULTS[fault][0]) + (wire.text("t") if tail else b"")
@@ -785,7 +785,7 @@ class TestProperties:
         assert outcome(stream, cuts=cuts) == whole
         assert outcome(stream, kind=ReferenceFraming, cuts=cuts) == whole
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(st.binary(max_size=200), st.booleans(), st.data())
     def test_lanes_agree_on_any_bytes(self, stream: bytes, deflate: bool, data: st.DataObject) -> None:
         cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=20))
@@ -794,7 +794,7 @@ class TestProperties:
         assert outcome(stream, cuts=cuts, deflate=deflate) == whole
         assert outcome(stream, kind=ReferenceFraming, cuts=cuts, deflate=deflate) == whole
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(
         conversation, st.sampled_from(COMPARABLE) | st.none(), st.sampled_from([b"", wire.close(), wire.close(4001)])
     )
