@@ -1,8 +1,9 @@
 """What a handshake costs if several processes share the port, and how evenly they get the clients.
 
-The command is `python -m benchmarks.workers`. It takes about a minute. CPU of all processes of the server, one of which
-is not pinned to a core; medians of the rounds. Clients come one after another, each of which finds the processes asleep
-and their caches cold, or many at once.
+The command is `python -m benchmarks.workers`. It takes about a minute. CPU of all processes of the server, which are
+not pinned to a core; medians of the rounds. Clients come one after another, or many at once. One after another they
+find a process asleep and the caches filled by another one: what that costs by itself is told by two servers that have
+nothing to do with each other, and are asked in turn.
 """
 
 import argparse
@@ -16,11 +17,11 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from benchmarks.client import PATIENCE, abort_connections, open_connections
-from benchmarks.growth import MICROSECONDS, Asked, cpu_per_request
+from benchmarks.client import HOST, PATIENCE, abort_connections, open_connections
+from benchmarks.growth import MICROSECONDS, Asked, cpu_per_request, exchange
 from benchmarks.report import table
 from benchmarks.servers import Kind, PythonServer, RunningServer, running
-from benchmarks.wire import FIN, TEXT, ServerFault, masked_frame
+from benchmarks.wire import FIN, TEXT, ServerFault, masked_frame, upgrade_request
 
 COUNTS: Final = (1, 2, 4)
 """Worker processes."""
@@ -43,7 +44,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--crowd", type=int, default=CROWD, help="clients that come at once")
     arguments = parser.parse_args(argv)
     samples: dict[int, list[tuple[float, float, float]]] = {}
+    in_turn: list[float] = []
     for _ in range(arguments.rounds):
+        with running_workers(1) as one, running_workers(1) as other:
+            in_turn.append(cpu_in_turn([one, other], arguments.seconds))
         for workers in COUNTS:
             with running_workers(workers) as server:
                 alone = cpu_per_request(server, HANDSHAKE, arguments.seconds)
@@ -53,6 +57,7 @@ def main(argv: Sequence[str]) -> None:
     for workers, found in samples.items():
         alone, crowded, share = (statistics.median(each) for each in zip(*found, strict=True))
         rows.append([str(workers), f"{alone:.0f}", f"{crowded:.0f}", f"{share:.2f}"])
+    rows.append(["two servers in turn", f"{statistics.median(in_turn):.0f}", "", ""])
     columns = ["worker processes", "one after another, us", f"{arguments.crowd} at once, us", "least of the shares"]
     print(table(columns, rows))
 
@@ -76,7 +81,23 @@ def running_workers(workers: int) -> Generator[RunningServer]:
             server.settle()
             yield server
     finally:
-        del os.environ["WORKERS"]
+        os.environ.pop("WORKERS", None)
+
+
+def cpu_in_turn(servers: Sequence[RunningServer], seconds: float) -> float:
+    """Return the CPU per handshake, in microseconds, if one server is asked after the other."""
+    requests = [(server.port, upgrade_request(server.port, HANDSHAKE.path)) for server in servers]
+    before = sum(server.cpu_seconds() for server in servers)
+    answered = 0
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for port, request in requests:
+            with socket.create_connection((HOST, port), PATIENCE) as opened:
+                exchange(opened, HANDSHAKE, request)
+        answered += len(requests)
+    for server in servers:
+        server.settle()
+    return (sum(server.cpu_seconds() for server in servers) - before) / answered * MICROSECONDS
 
 
 def crowds(server: RunningServer, workers: int, crowd: int) -> tuple[float, float]:

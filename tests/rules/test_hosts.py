@@ -169,6 +169,23 @@ def test_who_is_refused(
     assert not refused or (isinstance(answer, Refusal) and answer.status == 403)
 
 
+def test_who_is_let_in_says_nothing_of_other_names_and_ports() -> None:
+    hosts = Hosts()
+
+    def is_let_in(host: bytes, port: int, *more: bytes) -> bool:
+        headers = [(b"host", each) for each in (host, *more)]
+        return hosts.enter({"type": "http", "server": ("127.0.0.1", port), "headers": headers}) is None
+
+    for _ in range(2):
+        assert is_let_in(b"localhost:8000", 8000)
+        assert is_let_in(b"site.example:9000", 8000)
+        assert is_let_in(b"site.example:9000", 8000)
+        assert not is_let_in(b"site.example:9000", 9000)
+        assert not is_let_in(b"site.example:9000", 9000)
+        assert is_let_in(b"localhost:8000", 8000)
+        assert not is_let_in(b"localhost:8000", 8000, b"site.example:8000")
+
+
 def test_a_long_host_with_control_characters_is_short_and_printable_in_the_log() -> None:
     scope = {"type": "http", "server": ("127.0.0.1", 80), "headers": [(b"host", b"\x1b[2J\r\n" + b"x" * 60_000)]}
     answer = Hosts().enter(scope)

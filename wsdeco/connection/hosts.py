@@ -35,11 +35,12 @@ class Hosts:
     passes on carries the port of the proxy, or none. An address is no name, and cannot be made to resolve to another.
     """
 
-    __slots__ = ("_allowed",)
+    __slots__ = ("_allowed", "_let_in")
 
     def __init__(self, allowed: frozenset[str] = frozenset()) -> None:
         """Let these names in as well, as `checked_hosts` returns them."""
         self._allowed = allowed
+        self._let_in: tuple[bytes, int] | None = None
 
     def enter(self, scope: Scope) -> Refusal | None:
         """Return how a handshake or a plain request is refused, if it is."""
@@ -50,8 +51,13 @@ class Hosts:
         for field, value in scope["headers"]:
             if field != b"host":
                 continue
+            # Nearly all come under one name.
+            if (value, port) == self._let_in:
+                continue
             host: str = value.decode("latin-1")
-            if self._is_foreign(host.lower(), str(port)) and not _is_proxied(scope):
+            if not self._is_foreign(host.lower(), str(port)):
+                self._let_in = value, port
+            elif not _is_proxied(scope):
                 return _refusal(host, f"{address}:{port}")
         return None
 

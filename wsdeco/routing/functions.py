@@ -7,7 +7,7 @@ import inspect
 import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
-from types import NoneType
+from types import CoroutineType, NoneType
 from typing import Any, Final, cast
 
 from starlette.concurrency import run_in_threadpool
@@ -118,7 +118,8 @@ class _Call:
             result = self._function(**arguments)
         else:
             result = await run_in_threadpool(self._function, **arguments)
-        return await result if inspect.isawaitable(result) else result
+        # That of an `async def` is told at once; `isawaitable` asks what it is the instance of.
+        return await result if type(result) is CoroutineType or inspect.isawaitable(result) else result
 
     def _faults(self, path: str) -> Iterator[str]:
         label = described(self.name, self._function)
