@@ -114,12 +114,13 @@ class _Call:
     async def result(self, connection: HTTPConnection) -> Any:
         """Call the endpoint; return what it gives."""
         arguments = {name: supply.get(connection) for name, supply in self._arguments.items()}
+        result: Any
         if self._outcome.running == "coroutine":
             result = self._function(**arguments)
         else:
             result = await run_in_threadpool(self._function, **arguments)
         # That of an `async def` is told at once; `isawaitable` asks what it is the instance of.
-        return await result if type(result) is CoroutineType or inspect.isawaitable(result) else result
+        return await result if isinstance(result, CoroutineType) or inspect.isawaitable(result) else result
 
     def _faults(self, path: str) -> Iterator[str]:
         label = described(self.name, self._function)
