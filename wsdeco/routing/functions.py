@@ -7,7 +7,7 @@ import inspect
 import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
-from types import CoroutineType, NoneType
+from types import NoneType
 from typing import Any, Final, cast
 
 from starlette.concurrency import run_in_threadpool
@@ -120,7 +120,7 @@ class _Call:
         else:
             result = await run_in_threadpool(self._function, **arguments)
         # That of an `async def` is told at once; `isawaitable` asks what it is the instance of.
-        return await result if isinstance(result, CoroutineType) or inspect.isawaitable(result) else result
+        return await result if inspect.iscoroutine(result) or inspect.isawaitable(result) else result
 
     def _faults(self, path: str) -> Iterator[str]:
         label = described(self.name, self._function)
