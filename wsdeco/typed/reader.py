@@ -78,16 +78,17 @@ class Reader:
             self._array = next((self._decoder_of(kind) for kind in kinds if kind.is_array), None)
             self._one = next((self._decoder_of(kind) for kind in objects), None)
         # The syntax of all JSON is msgspec's: pydantic takes NaN.
-        self._is_checked = any(is_pydantic(kind.cls) for kind in kinds)
+        is_checked = any(is_pydantic(kind.cls) for kind in kinds)
+        self._is_alone = self._one is not None and self._array is None and not is_checked
         names = ["id", *self._by_tag]
         fields: list[Any] = [(f"member_{index}", msgspec.Raw, _ABSENT) for index in range(len(names))]
         renamed = {f"member_{index}": name for index, name in enumerate(names)}
         self._head: Any = wire.decoder(msgspec.defstruct("Head", fields, rename=renamed)) if wire.has_raw else None
-        self._by_raw: dict[bytes, _Decode] = {}
+        self._by_text: dict[object, _Decode] = {}
         if wire.has_raw and len(self._by_tag) == 1 and self._array is None:
-            self._by_raw = {
-                _as_bytes(wire.encode(tag)): decode for table in self._by_tag.values() for tag, decode in table.items()
-            }
+            ((name, self._by_text),) = self._by_tag.items()
+            tag: Any = msgspec.defstruct("Tag", [("tag", str, "")], rename={"tag": name})
+            self._tag: _Decode = wire.decoder(tag)
         self._names = names
 
     def read(self, frame: Data, *, is_answer: bool = False) -> tuple[Any, Id | None]:
@@ -109,13 +110,11 @@ class Reader:
         number: Id | None = None
         try:
             content = wire.load(frame)
-            if self._one is not None and self._array is None and not self._is_checked and not wire.may_have_id(frame):
-                return self._one(content), None
-            if self._by_raw:
-                # The common case: the tag as msgspec writes it, and no number.
-                head: Any = self._head(content)
-                found = self._by_raw.get(bytes(head.member_1))
-                if found is not None and head.member_0 is _ABSENT:
+            if not wire.may_have_id(frame):
+                found = self._one
+                if not self._is_alone:
+                    found = self._told_by_text(content) if self._by_text else None
+                if found is not None:
                     return found(content), None
             decode, number = self._choose(content, is_answer=is_answer)
             return (ANSWER, number) if decode is None else (decode(content), number)
@@ -131,6 +130,13 @@ class Reader:
         try:
             return _number(self._members(self._wire.load(frame))[0])
         except (ValueError, TypeError, RecursionError):
+            return None
+
+    def _told_by_text(self, content: Any) -> _Decode | None:
+        """Return the decoder by a tag that is text, as most are; `None` if it is none, or unknown."""
+        try:
+            return self._by_text.get(self._tag(content).tag)
+        except msgspec.ValidationError:
             return None
 
     def _choose(self, content: Any, *, is_answer: bool) -> tuple[_Decode | None, Id | None]:
@@ -232,10 +238,6 @@ def _fault_of(exc: Exception) -> tuple[str, str]:
         return "Nested too deeply", "$"
     message, _, path = str(exc).partition(" - at `")
     return message, path.removesuffix("`") or "$"
-
-
-def _as_bytes(frame: Data) -> bytes:
-    return frame if isinstance(frame, bytes) else frame.encode()
 
 
 def _cut(text: str) -> str:

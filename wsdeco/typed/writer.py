@@ -50,6 +50,7 @@ class Writer:
         self._wire = wire
         self._encode = wire.encode
         self._as_they_are: set[type] = set()
+        self._tagged: dict[type, str] = {}
         self._written: set[type] = set()
         self._forms: dict[type, _Form] = {str: _PLAIN, bytes: _PLAIN}
         self._untold: dict[frozenset[str], str] | None = {} if warns else None
@@ -66,8 +67,12 @@ class Writer:
         kind: type[Any] = message.__class__
         if kind is str or kind is bytes:
             return cast(Data, message)
-        if number is None and kind in self._as_they_are:
-            return cast(Data, self._encode(message))
+        if number is None:
+            if kind in self._as_they_are:
+                return cast(Data, self._encode(message))
+            tag = self._tagged.get(kind)
+            if tag is not None:
+                return _spliced(self._encode(message), tag, None)
         return self._write(kind, message, number)
 
     def text(self, message: Any) -> str:
@@ -123,6 +128,8 @@ class Writer:
     def _note(self, cls: type, form: _Form) -> None:
         self._written.add(cls)
         if form.tag is not None:
+            if self._wire.is_json and not form.is_named_tuple:
+                self._tagged[cls] = form.text
             return
         if not form.is_named_tuple:
             self._as_they_are.add(cls)
@@ -154,11 +161,11 @@ class Writer:
 
 def _spliced(body: str, tag: str, number: Id | None) -> str:
     """Return a JSON object with members in front; what is no object stays as it is."""
-    if not body.startswith("{"):
+    if body[0] != "{":
         return body
     if number is not None:
         tag += f'"id":{_json_of(number)},'
-    return "{" + tag + body[1:] if body != "{}" else "{" + tag[:-1] + "}"
+    return f"{{{tag}{body[1:]}" if body != "{}" else f"{{{tag[:-1]}}}"
 
 
 def _json_of(number: Id) -> str:

@@ -135,6 +135,23 @@ async def test_a_client_is_taken_that_waits_from_one_look_to_the_next(listeners:
     neighbours.look()
 
 
+async def test_of_a_crowd_a_few_are_taken_at_a_look(listeners: Listeners, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsdeco.server.neighbours._AT_ONCE", 1)
+    loop = asyncio.get_running_loop()
+    with (
+        closing(neighbours_of(listeners, 1)) as neighbours,
+        connected(listeners) as first,
+        connected(listeners) as last,
+    ):
+        neighbours.look()
+        neighbours.look()
+        assert await loop.sock_recv(first, 64) == b"welcome"
+        with pytest.raises(BlockingIOError):
+            last.recv(64)
+        neighbours.look()
+        assert await loop.sock_recv(last, 64) == b"welcome"
+
+
 async def test_one_that_does_not_wait_any_more_is_none(listeners: Listeners) -> None:
     neighbours = neighbours_of(listeners, 1)
     with connected(listeners):
