@@ -14,7 +14,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
@@ -50,9 +50,8 @@ class CompilingHook(BuildHookInterface[Any]):
         return os.environ.get(_SWITCH, "0") not in {"", "0"}
 
     def dependencies(self) -> list[str]:
-        """Return what has to be installed for the build: the types of all that is imported count as well."""
-        project: list[str] = cast(Any, self).metadata.core.dependencies
-        return [*_COMPILER, *project] if self._compiles() else []
+        """Return what has to be installed for the build."""
+        return list(_COMPILER) if self._compiles() else []
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, and have the wheel take what comes out; a wheel for an editable installation stays pure Python.
@@ -65,8 +64,9 @@ class CompilingHook(BuildHookInterface[Any]):
         self._folder = TemporaryDirectory()
         folder = Path(self._folder.name).resolve()
         shutil.copytree(Path(self.root) / "wsdeco", folder / "wsdeco", ignore=shutil.ignore_patterns("__pycache__"))
+        # `-P`, or `http.py` beside this file would be taken for the one of the standard library.
         result = subprocess.run(  # noqa: S603 - the interpreter that builds
-            [sys.executable, __file__],
+            [sys.executable, "-P", __file__],
             check=False,
             cwd=folder,
             text=True,
@@ -92,7 +92,9 @@ def _compile() -> None:
     setup: Any = import_module("setuptools").setup
     mypycify: Any = import_module("mypyc.build").mypycify
     names = [f"wsdeco/{name}.py" for name in _MODULES]
-    options = ["--config-file=", "--cache-dir=cache", "--follow-imports=silent", "--ignore-missing-imports"]
+    # Not by the types of what wsdeco imports: that is no slower, and reading them takes longer than all else.
+    options = ["--config-file=", "--cache-dir=cache", "--no-site-packages"]
+    options += ["--follow-imports=silent", "--ignore-missing-imports"]
     extensions = mypycify([*options, *names], group_name=_GROUP, target_dir="c", debug_level="0")
     setup(
         name="wsdeco",

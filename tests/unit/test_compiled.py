@@ -42,6 +42,5 @@ async def test_the_collector_sees_what_is_kept_once() -> None:
 
 
 @pytest.mark.parametrize("function", [encode_message, Framing.receive, WebSocketProtocol.accept])
-def test_functions_keep_their_documentation(function: Any) -> None:
-    assert inspect.getdoc(function)
+def test_functions_keep_their_signatures(function: Any) -> None:
     assert inspect.signature(function).parameters
