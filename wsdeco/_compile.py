@@ -24,7 +24,6 @@ _SWITCH: Final = "WSDECO_COMPILE"
 
 _MODULES: Final = (
     "channels/base",
-    "channels/direct",
     "transport/keepalive",
     "transport/outgoing",
     "transport/protocol",
@@ -33,7 +32,11 @@ _MODULES: Final = (
     "wire/incoming",
     "wire/outgoing",
 )
-"""Those that each message passes."""
+"""Those that each message passes, but for those with coroutines of their own.
+
+A compiled coroutine has no name, is not closed when it is thrown away, hands an exception on in a form that Python 3.12
+and newer warn of, and gains little: the lifecycle was 3 % faster with it.
+"""
 
 _GROUP: Final = "wsdeco._compiled"
 """What holds the code of all of them, so that they call each other as C does; `__mypyc` is added to its name."""

@@ -296,3 +296,20 @@ def test_each_module_says_what_it_exports(module: str) -> None:
 
 def test_each_module_can_be_read_in_one_go(module: str) -> None:
     assert lines_of_code(modules()[module]) <= MAX_LINES_OF_CODE, "split it by concern"
+
+
+def test_no_coroutine_is_compiled() -> None:
+    hook = parsed(modules()["_compile"])
+    (names,) = [
+        ast.literal_eval(node.value)
+        for node in hook.body
+        if isinstance(node, ast.AnnAssign) and node.value is not None and ast.unparse(node.target) == "_MODULES"
+    ]
+    assert len(names) > 5
+    for name in names:
+        awaits = [
+            ast.unparse(node)
+            for node in ast.walk(parsed(modules()[name]))
+            if isinstance(node, ast.Await | ast.YieldFrom)
+        ]
+        assert awaits == [], name

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from abc import ABCMeta, abstractmethod
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final, Protocol, TypeVar
 
 from starlette.requests import HTTPConnection
@@ -18,6 +18,7 @@ from starlette.requests import HTTPConnection
 from wsdeco.channels.data import Address, Data, HeaderItems
 from wsdeco.channels.observer import Observer
 from wsdeco.channels.packed_request import PackedRequest
+from wsdeco.channels.waiting import accept_and_close, end_of, next_message
 from wsdeco.clock import Clock, Deadline
 from wsdeco.compiled import mypyc_attr
 from wsdeco.config import ConnectionConfig
@@ -188,12 +189,11 @@ class Channel(metaclass=ABCMeta):
     async def refuse(self, status: int, body: str, headers: Mapping[str, str] | None = None) -> None:
         """Answer the handshake with an HTTP response instead of the upgrade."""
 
-    async def refuse_after_upgrade(self, code: int, text: str) -> None:
+    def refuse_after_upgrade(self, code: int, text: str) -> Awaitable[None]:
         """Answer the handshake with the upgrade and a close frame, which a script in a browser can read."""
         # Nobody is told of a connection, and no broadcast goes to it.
         self.observer = self.message_observer = self.route_room = None
-        await self.accept()
-        self.close_by_server(code, text)
+        return accept_and_close(self, code, text)
 
     @abstractmethod
     async def send(self, data: Data) -> None:
@@ -351,11 +351,9 @@ class Channel(metaclass=ABCMeta):
             )
         return conversation.encode(message)
 
-    async def receive(self) -> Data | None:
+    def receive(self) -> Coroutine[Any, Any, Data | None]:
         """Return the next message in order; `None` when the channel has ended and none is left."""
-        while (data := self.take()) is None and self.reason is None:
-            await self.event()
-        return data
+        return next_message(self)
 
     @property
     def last_frame_at(self) -> float:
@@ -380,12 +378,9 @@ class Channel(metaclass=ABCMeta):
     def pack_request(self) -> None:  # noqa: B027 - most channels need not
         """Keep the request in less memory, if the channel knows how, now that the connection is open."""
 
-    async def ended(self) -> DisconnectReason:
+    def ended(self) -> Coroutine[Any, Any, DisconnectReason]:
         """Wait until the channel has ended; return why."""
-        while self.reason is None:
-            await self.event()
-        self._finish()
-        return self.reason
+        return end_of(self, self._finish)
 
     def discard_inbox(self) -> None:
         """Give up the messages that wait for a hook, and count them."""

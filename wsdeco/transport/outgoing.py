@@ -11,10 +11,12 @@ import asyncio
 import sys
 from abc import ABCMeta, abstractmethod
 from collections import OrderedDict
+from collections.abc import Awaitable
 from typing import Final, cast
 
 from wsdeco.compiled import mypyc_attr
 from wsdeco.messages import Data
+from wsdeco.transport.senders import wait_for_turn
 from wsdeco.transport.shared import Shared
 from wsdeco.wire.incoming import Framing
 from wsdeco.wire.outgoing import Encoded
@@ -216,7 +218,7 @@ class Outgoing(metaclass=ABCMeta):
     def _lose(self) -> None:
         """End a connection whose transport has failed, and says so in the next turn of the loop."""
 
-    async def send_in_turn(self, message: Data | None) -> bool:
+    def send_in_turn(self, message: Data | None) -> Awaitable[bool]:
         """Write a message behind those of others who wait, once the peer reads and the loop has had its turn.
 
         Until then it is kept as it is, and no frame made of it.
@@ -225,21 +227,16 @@ class Outgoing(metaclass=ABCMeta):
             message: The message; `None` to wait, and write nothing.
 
         Returns:
-            Whether it was written; `False` if nothing more can be sent (`closed`).
+            What says, once awaited, whether it was written; `False` if nothing more can be sent (`closed`).
         """
-        if self.closed:
-            return False
         waiter: asyncio.Future[bool] = self._shared.loop.create_future()
         senders = self._senders
         if senders is None:
             senders = self._senders = OrderedDict()
         senders[waiter] = message
-        try:
-            return await waiter
-        finally:
-            # A sender that was cancelled leaves nothing behind, and the traceback of an exception holds this frame.
-            senders.pop(waiter, None)
-            del waiter
+        if self.closed:
+            waiter.set_result(False)
+        return wait_for_turn(waiter, senders)
 
     def _let_send(self) -> None:
         self.senders_wait = self.write_paused

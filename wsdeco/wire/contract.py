@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypedDict
 
 from typing_extensions import Unpack
@@ -128,7 +128,7 @@ class Connection(Protocol):
         """Write a message that goes to many connections by the end of the loop's turn, within a bound."""
         ...
 
-    async def send_in_turn(self, message: Data | None) -> bool:
+    def send_in_turn(self, message: Data | None) -> Awaitable[bool]:
         """Wait until the peer reads and it is one's turn, then write; return whether that could be."""
         ...
 
