@@ -2,6 +2,7 @@
 
 The command is `python -m benchmarks.growth`: CPU of the server per request, with and without 500 routes that nobody
 asks for, and the definition of a class; wsdeco and Starlette in turn, medians of the rounds. It takes about a minute.
+`CLIFFS.md` beside it has what this and the other commands found.
 """
 
 import argparse
