@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import endings, growth, levels, rooms, typed, workers
+from benchmarks import endings, fairness, growth, levels, rooms, typed, workers
 from benchmarks.chart import to_svg
 from benchmarks.loads import Effort
 from benchmarks.report import Run, format_number, table, to_json, to_markdown
@@ -341,6 +341,15 @@ def test_worker_processes_are_measured(capsys: pytest.CaptureFixture[str], monke
 def test_the_fastest_level_of_compression_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     levels.main(["--rounds=1", "--seconds=0.05"])
     assert re.search(r"^\| wsdeco-direct \| [0-9.]+ \|$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_what_others_wait_for_large_messages_is_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fairness, "SIZE", 300_000)
+    fairness.main(["--rounds=1", "--messages=2", "--servers=wsdeco-direct"])
+    rows = re.findall(r"^\| (\w+) \| wsdeco-direct \| [0-9.]+ \| [0-9.]+ \|$", capsys.readouterr().out, re.MULTILINE)
+    assert rows == sorted(fairness.KIND_NAMES)
 
 
 def test_rooms_are_not_measured_without_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,8 @@ _WHOLE: Final = 1024
 """Size of a piece whose own object costs next to nothing."""
 _SHARED: Final = 64 * 1024
 """Size at which a buffer of small pieces is full."""
+_LOOKED_AT: Final = 4096
+"""Bytes at the start of a piece that are decoded before the rest: a piece that is kept as it is costs no more."""
 
 
 def _add(pieces: list[bytes | bytearray], piece: bytes) -> None:
@@ -85,19 +87,21 @@ class LargeFrame:
         first: The first byte of its header.
         key: The masking key.
         length: Bytes of its payload.
-        is_text: It is a whole message of text. What arrives is decoded at once if that takes no more memory, so that
-            no turn of the loop has to decode everything.
+        is_text: It is a whole message of text. What arrives is decoded at once if that takes no more memory, and what
+            has been left in several steps, so that no turn of the loop has to decode everything.
 
     Attributes:
         first: The first byte of its header.
         missing: Bytes of its payload that have yet to arrive.
+        rest: What has arrived behind it, while it is decoded.
     """
 
-    __slots__ = ("_decodes", "_is_text", "_key", "_pieces", "_tail", "_texts", "first", "missing")
+    __slots__ = ("_decodes", "_is_text", "_key", "_pieces", "_tail", "_texts", "first", "missing", "rest")
 
     def __init__(self, first: int, key: bytes, length: int, *, is_text: bool) -> None:
         self.first: int = first
         self.missing: int = length
+        self.rest: bytes = b""
         self._is_text = self._decodes = is_text
         self._key = key
         self._pieces: list[bytes | bytearray] = []
@@ -115,19 +119,42 @@ class LargeFrame:
         if self._decodes:
             piece = self._tail + piece
             self._tail = b""
+            is_last = self.missing == 0
             try:
-                text, used = utf_8_decode(piece, "strict", False)
+                if is_last or len(piece) <= _LOOKED_AT or _is_compact(piece[:_LOOKED_AT]):
+                    text, used = utf_8_decode(piece, "strict", is_last)
+                    if is_last or sys.getsizeof(text) * 8 <= len(piece) * 9:
+                        self._texts.append(text)
+                        self._tail = piece[used:]
+                        return
             except UnicodeDecodeError:
                 # The peer is told when the frame is whole, as with a small one.
                 pass
-            else:
-                if sys.getsizeof(text) * 8 <= len(piece) * 9:
-                    self._texts.append(text)
-                    self._tail = piece[used:]
-                    return
             # One character beyond the BMP makes Python keep four bytes for each: decoded when the message is whole.
             self._decodes = False
         _add(self._pieces, piece)
+        if self._is_text and self.missing == 0:
+            # `decode` takes them from the end.
+            self._pieces.reverse()
+
+    def decode(self, most: int) -> bool:
+        """Decode what is left of a text that is whole, `most` bytes and a piece of it; return whether that was all.
+
+        Raises:
+            UnicodeDecodeError: The text is no UTF-8.
+        """
+        if not self._is_text:
+            return True
+        pieces = self._pieces
+        while pieces:
+            if most <= 0:
+                return False
+            piece = self._tail + pieces.pop()
+            most -= len(piece)
+            text, used = utf_8_decode(piece, "strict", not pieces)
+            self._texts.append(text)
+            self._tail = piece[used:]
+        return True
 
     def payload(self) -> bytes:
         """Return the payload of a frame that is no whole text; once, as nothing of it is kept."""
@@ -136,14 +163,13 @@ class LargeFrame:
         return first if len(pieces) == 1 and isinstance(first, bytes) else b"".join(pieces)
 
     def message(self) -> Data:
-        """Return the payload of a frame that is a whole message; once, as nothing of it is kept.
-
-        Raises:
-            UnicodeDecodeError: The text is no UTF-8.
-        """
+        """Return the payload of a frame that is a whole message, a text all decoded; once, as nothing of it is kept."""
         if not self._is_text:
             return self.payload()
-        self._pieces.append(self._tail)
         texts, self._texts = self._texts, []
-        texts.append(self.payload().decode())
         return "".join(texts)
+
+
+def _is_compact(start: bytes) -> bool:
+    text, used = utf_8_decode(start, "strict", False)
+    return sys.getsizeof(text) * 8 <= used * 9

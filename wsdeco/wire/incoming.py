@@ -72,6 +72,8 @@ _TURN_BUDGET: Final = 1000
 """Frames of one call of `receive` that are not taken inline; a compressed one counts for more. A few milliseconds."""
 _LARGE: Final = 16 * 1024
 """Payload size of a frame from which it is unmasked as it arrives, if it does not arrive in one read."""
+_DECODED_AT_ONCE: Final = 1024 * 1024
+"""Bytes of text that one call of `receive` decodes of a larger message: 1 or 2 ms beyond ASCII."""
 _MESSAGE_BUDGET: Final = 250
 """Messages after which one call of `receive` stops: looked at once in `_STRETCH`, not for each message."""
 _STRETCH: Final = 2048
@@ -197,7 +199,15 @@ class Framing:
                 if position > len(data):
                     held.add(data)
                     return messages
-                held.add(memoryview(data)[:position])
+                if position > 0:
+                    held.add(memoryview(data)[:position])
+                else:
+                    data = held.rest + data
+                    chunk = data
+                if not held.decode(_DECODED_AT_ONCE):
+                    held.rest = data[position:]
+                    self.unread = self.noticed = True
+                    return messages
                 self._held = None
                 budget -= self._take_large(held, messages)
                 if budget <= 0 and position < len(data):

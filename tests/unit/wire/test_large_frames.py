@@ -169,6 +169,62 @@ def test_a_text_is_decoded_while_it_arrives() -> None:
     assert peak < 2.4 * LIMIT
 
 
+def in_steps(framing: Framing, messages: list[Data]) -> int:
+    """Have `framing` go on until it has nothing left to do, and return how often that took."""
+    steps = 0
+    while framing.unread:
+        messages += framing.receive(b"")
+        steps += 1
+    return steps
+
+
+MIB = 1 << 20
+LONG = ("x" * 60 + "😀") * (3 * MIB // 64)
+
+
+def test_a_long_text_that_is_decoded_when_it_is_whole_is_so_in_steps() -> None:
+    framing = Framing(4 * MIB)
+    frame = wire.text(LONG)
+    messages = outcome(framing, in_reads(frame[:-1], lambda: 65_536))[0]
+    messages += framing.receive(frame[-1:] + wire.text("behind it"))
+    assert (messages, framing.unread, framing.noticed) == ([], True, True)
+    # What comes without having been waited for is no more out of order.
+    messages += framing.receive(wire.text("later"))
+    assert (messages, framing.unread) == ([], True)
+    assert in_steps(framing, messages) == 1
+    assert messages == [LONG, "behind it", "later"]
+
+
+def test_invalid_utf8_in_the_last_step_is_refused() -> None:
+    framing = Framing(4 * MIB)
+    content = LONG.encode() + b"\xf0\x9f"
+    messages, ended = outcome(framing, in_reads(client_frame(TEXT, content) + wire.text("late"), lambda: 65_536))
+    assert messages == []
+    assert ended == Close(1007, "invalid UTF-8 in a text message", by="server")
+    assert not framing.unread
+
+
+@pytest.mark.parametrize("kind", ["x", "ж"])
+def test_a_long_text_that_was_decoded_as_it_came_takes_no_steps(kind: str) -> None:
+    framing = Framing(4 * MIB)
+    content = kind * (3 * MIB // len(kind.encode()))
+    messages: list[Data] = []
+    for data in in_reads(wire.text(content), lambda: 65_536):
+        messages += framing.receive(data)
+        assert not framing.unread
+    assert messages == [content]
+
+
+def test_bytes_take_no_steps() -> None:
+    framing = Framing(4 * MIB)
+    content = bytes(3 * MIB)
+    messages: list[Data] = []
+    for data in in_reads(client_frame(BINARY, content), lambda: 65_536):
+        messages += framing.receive(data)
+        assert not framing.unread
+    assert messages == [content]
+
+
 def test_inflating_a_large_frame_counts_as_work() -> None:
     content = random.Random(2).randbytes(SIZE)  # noqa: S311 - the same in every run
     frame = client_frame(BINARY, wire.deflated(content), reserved=0x40)
