@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from http import HTTPStatus
-from typing import Any, Final, cast
+from typing import Any, Final, NoReturn, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -109,25 +109,27 @@ class BoundedHttpToolsProtocol(BoundedHttpProtocol, HttpToolsProtocol):
         self._parsed = True
         self._head_size = REQUEST_LINE_SIZE
         self._head_lines = 1
-        super().on_message_begin()
+        HttpToolsProtocol.on_message_begin(self)
 
     def on_url(self, url: bytes) -> None:
         """Take a piece of the request target."""
-        self._count(len(url))
-        super().on_url(url)
+        self._head_size += len(url)
+        if self._head_size > MAX_HEAD_SIZE:
+            self._overflow()
+        HttpToolsProtocol.on_url(self, url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header, or a trailer."""
-        self._head_lines += 1
-        self._count(len(name) + len(value) + HEADER_LINE_SIZE)
-        super().on_header(name, value)
+        lines = self._head_lines = self._head_lines + 1
+        size = self._head_size = self._head_size + len(name) + len(value) + HEADER_LINE_SIZE
+        if size > MAX_HEAD_SIZE or lines > MAX_HEAD_LINES:
+            self._overflow()
+        HttpToolsProtocol.on_header(self, name, value)
 
-    def _count(self, size: int) -> None:
-        self._head_size += size
-        if self._head_size > MAX_HEAD_SIZE or self._head_lines > MAX_HEAD_LINES:
-            self._status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-            # httptools makes an HttpParserError of it, for which uvicorn calls `send_400_response`.
-            raise _HeadTooLarge
+    def _overflow(self) -> NoReturn:
+        self._status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+        # httptools makes an HttpParserError of it, for which uvicorn calls `send_400_response`.
+        raise _HeadTooLarge
 
     def on_headers_complete(self) -> None:
         """Take the end of the head."""
@@ -138,7 +140,7 @@ class BoundedHttpToolsProtocol(BoundedHttpProtocol, HttpToolsProtocol):
             raise _HostAmbiguous
         self._end_head()
         before = self.cycle
-        super().on_headers_complete()
+        HttpToolsProtocol.on_headers_complete(self)
         if self.cycle is not before and self.parser.should_upgrade():
             # An upgrade to another protocol than WebSocket: the app answers as if there were none.
             self.cycle.keep_alive = False
@@ -157,7 +159,7 @@ class BoundedHttpToolsProtocol(BoundedHttpProtocol, HttpToolsProtocol):
             return
         self._reading_body = False
         self._body.discard(self)
-        super().on_message_complete()
+        HttpToolsProtocol.on_message_complete(self)
         if self._is_last:
             self._end_after_response()
 
