@@ -66,7 +66,8 @@ class Compression:
     """How outgoing messages are compressed by permessage-deflate (RFC 7692).
 
     Attributes:
-        level: That of zlib, from 1 (fastest) to 9 (smallest).
+        level: That of zlib, from 1 (fastest) to 9 (smallest). zlib's own default, 6, takes 3 to 40 % longer than 5 for
+            messages that are 0 to 3 % smaller.
         threshold: A message of fewer bytes is sent as it is.
 
     Raises:
@@ -74,7 +75,7 @@ class Compression:
         ValueError: A value is out of its range.
     """
 
-    level: int = 6
+    level: int = 5
     threshold: int = 0
 
     def __post_init__(self) -> None:
