@@ -95,12 +95,18 @@ class Wheel:
 
     Args:
         clock: Where time and the timer come from.
+        loop: The event loop that runs, if one does.
+
+    Attributes:
+        clock: The clock.
     """
 
-    __slots__ = ("__weakref__", "_clock", "_ready", "_timer", "_timer_due", "_times", "_waiting")
+    __slots__ = ("__weakref__", "_loop", "_ready", "_timer", "_timer_due", "_times", "_waiting", "clock")
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, clock: Clock, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self.clock: Clock = clock
+        # Held, so that no other one gets its number while the wheel is found by it.
+        self._loop = loop
         # Mostly one waits for one time. It leaves without a trace, as it may be a connection that has ended.
         self._waiting: dict[float, Due | dict[Due, None]] = {}
         # A heap of the keys above, with some that are there no more.
@@ -143,7 +149,8 @@ class Wheel:
             if not others:
                 del self._waiting[due]
         else:
-            del self._ready[waiting]
+            # It waits for the turn in which it is told, or on a wheel that has gone with its event loop.
+            self._ready.pop(waiting, None)
 
     def _add_time(self, due: float) -> None:
         times = self._times
@@ -159,11 +166,11 @@ class Wheel:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_due = due
-        self._timer = self._clock.call_at(due, self._run)
+        self._timer = self.clock.call_at(due, self._run)
 
     def _run(self) -> None:
         self._timer = None
-        now = max(self._clock.time(), self._timer_due)
+        now = max(self.clock.time(), self._timer_due)
         if now - self._timer_due > _MAX_LATENESS:
             self._set_timer(now + _SECOND_LOOK)
             return
@@ -204,15 +211,24 @@ class Wheel:
             self._set_timer(times[0])
 
 
-_wheels: Final[WeakValueDictionary[int, Wheel]] = WeakValueDictionary()
+_wheels: Final[WeakValueDictionary[tuple[int, int], Wheel]] = WeakValueDictionary()
 
 
 def wheel_of(clock: Clock) -> Wheel:
-    """Return the wheel of a clock. It lives as long as somebody waits."""
-    # A wheel that lives holds its clock, so no other object can have the number of that.
-    wheel = _wheels.get(id(clock))
+    """Return the wheel of a clock in the event loop that runs. It lives as long as somebody waits.
+
+    A clock that is no event loop may serve several of them, one after the other or in several threads. The timers that
+    it has set in one end with that.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        loop = None
+    # A wheel that lives holds both, so no other object can have the number of one.
+    place = id(clock), id(loop)
+    wheel = _wheels.get(place)
     if wheel is None:
-        wheel = _wheels[id(clock)] = Wheel(clock)
+        wheel = _wheels[place] = Wheel(clock, loop)
     return wheel
 
 
@@ -228,25 +244,25 @@ class Deadline:
         due: The time it waits for; `None` when it is over or cancelled.
     """
 
-    __slots__ = ("_action", "_clock", "due")
+    __slots__ = ("_action", "_wheel", "due")
 
     def __init__(self, clock: Clock, seconds: float, action: Callable[[], object]) -> None:
-        self._clock = clock
+        self._wheel = wheel_of(clock)
         # Gone when it is over: each refers to an object that may refer to this one.
         self._action: Callable[[], object] | None = action
         self.due: float | None = None
-        wheel_of(clock).set(self, clock.time() + seconds)
+        self._wheel.set(self, clock.time() + seconds)
 
     @property
     def left(self) -> float:
         """Seconds until it is over, 0 at least."""
-        return 0.0 if self.due is None else max(0.0, self.due - self._clock.time())
+        return 0.0 if self.due is None else max(0.0, self.due - self._wheel.clock.time())
 
     def cancel(self) -> None:
         """Make sure that the action is not called any more."""
         self._action = None
         if self.due is not None:
-            wheel_of(self._clock).set(self, None)
+            self._wheel.set(self, None)
 
     def time_over(self, now: float) -> None:
         """Call the action."""

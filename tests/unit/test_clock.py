@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.in_memory import FakeClock
 from tests.support.wire import CountingClock
-from wsdeco.clock import Deadline, wheel_of
+from wsdeco.clock import Clock, Deadline, Timer, wheel_of
 
 
 class Member:
@@ -23,7 +23,7 @@ class Member:
         then: What it does then.
     """
 
-    def __init__(self, clock: FakeClock | CountingClock, then: Callable[[], object] = int) -> None:
+    def __init__(self, clock: Clock, then: Callable[[], object] = int) -> None:
         self.due: float | None = None
         self.told: list[float] = []
         self._clock = clock
@@ -221,6 +221,43 @@ def test_each_clock_has_its_own_and_it_lives_as_long_as_somebody_waits() -> None
     assert wheel() is not wheel_of(other)
     member.wait(None)
     assert wheel() is None
+
+
+class LoopTime:
+    """The time of whatever event loop runs."""
+
+    def time(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def call_at(self, when: float, callback: Callable[[], object], /) -> Timer:
+        return asyncio.get_running_loop().call_at(when, callback)
+
+
+def test_a_clock_may_serve_one_event_loop_after_the_other() -> None:
+    clock = LoopTime()
+
+    async def leave_one() -> Deadline:
+        return Deadline(clock, 0.05, int)
+
+    async def wait_for_one() -> None:
+        over = asyncio.Event()
+        Deadline(clock, 0.1, over.set)
+        await asyncio.wait_for(over.wait(), 10)
+
+    left = asyncio.run(leave_one())
+    asyncio.run(wait_for_one())
+    left.cancel()
+    assert left.due is None
+
+
+def test_one_whose_event_loop_is_gone_waits_no_more() -> None:
+    loop = asyncio.new_event_loop()
+    member = Member(loop)
+    member.wait(loop.time() + 1000)
+    loop.close()
+    gc.collect()
+    member.wait(None)
+    assert member.due is None
 
 
 def test_a_deadline_is_over_once(clock: FakeClock) -> None:
