@@ -150,8 +150,9 @@ def test_a_worker_that_dies_while_its_successor_starts_needs_no_other_one(tmp_pa
             os.kill(victim, signal.SIGKILL)
         program.expect_words("has ended (SIGKILL): another one starts now")
         (tmp_path / "hang").unlink()
-        wait_until(lambda: len(pids(program)) == 2 and before.isdisjoint(pids(program)))
+        program.expect_words("the worker processes have been replaced")
         assert new in pids(program)
+        assert len(pids(program)) == 2
 
 
 def test_a_new_worker_that_never_serves_is_killed(tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ async def test_a_process_says_that_it_is_here_once_there_is_a_broker() -> None:
     backplane.state = "connected"
     rooms.begin()
     assert [said["do"] for said in backplane.said] == ["here"]
+    Rooms().begin()
 
 
 async def test_many_are_closed_in_turns_of_the_loop() -> None:

@@ -757,3 +757,5 @@ async def test_a_link_to_nats_asks_once_whether_what_it_was_given_has_come(nats:
     await soon(link.ping())
     assert taken == [True]
     await link.close()
+    link.publish([("subject", b"x")], taken.append)
+    assert taken == [True]

@@ -395,13 +395,16 @@ def test_a_server_that_is_faster_than_the_line_is_told_by_its_close_code(monkeyp
         subprotocol = None
 
         def __iter__(self) -> Iterator[str]:
+            sent.wait(PATIENCE)
             raise ConnectionClosedOK(None, None)
 
         def send(self, message: object) -> None:
+            sent.set()
             raise ConnectionClosedOK(None, None)
 
         def close(self) -> None: ...
 
+    sent = threading.Event()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"line\n")))
     assert Conversation(cast("Any", Closed()), binary=False, wait=0).run() == (1001, "")
 

@@ -9,6 +9,7 @@ from tests.support.recording import Journal, Recorder
 from tests.support.stacks import soon, uvicorn_serve
 from wsdeco import App, Unknown
 from wsdeco.protocol import WebSocketProtocol
+from wsdeco.transport.reads import SmallReads
 
 SMALL: Final[dict[str, Any]] = {"max_message_size": 1024, "max_inbox": 1024, "max_outbox": 1024, "ping_interval": None}
 
@@ -62,3 +63,19 @@ async def test_a_peer_that_reads_slowly_gets_everything_and_resets() -> None:
         assert await journal.next() == "sent"
         peer.reset()
         assert await soon(journal.next()) == Unknown()
+
+
+async def test_what_a_transport_tells_of_writing_is_passed_on() -> None:
+    told: list[str] = []
+
+    class Told(asyncio.Protocol):
+        def pause_writing(self) -> None:
+            told.append("pause")
+
+        def resume_writing(self) -> None:
+            told.append("resume")
+
+    reads = SmallReads(Told(), bytearray(1))
+    reads.pause_writing()
+    reads.resume_writing()
+    assert told == ["pause", "resume"]
