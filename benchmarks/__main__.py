@@ -18,7 +18,7 @@ from benchmarks.machine import choose_cores, describe_machine, many_descriptors
 from benchmarks.measure import measure
 from benchmarks.report import Run, to_json, to_markdown
 from benchmarks.rows import CONNECTIONS, CROWD, GROWTH_LEVELS, ROWS
-from benchmarks.servers import CHECKOUT, SERVERS, RustServer, Server
+from benchmarks.servers import CHECKOUT, SERVERS, CompiledServer, RustServer, Server
 
 FULL: Final = Effort(rounds=3, seconds=1.5, latency_seconds=2.0, idle_connections=4_000, levels=GROWTH_LEVELS)
 QUICK: Final = Effort(rounds=3, seconds=0.2, latency_seconds=0.4, idle_connections=500, levels=GROWTH_LEVELS[:-1])
@@ -65,7 +65,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=positive(int), help=f"how often everything is measured ({FULL.rounds})")
     parser.add_argument("--seconds", type=positive(float), help=f"length of a load ({FULL.seconds:g})")
     parser.add_argument("--output", metavar="DIR", type=Path, default=CHECKOUT / "benchmarks" / "results")
-    parser.add_argument("--build", action="store_true", help="build the servers in Rust first; cargo fetches crates")
+    parser.add_argument(
+        "--build",
+        action="store_true",
+        help="build first what has to be: wsdeco compiled, and servers in Rust, for which cargo fetches crates",
+    )
     return parser.parse_args(argv)
 
 
@@ -116,12 +120,12 @@ def choose_effort(arguments: argparse.Namespace, allowed: int) -> tuple[Effort, 
 
 
 def find_missing(servers: Sequence[Server], *, build: bool) -> dict[str, str]:
-    """Return the servers that cannot be started, and why; those in Rust are built first when `build` is set."""
+    """Return the servers that cannot be started, and why; those that are to be built are, when `build` is set."""
     missing: dict[str, str] = {}
     for server in servers:
         reason = None
-        if build and isinstance(server, RustServer):
-            print(f"building {server.project} in {server.target}", file=sys.stderr)
+        if build and isinstance(server, RustServer | CompiledServer):
+            print(f"building {server.title} in {server.target}", file=sys.stderr)
             reason = server.build()
         reason = reason or server.missing()
         if reason is not None:

@@ -1,7 +1,9 @@
 """Runs rows against servers, round after round, every server in turn."""
 
 import contextlib
+import math
 import sys
+import time
 from collections.abc import Generator, Sequence
 from typing import Self
 
@@ -18,24 +20,52 @@ def measure(servers: Sequence[Server], rows: Sequence[Row], effort: Effort, core
     A server that fails in a row is reported, and started again for the next one.
     """
     results = Results()
+    progress = _Progress(effort.rounds * sum(_takes_part(server, row) for row in rows for server in servers))
     with pinned(cores.client):
         for round_number in range(effort.rounds):
-            _measure_round(results, servers, rows, effort, cores, round_number)
+            _measure_round(results, servers, rows, effort, cores, round_number, progress)
     return results
 
 
+def _takes_part(server: Server, row: Row) -> bool:
+    return not row.servers or server.name in row.servers
+
+
+class _Progress:
+    """How much is done, and how long the rest takes if it goes on like this."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._begun = time.monotonic()
+        self._done = 0
+
+    def step(self) -> str:
+        """Return the line that goes with the next step."""
+        done, self._done = self._done, self._done + 1
+        seconds = (time.monotonic() - self._begun) / done * (self._steps - done) if done else 0.0
+        left = f"{math.ceil(seconds / 60)} min left" if done else "the first"
+        return f"[{done + 1} of {self._steps}, {left}]"
+
+
 def _measure_round(
-    results: Results, servers: Sequence[Server], rows: Sequence[Row], effort: Effort, cores: Cores, round_number: int
+    results: Results,
+    servers: Sequence[Server],
+    rows: Sequence[Row],
+    effort: Effort,
+    cores: Cores,
+    round_number: int,
+    progress: "_Progress",
 ) -> None:
     with _Pool(cores) as pool:
         for row in rows:
             for server in servers:
-                if row.servers and server.name not in row.servers:
+                if not _takes_part(server, row):
                     continue
+                told = progress.step()
                 if row.room and not server.has_room:
                     results.skipped[f"{server.name}, {row.name}"] = "it has no room to broadcast to here"
                     continue
-                _tell(f"round {round_number + 1} of {effort.rounds}: {row.name} {server.name}", end="")
+                _tell(f"{told} round {round_number + 1} of {effort.rounds}: {row.name} {server.name}", end="")
                 try:
                     with pool.lend(server, row) as started:
                         numbers = row.measure(started, effort)

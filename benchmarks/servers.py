@@ -140,8 +140,7 @@ class RustServer:
 
     @property
     def target(self) -> Path:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-        return cache / "wsdeco-benchmarks" / self.name
+        return _cache(self.name)
 
     @property
     def binary(self) -> Path:
@@ -188,11 +187,81 @@ class RustServer:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class CompiledServer:
+    """wsdeco from a compiled wheel, which `python -m benchmarks --build` alone makes of this checkout.
+
+    Attributes:
+        kind: It is compared as wsdeco.
+        has_room: It broadcasts as wsdeco does.
+    """
+
+    name: str
+    title: str
+    kind: Kind = Kind.WSDECO
+    has_room: bool = True
+
+    @property
+    def target(self) -> Path:
+        return _cache(self.name)
+
+    @property
+    def _pure(self) -> PythonServer:
+        return PythonServer(self.name, self.title, self.kind, "wsdeco_direct", ASGI)
+
+    def missing(self) -> str | None:
+        if not (self.target / "site").is_dir():
+            return "not built (python -m benchmarks --build)"
+        return self._pure.missing()
+
+    def versions(self) -> Mapping[str, str]:
+        return self._pure.versions()
+
+    def command(self) -> Sequence[str]:
+        # `-P`: the package of the checkout, where the server is started, must not come first.
+        paths = os.pathsep.join((str(self.target / "site"), str(CHECKOUT)))
+        return ["env", f"PYTHONPATH={paths}", sys.executable, "-P", *self._pure.command()[1:]]
+
+    def build(self) -> str | None:
+        """Compile a wheel and unpack it outside the checkout; return why that failed, or `None`."""
+        shutil.rmtree(self.target, ignore_errors=True)
+        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        try:
+            subprocess.run(  # noqa: S603 - pip, with paths of our own
+                [*pip, "wheel", "--no-deps", "--wheel-dir", str(self.target), str(CHECKOUT)],
+                env=os.environ | {"WSDECO_COMPILE": "1"},
+                capture_output=True,
+                check=True,
+                text=True,
+                timeout=BUILD_TIMEOUT,
+            )
+            (wheel,) = self.target.glob("*.whl")
+            subprocess.run(  # noqa: S603 - as above
+                [*pip, "install", "--no-deps", "--target", str(self.target / "site"), str(wheel)],
+                capture_output=True,
+                check=True,
+                text=True,
+                timeout=BUILD_TIMEOUT,
+            )
+        except subprocess.TimeoutExpired:
+            return f"pip did not finish within {BUILD_TIMEOUT:g} s"
+        except subprocess.CalledProcessError as fault:
+            said: str = fault.stderr
+            return next((line for line in said.splitlines() if "error" in line.lower()), "pip failed")
+        return None
+
+
+def _cache(name: str) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    return cache / "wsdeco-benchmarks" / name
+
+
 UVICORN: Final = ("uvicorn", "uvloop", "httptools")
 ASGI: Final = (*UVICORN, "websockets")
 
 SERVERS: Final[tuple[Server, ...]] = (
     PythonServer("wsdeco-direct", "wsdeco, direct", Kind.WSDECO, "wsdeco_direct", ASGI, has_room=True),
+    CompiledServer("wsdeco-compiled", "wsdeco, direct, compiled"),
     PythonServer("wsdeco-asgi", "wsdeco, ASGI on uvicorn", Kind.WSDECO, "wsdeco_app", ASGI, has_room=True),
     PythonServer("bare", "bare ASGI app on uvicorn", Kind.PYTHON, "bare", ASGI),
     PythonServer("starlette", "Starlette on uvicorn", Kind.PYTHON, "starlette", (*ASGI, "starlette"), has_room=True),

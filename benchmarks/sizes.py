@@ -27,10 +27,10 @@ KINDS: Final = {
 }
 """What messages are made of, and whether they are compressed."""
 
-COMPARED: Final = ("wsdeco-direct", "wsdeco-asgi", "starlette", "websockets", "aiohttp", "picows")
+COMPARED: Final = ("wsdeco-direct", "wsdeco-compiled", "wsdeco-asgi", "starlette", "websockets", "aiohttp", "picows")
 """The servers that are measured by size."""
 
-ASSEMBLING: Final = ("wsdeco-direct", "wsdeco-asgi", "starlette", "websockets")
+ASSEMBLING: Final = ("wsdeco-direct", "wsdeco-compiled", "wsdeco-asgi", "starlette", "websockets")
 """Those of them with a place that answers with the length of what has come."""
 
 BYTES_IN_FLIGHT: Final = 4 * MIB

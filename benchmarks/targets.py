@@ -8,6 +8,8 @@ from benchmarks.results import Results
 from benchmarks.servers import SERVERS, Kind
 from benchmarks.sizes import KINDS, SIZES
 
+COMPILED: Final = "wsdeco-compiled"
+
 Find: TypeAlias = Callable[[Results], tuple[float, str] | None]
 """Returns what was measured, and beside which server; `None` when a number for it is missing."""
 
@@ -64,9 +66,10 @@ def versus(text: str, limit: float, key: str, other: str, server: str = "wsdeco-
     return Target(f"{text}: {server} against {other}", limit, "x", find)
 
 
-def versus_best(text: str, limit: float, key: str, others: Sequence[str], whom: str) -> Target:
+def versus_best(
+    text: str, limit: float, key: str, others: Sequence[str], whom: str, server: str = "wsdeco-direct"
+) -> Target:
     """Return a target against whichever of `others` is best."""
-    server = "wsdeco-direct"
 
     def find(results: Results) -> tuple[float, str] | None:
         best = results.best(key, others)
@@ -120,6 +123,20 @@ TARGETS: Final = (
     versus("echo 64 B, 1 in flight", 1.10, "echo-64-d1.cpu", "starlette", "wsdeco-asgi"),
     versus("echo 64 B, 16 in flight", 1.10, "echo-64-d16.cpu", "starlette", "wsdeco-asgi"),
     absolute("10,000 connections ÷ 32 connections", 1.3, "x", "growth.factor"),
+    versus("echo 64 B, 1 in flight", 1.15, "echo-64-d1.cpu", "picows", COMPILED),
+    versus("echo 64 B, 1 in flight", 1.05, "echo-64-d1.cpu", "ancestor", COMPILED),
+    versus("echo 64 B, 1 in flight", 0.50, "echo-64-d1.cpu", "starlette", COMPILED),
+    versus("echo 64 B, 16 in flight", 0.30, "echo-64-d16.cpu", "ancestor", COMPILED),
+    versus_best("echo 64 B, 16 in flight", 0.30, "echo-64-d16.cpu", PYTHON_PEERS, "the best Python peer", COMPILED),
+    versus("echo 16 KiB, 1 in flight", 1.15, "echo-16k.cpu", "picows", COMPILED),
+    versus("echo 16 KiB, 1 in flight", 1.10, "echo-16k.cpu", "ancestor", COMPILED),
+    versus("echo 128 KiB", 1.5, "text-128k.cpu", "picows", COMPILED),
+    versus("echo 1 MiB", 1.5, "text-1m.cpu", "picows", COMPILED),
+    absolute("memory of an idle connection", 3.5, "KiB", "idle.memory", COMPILED),
+    versus("handshake", 0.55, "idle.handshake", "aiohttp", COMPILED),
+    versus("fan-out, room of 1,000, 1 at a time", 0.70, "fan-out-1.cpu", "websockets", COMPILED),
+    versus("fan-out, room of 1,000, 8 at a time", 1.2, "fan-out-8.cpu", "socketify", COMPILED),
+    absolute("10,000 connections ÷ 32 connections", 1.35, "x", "growth.factor", COMPILED),
     absolute("10,000 connections ÷ 32 connections", 1.3, "x", "growth.factor", "wsdeco-asgi"),
 )
 
