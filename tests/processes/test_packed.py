@@ -127,6 +127,22 @@ def test_pyinstaller_is_told_of_the_page_of_the_console() -> None:
     assert pages == [("page.html", Path("wsdeco/console"))]
 
 
+@NEEDS_PYINSTALLER
+def test_pyinstaller_is_told_what_compiled_modules_import(tmp_path: Path) -> None:
+    hook = runpy.run_path(str(CHECKOUT / "wsdeco" / "__pyinstaller" / "hook-wsdeco.py"))
+    assert hook["hidden_imports"](tmp_path) == []
+    (tmp_path / "_compiled__mypyc.cpython.so").touch()
+    (tmp_path / "wire").mkdir()
+    (tmp_path / "wire" / "hot.cpython.so").touch()
+    source = (
+        "from __future__ import annotations\nimport struct\nfrom json import dumps\nfrom websockets import frames, no\n"
+    )
+    (tmp_path / "wire" / "hot.py").write_text(source, "utf-8")
+    (tmp_path / "cold.py").write_text("import colorsys", "utf-8")
+    hidden = ["__future__", "json", "struct", "websockets", "websockets.frames", "wsdeco._compiled__mypyc"]
+    assert hook["hidden_imports"](tmp_path) == hidden
+
+
 OF_TESTS: Final = ("IPython", "fastapi", "granian", "hypercorn", "hypothesis", "pytest", "tkinter", "trio")
 """What some library would use if it were there, as it is where tests run: PyInstaller would pack all of it."""
 
