@@ -14,6 +14,8 @@ from typing import Final
 DESCRIPTOR_RESERVE: Final = 200
 """File descriptors a process needs besides its connections."""
 
+LOAD: Final = "load before the run"
+
 
 @dataclass(frozen=True, slots=True)
 class Cores:
@@ -79,7 +81,7 @@ def describe_machine(cores: Cores) -> dict[str, str]:
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB",
         "system": f"{platform.system()} {platform.release()}, {' '.join(platform.libc_ver())}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "load before the run": " ".join(f"{load:.2f}" for load in os.getloadavg()),
+        LOAD: " ".join(f"{load:.2f}" for load in os.getloadavg()),
     }
 
 

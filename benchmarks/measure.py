@@ -20,7 +20,7 @@ def measure(servers: Sequence[Server], rows: Sequence[Row], effort: Effort, core
     A server that fails in a row is reported, and started again for the next one.
     """
     results = Results()
-    progress = _Progress(effort.rounds * sum(_takes_part(server, row) for row in rows for server in servers))
+    progress = Progress(effort.rounds * sum(_takes_part(server, row) for row in rows for server in servers))
     with pinned(cores.client):
         for round_number in range(effort.rounds):
             _measure_round(results, servers, rows, effort, cores, round_number, progress)
@@ -31,7 +31,7 @@ def _takes_part(server: Server, row: Row) -> bool:
     return not row.servers or server.name in row.servers
 
 
-class _Progress:
+class Progress:
     """How much is done, and how long the rest takes if it goes on like this."""
 
     def __init__(self, steps: int) -> None:
@@ -54,7 +54,7 @@ def _measure_round(
     effort: Effort,
     cores: Cores,
     round_number: int,
-    progress: "_Progress",
+    progress: "Progress",
 ) -> None:
     with _Pool(cores) as pool:
         for row in rows:

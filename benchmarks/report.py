@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from benchmarks.loads import Effort
+from benchmarks.machine import LOAD
 from benchmarks.results import Figure, Results
 from benchmarks.rows import CONNECTIONS, ROWS
 from benchmarks.servers import SERVERS
@@ -13,6 +14,9 @@ from benchmarks.targets import Outcome, evaluate
 
 REFERENCE: Final = "starlette"
 """The server that ratios are told against, where it was measured."""
+
+SHARED: Final = 1.0
+"""Processes that want a core before a run, above which the machine is not ours alone."""
 
 SATURATED: Final = 0.95
 """Share of its core above which the client may have been what limited the messages per second."""
@@ -89,6 +93,11 @@ def _introduction(run: Run) -> list[str]:
         "uvloop for all that run on asyncio, no keepalive pings, permessage-deflate only where it is said.",
         "Absolute times differ from run to run; only ratios inside one run count.",
     ]
+    if float(run.machine.get(LOAD, "0").split()[0]) > SHARED:
+        method.append(
+            "The machine was shared with other work, see its load: times are longer than on one that idles, and even "
+            "ratios waver."
+        )
     versions = [
         (titles()[name], ", ".join(f"{package} {version}".strip() for package, version in found.items()))
         for name, found in run.versions.items()

@@ -6,6 +6,7 @@ import os
 import re
 import xml.dom.minidom
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from benchmarks import __main__ as command
 from benchmarks import endings, fairness, growth, levels, rooms, typed, workers
 from benchmarks.chart import to_svg
 from benchmarks.loads import Effort
+from benchmarks.machine import LOAD
+from benchmarks.measure import Progress
 from benchmarks.report import Run, format_number, table, to_json, to_markdown
 from benchmarks.results import Results, median, percentile
 from benchmarks.rows import FIGURES, ROWS
@@ -283,12 +286,36 @@ def test_a_row_runs_against_a_real_server(tmp_path: Path, capsys: pytest.Capture
     cores, collecting = os.sched_getaffinity(0), gc.isenabled()
     arguments = ["--servers=wsdeco-asgi", "--rows=echo-64-d1", "--rounds=1", "--seconds=0.2", f"--output={tmp_path}"]
     assert command.main(arguments) == 0
-    assert re.search(r"\| wsdeco, ASGI on uvicorn \| [0-9.]+ \|", capsys.readouterr().out) is not None
+    printed = capsys.readouterr()
+    assert re.search(r"\| wsdeco, ASGI on uvicorn \| [0-9.]+ \|", printed.out) is not None
+    assert "[1 of 1, the first] round 1 of 1: echo-64-d1 wsdeco-asgi" in printed.err
     numbers: dict[str, Any] = json.loads((tmp_path / "results.json").read_text("utf-8"))
     (cost,) = numbers["results"]["samples"]["echo-64-d1.cpu"]["wsdeco-asgi"]
     assert cost > 0
     assert {entry.name for entry in tmp_path.iterdir()} == {"report.md", "results.json", "results.svg"}
     assert (os.sched_getaffinity(0), gc.isenabled()) == (cores, collecting)
+
+
+def test_the_time_left_is_that_of_the_steps_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([100.0, 130.0, 190.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    progress = Progress(4)
+    told = [progress.step() for _ in range(3)]
+    assert told == ["[1 of 4, the first]", "[2 of 4, 2 min left]", "[3 of 4, 2 min left]"]
+
+
+@pytest.mark.parametrize(("load", "is_said"), [("0.40 0.90 3.00", False), ("2.10 0.10 0.10", True)])
+def test_the_report_says_that_the_machine_was_shared(load: str, is_said: bool) -> None:
+    run = replace(run_of(results_of({})), machine={LOAD: load})
+    assert ("The machine was shared" in to_markdown(run)) is is_said
+
+
+def test_what_was_not_built_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (compiled,) = [each for each in SERVERS if each.name == "wsdeco-compiled"]
+    assert compiled.missing() == "not built (python -m benchmarks --build)"
+    (tmp_path / "wsdeco-benchmarks" / "wsdeco-compiled" / "site").mkdir(parents=True)
+    assert compiled.missing() is None
 
 
 def test_every_kind_of_server_is_there() -> None:
