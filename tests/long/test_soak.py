@@ -110,6 +110,27 @@ def test_nothing_stays_of_connections_that_die_in_six_ways(serve: Serve) -> None
     assert max(resident[6:]) - max(resident[2:6]) < 4.0
 
 
+def test_what_stays_on_uvicorn_of_connections_that_die(serve: Serve) -> None:
+    number = room_for_clients(CROWD // 4)
+    server = serve(server="uvicorn")
+    resident: list[float] = []
+    with crowd_of(server.port) as crowd:
+        before = server.resident
+        for _ in range(5):
+            assert len(crowd.enter(number)) == number
+            resident.append((server.resident - before) / number / 1024)
+            for index, client in enumerate(list(crowd.clients)):
+                # A hook that waits is never ended there.
+                way = (end_with_close, end_with_fin, Client.reset, end_in_a_frame, end_with_a_failing_hook)[index % 5]
+                way(client)
+                if way in RESETTING:
+                    crowd.drop(client)
+            assert crowd.watch(lambda: len(crowd.ended) == number)
+            crowd.forget_ended()
+            resident.append((server.resident - before) / number / 1024)
+    measured("R6 uvicorn", connections=5 * number, KiB_each_inside_and_after=[round(each, 1) for each in resident])
+
+
 # R7: the limit.
 
 
@@ -385,6 +406,31 @@ def test_a_crowd_is_let_go_in_time(serve: Serve) -> None:
     assert left == census["connected"] == number - number // 40
     # The stubborn ones are cancelled a second time, a second later.
     assert took < close_timeout + 1.0 + 1.0
+
+
+def test_a_crowd_on_uvicorn_is_not_let_go(serve: Serve) -> None:
+    number = room_for_clients(CROWD // 5)
+    server = serve(server="uvicorn")
+    with crowd_of(server.port) as crowd:
+        groups = enter_for_the_end(crowd, number)
+        crowd.watch(seconds=2)
+        begin = time.monotonic()
+        server.signal()
+        time.sleep(0.5)
+        for client in groups["unread"]:
+            crowd.read_again(client)
+            client.send(raw.text("a client that speaks meanwhile"))
+        crowd.watch(lambda: not server.running(), 30)
+        took = time.monotonic() - begin
+        codes = {name: dict(Counter(client.code for client in group)) for name, group in groups.items()}
+        whole = sum(client.received >= MIB for client in groups["unread"])
+        measured(
+            "R11 uvicorn",
+            clients=number,
+            exit_after=f"{took:.1f} s" if not server.running() else "never",
+            codes=codes,
+            unread_whole=f"{whole} of {len(groups['unread'])}",
+        )
 
 
 def test_a_second_signal_does_not_wait_for_a_crowd(serve: Serve) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from tests.support import raw
 from tests.support.crowd import PATIENCE, Client, Serve, SoakServer, crowd_of, wait_for
+from tests.support.raw import Opcode
 
 MIB: Final = 1 << 20
 SERVERS: Final = ("wsdeco", "uvicorn")
@@ -107,6 +108,36 @@ def flooding(clients: list[Client], data: bytes, *, read: bool = False) -> Gener
     finally:
         over.set()
         thread.join()
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+@pytest.mark.parametrize(("number", "payload"), [(1_000_000, b"ab"), (2_000_000, b"")])
+def test_tiny_fragments_of_one_message(serve: Serve, kind: str, number: int, payload: bytes) -> None:
+    server = serve(server=kind, max_message_size=4 * MIB, ping_interval=None)
+    data = raw.frame(Opcode.CONTINUATION, payload, fin=False) * 10_000
+    with crowd_of(server.port) as crowd:
+        (client,) = crowd.enter(1)
+        client.sock.settimeout(PATIENCE)
+        client.send(raw.frame(Opcode.TEXT, payload, fin=False))
+        begin, seconds = time.monotonic(), server.seconds
+        with highest_memory(server) as growth:
+            for _ in range(number // 10_000):
+                client.sock.sendall(data)
+            client.send(raw.frame(Opcode.CONTINUATION, payload))
+            assert crowd.watch(lambda: client.messages == 1, 240)
+    assert client.received == (number + 2) * len(payload)
+    took = time.monotonic() - begin
+    measured(
+        "R4",
+        kind,
+        fragments=number,
+        of_bytes=len(payload),
+        seconds=round(took, 1),
+        processor=round(server.seconds - seconds, 1),
+        growth_MiB=round(growth[0] / MIB, 1),
+    )
+    # The echo takes as much again.
+    assert kind == "uvicorn" or growth[0] < 4 * client.received + MIB
 
 
 @pytest.mark.parametrize("kind", SERVERS)

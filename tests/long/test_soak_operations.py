@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import os
 import signal
 import time
 from collections import Counter
@@ -109,6 +110,22 @@ class Member:
         return f"said {text}"
 
 ws.run(port=0, workers=4, access_log=False, drain_timeout=2)
+"""
+
+KILLED: Final = """
+import os
+
+from wsdeco import ws
+
+@ws.handler("/pid")
+class Member:
+    async def on_connect(self, addr, sink):
+        await sink.send(f"worker {os.getpid()}")
+
+    async def on_message(self, text):
+        return "x" * int(text)
+
+ws.run(port=0, workers=4, access_log=False)
 """
 
 
@@ -352,3 +369,73 @@ async def test_uvicorn_restarts_four_workers_one_by_one_as_well(tmp_path: Path) 
         refused=dict(refused),
         seconds=round(max(told) - began, 1),
     )
+
+
+async def kill_one(url: str, server: str) -> Counter[str]:
+    """Kill one of four workers that talk with a hundred clients; return how many lost their connection, by worker."""
+    over = asyncio.Event()
+    answered: Counter[str] = Counter()
+    broken: Counter[str] = Counter()
+
+    async def talk() -> None:
+        async with dial(f"{url}/pid", proxy=None, open_timeout=PATIENCE) as client:
+            worker = str(await client.recv())
+            try:
+                while not over.is_set():
+                    await client.send("10")
+                    assert await asyncio.wait_for(client.recv(), PATIENCE) == "x" * 10
+                    answered[worker] += 1
+                    await asyncio.sleep(0.01)
+            except ConnectionClosed:
+                broken[worker] += 1
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(100):
+            group.create_task(talk())
+        await until(lambda: answered.total() > 1000)
+        before = set(answered)
+        while len(before) < 4:
+            # The system gives a client to one of them.
+            async with dial(f"{url}/pid", proxy=None, open_timeout=PATIENCE) as client:
+                before.add(str(await client.recv()))
+        victim = min(answered)
+        os.kill(int(victim.split()[1]), signal.SIGKILL)
+        began = time.monotonic()
+        new = victim
+        while new in before:
+            with suppress(OSError, InvalidHandshake, ConnectionClosed):
+                async with dial(f"{url}/pid", proxy=None, open_timeout=1) as client:
+                    new = str(await client.recv())
+        replaced_after = time.monotonic() - began
+        said = answered.total()
+        await until(lambda: answered.total() > said + 1000)
+        over.set()
+    measured(
+        f"R12 {server}",
+        workers=len(before),
+        answered=answered.total(),
+        lost_with_the_worker=broken.pop(victim, 0),
+        lost_with_others=broken.total(),
+        replaced_after=f"{replaced_after:.2f} s",
+    )
+    assert replaced_after < 5
+    return broken
+
+
+async def test_one_of_four_workers_is_killed_under_load(tmp_path: Path) -> None:
+    with running(tmp_path, KILLED) as program:
+        url = await asyncio.to_thread(program.url)
+        await asyncio.to_thread(program.expect, "4 worker processes")
+        assert await kill_one(url, "wsdeco") == {}
+        program.send_signal(signal.SIGTERM)
+        await asyncio.to_thread(program.end)
+
+
+async def test_one_of_four_workers_of_uvicorn_is_killed_under_load(tmp_path: Path) -> None:
+    with running(tmp_path, PLAIN, "-m", "uvicorn", "program:app", "--workers", "4", "--port", "0") as program:
+        url = await asyncio.to_thread(uvicorn_url, program)
+        for _ in range(4):
+            await asyncio.to_thread(program.expect_words, "Application startup complete")
+        await kill_one(url, "uvicorn")
+        program.send_signal(signal.SIGTERM)
+        await asyncio.to_thread(program.end)

@@ -150,8 +150,12 @@ async def plain(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "websocket.accept"})
     while (event := await receive())["type"] == "websocket.receive":
         match event["text"].split():
-            case ["wait"]:
+            case ["wait" | "wait-stubbornly"]:
                 await asyncio.Event().wait()
+            case ["fail"]:
+                raise RuntimeError("fail")
+            case ["flood", size]:
+                await send({"type": "websocket.send", "text": "x" * int(size)})
             case ["send", number, size]:
                 reply = {"type": "websocket.send", "text": "x" * int(size)}
                 await asyncio.gather(*(send(dict(reply)) for _ in range(int(number))))
