@@ -69,11 +69,17 @@ class Deadlines:
         self._next = Deadline(self._clock, max(when - self._clock.time(), _TICK), self._run)
 
     def _run(self) -> None:
-        for connection in take_due(self._due, self._clock.time()):
-            self._expire(connection)
-        self._next = None
-        if self._due:
-            self._set_next(next(iter(self._due.values())))
+        now = self._clock.time()
+        due = iter(take_due(self._due, now))
+        try:
+            for connection in due:
+                self._expire(connection)
+        finally:
+            # One that cannot be ended must not keep those behind it alive, nor all that come later.
+            self._due = dict.fromkeys(due, now) | self._due
+            self._next = None
+            if self._due:
+                self._set_next(next(iter(self._due.values())))
 
 
 def take_due(queue: dict[T, float], now: float) -> list[T]:

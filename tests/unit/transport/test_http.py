@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
 from types import ModuleType
 from typing import Any, Final, cast
+from unittest.mock import Mock
 
 import pytest
 import uvicorn
@@ -17,11 +18,13 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from tests.support.in_memory import FakeClock
 from tests.support.raw import Frame, Opcode, RawPeer, dial, handshake, text
 from tests.support.stacks import Server, soon, until, uvicorn_serve
 from wsdeco import http
 from wsdeco.http import BoundedH11Protocol, HttpProtocol
 from wsdeco.testing import ManualClock
+from wsdeco.transport.deadlines import Bounded, Deadlines
 from wsdeco.wire.handshake import MAX_HEAD_LINES, MAX_HEAD_SIZE
 
 TIMEOUT: Final = 10.0
@@ -336,6 +339,23 @@ async def test_good_clients_are_served_among_silent_ones(world: World) -> None:
         for _, writer in silent:
             writer.close()
             await soon(writer.wait_closed())
+
+
+def test_a_connection_that_cannot_be_ended_keeps_no_other_alive() -> None:
+    clock, first, second, later = FakeClock(), Mock(), Mock(), Mock()
+
+    def expire(connection: Bounded) -> None:
+        connection.expire()
+
+    first.expire.side_effect = RuntimeError("fails")
+    deadlines = Deadlines(clock, 10, expire)
+    for connection in (first, second):
+        deadlines.add(connection)
+    with pytest.raises(RuntimeError, match="fails"):
+        clock.advance(10)
+    deadlines.add(later)
+    clock.advance(20)
+    assert [connection.expire.call_count for connection in (first, second, later)] == [1, 1, 1]
 
 
 async def test_deadlines_run_in_the_order_of_the_connections(world: World) -> None:
