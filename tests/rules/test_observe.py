@@ -74,6 +74,23 @@ async def test_an_operator_reads_what_happened_to_the_connections(
     assert (stats.handshakes.count, stats.lives.count) == (2, 2)
 
 
+@pytest.mark.parametrize("has_access_log", [False, True])
+async def test_a_refusal_has_one_line_of_information(
+    stack: Stack, caplog: pytest.LogCaptureFixture, *, has_access_log: bool
+) -> None:
+    caplog.set_level(logging.INFO, "wsdeco")
+    app = echo_app()
+    if has_access_log:
+        numbers_of(context_of(app)).log = AccessLog()
+    async with stack.serve(app) as server, server.connect("/ws"):
+        assert (await refusal(server, "/ws")).status == 503
+    lines = [
+        each.getMessage() for each in caplog.records if each.name.startswith("wsdeco") and "503" in each.getMessage()
+    ]
+    assert len(lines) == 1
+    assert lines[0].endswith('"WebSocket /ws" 503 (full)' if has_access_log else " refused with 503 at Echo: full")
+
+
 async def test_each_connection_has_a_line_at_its_beginning_and_one_at_its_end(
     stack: Stack, caplog: pytest.LogCaptureFixture
 ) -> None:

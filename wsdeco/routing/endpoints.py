@@ -198,9 +198,11 @@ async def _turn_away(channel: Channel, refusal: Refusal, name: str) -> None:
         logger.warning("%s refused: %s", channel.addr, refusal.advice)
     if refusal.failure is not None:
         logger.error("client of %s failed for %s", name, channel.addr, exc_info=refusal.failure)
-    logger.info("%s refused with %d at %s: %s", channel.addr, refusal.status, name, refusal.cause)
     if channel.observer is not None:
+        # The access log has a line for it.
         channel.observer.refused(channel.request.scope, refusal.status, refusal.cause)
+    else:
+        logger.info("%s refused with %d at %s: %s", channel.addr, refusal.status, name, refusal.cause)
     text = refusal.phrase.lower()
     try:
         if not await channel.connect():
