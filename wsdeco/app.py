@@ -198,7 +198,8 @@ class App(Application):
         Raises:
             RouteError: `name` is the path of a route.
             TypeError: `name` is not a `str`.
-            ValueError: `name` is empty, or too long.
+            ValueError: `name` is empty, or too long. In `on_connect` that is a 500, as any exception: where peers
+                choose the name, `raise HTTPException(404)` before.
         """
         room = Room(name, self._rooms)
         if name in self._registry.room_keys:

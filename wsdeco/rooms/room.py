@@ -48,7 +48,7 @@ class Room:
             # Names often come from peers, and are kept with their rooms.
             raise ValueError(
                 f"the name of a room may have {_MAX_NAME} bytes of UTF-8; one of {len(name)} characters that begins "
-                f"with {name[:_SHOWN]!a} is longer: check what peers send, or let a digest of it be the name"
+                f"with {name[:_SHOWN]!a} is longer: refuse it with HTTPException(404), or take a digest"
             )
         self._name = name
         self._key = f"room:{name}"
