@@ -91,7 +91,7 @@ class Wheel:
 
     A loop that stood still (a stopped process, a hook that blocked) runs its timers before it reads what has arrived
     meanwhile, so a peer would be judged by a silence that was not its own. When the timer is late, the wheel therefore
-    gives the loop a moment to read, and only then tells who has waited.
+    gives the loop a moment to read, once, and then tells who has waited: one late each time has read by then.
 
     Args:
         clock: Where time and the timer come from.
@@ -101,7 +101,7 @@ class Wheel:
         clock: The clock.
     """
 
-    __slots__ = ("__weakref__", "_loop", "_ready", "_timer", "_timer_due", "_times", "_waiting", "clock")
+    __slots__ = ("__weakref__", "_has_read", "_loop", "_ready", "_timer", "_timer_due", "_times", "_waiting", "clock")
 
     def __init__(self, clock: Clock, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self.clock: Clock = clock
@@ -115,6 +115,8 @@ class Wheel:
         self._ready: dict[Due, None] = {}
         self._timer: Timer | None = None
         self._timer_due: float = math.inf
+        # Whether the timer is one that gave the loop a moment to read.
+        self._has_read = False
 
     def set(self, waiting: Due, due: float | None) -> None:
         """Tell `waiting` at the time `due`, and not at the one it has waited for; `None` tells it no more."""
@@ -171,7 +173,8 @@ class Wheel:
     def _run(self) -> None:
         self._timer = None
         now = max(self.clock.time(), self._timer_due)
-        if now - self._timer_due > _MAX_LATENESS:
+        self._has_read = not self._has_read and now - self._timer_due > _MAX_LATENESS
+        if self._has_read:
             self._set_timer(now + _SECOND_LOOK)
             return
         # No timer is set meanwhile.

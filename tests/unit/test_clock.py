@@ -166,6 +166,17 @@ def test_a_loop_that_stood_still_reads_before_any_is_told(clock: FakeClock) -> N
     assert later.told == []
 
 
+def test_a_loop_that_is_late_each_time_tells_at_the_second(clock: FakeClock) -> None:
+    member = Member(clock)
+    for due, told in ((1001, 1005), (2001, 2005)):
+        member.wait(due)
+        clock.advance(due - 1 - clock.now)
+        clock.stall(2)
+        assert told not in member.told
+        clock.stall(told - clock.now)
+        assert member.told[-1] == told
+
+
 def test_a_loop_that_is_a_little_late_tells_at_once(clock: FakeClock) -> None:
     member = Member(clock)
     member.wait(1001)
