@@ -13,7 +13,15 @@ from starlette.requests import HTTPConnection
 from starlette.types import Message, Receive, Scope, Send
 
 from wsdeco.channels.base import Channel, wake
-from wsdeco.channels.data import Data, HeaderItems, checked_headers, exceeds, payload_estimate, wire_size
+from wsdeco.channels.data import (
+    Data,
+    HeaderItems,
+    check_sendable,
+    checked_headers,
+    exceeds,
+    payload_estimate,
+    wire_size,
+)
 from wsdeco.channels.events import GONE, abort_of, disconnect_reason, nothing_more, refusal_done, sent_event
 from wsdeco.channels.extension import end_of, extension_of, wire_options
 from wsdeco.clock import Clock, Deadline
@@ -233,7 +241,7 @@ class AsgiChannel(Channel):
         if self.closed:
             raise self.closed_error()
         # Each server fails in a way of its own if UTF-8 cannot carry a text.
-        wire_size(data)
+        check_sendable(data)
         if self._writing or self._outbox:
             await self._write_in_turn(data)
         elif self.accepted:

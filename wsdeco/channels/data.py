@@ -18,6 +18,7 @@ __all__ = [
     "Encoder",
     "HeaderItems",
     "Outgoing",
+    "check_sendable",
     "checked_data",
     "checked_headers",
     "checked_kind",
@@ -56,6 +57,10 @@ HeaderItems: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
 _HANDSHAKE_HEADERS: Final = frozenset({"connection", "upgrade", "content-length", "transfer-encoding"})
 _SAMPLE: Final = 1024
 """Characters of a text by which its size is estimated."""
+_LONG_TEXT: Final = 16 * 1024
+"""Length of a text from which UTF-16, which has no form for lone surrogates either, is the faster one to find them."""
+_PIECE: Final = 32 * 1024
+"""Characters of it that are looked at together, so that what comes out is still in the processor's cache."""
 
 
 class Address(NamedTuple):
@@ -102,6 +107,26 @@ def wire_size(data: Data) -> int:
         raise unsendable(exc) from None
 
 
+def check_sendable(data: Data) -> None:
+    """Do nothing if a frame can carry `data`; of a long text that takes a quarter of the time of its encoding.
+
+    Raises:
+        ValueError: `data` is text that UTF-8 cannot carry.
+    """
+    if isinstance(data, bytes) or data.isascii() or (len(data) >= _LONG_TEXT and _has_utf16(data)):
+        return
+    wire_size(data)
+
+
+def _has_utf16(text: str) -> bool:
+    try:
+        for start in range(0, len(text), _PIECE):
+            text[start : start + _PIECE].encode("utf-16-le")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def exceeds(data: Data, limit: int) -> bool:
     """Return whether the payload takes more than `limit` bytes; text is only encoded for that if it is close."""
     return len(data) * (4 if isinstance(data, str) else 1) > limit and wire_size(data) > limit
@@ -123,7 +148,7 @@ def checked_data(data: object) -> Data:
         ValueError: `data` is text that UTF-8 cannot carry.
     """
     checked = checked_kind(data)
-    wire_size(checked)
+    check_sendable(checked)
     return checked
 
 

@@ -15,7 +15,7 @@ from tests.support.wire import Logged, Wire, assert_at_rest, websocket_scope
 from wsdeco import Address, App, Close, ConnectionClosed, ConnectionConfig, DisconnectReason, Error, Sink, Unknown
 from wsdeco.channels.asgi import AsgiChannel
 from wsdeco.channels.base import Channel, Conversation
-from wsdeco.channels.data import payload_estimate
+from wsdeco.channels.data import check_sendable, payload_estimate
 from wsdeco.channels.events import disconnect_reason
 from wsdeco.testing import ChannelPeer, MakePair, ManualClock, check_channel
 
@@ -456,3 +456,21 @@ async def test_release_and_flushed_of_a_channel_that_did_nothing() -> None:
 def test_the_payload_of_a_message_is_estimated_without_encoding_all_of_it(data: str | bytes) -> None:
     exact = len(data) if isinstance(data, bytes) else len(data.encode(errors="replace"))
     assert payload_estimate(data) == exact
+
+
+@pytest.mark.parametrize("data", ["", "é", "é" * 40_000, "x" * 40_000 + "時😀", b"\xff" * 40_000])
+def test_what_utf8_can_carry_is_sendable(data: str | bytes) -> None:
+    check_sendable(data)
+
+
+@pytest.mark.parametrize("where", [0, 20_000, 39_999])
+@pytest.mark.parametrize("start", ["x", "é", "時", "😀"])
+def test_a_lone_surrogate_is_found_wherever_it_is(start: str, where: int) -> None:
+    text = start * where + "\ud800"
+    with pytest.raises(ValueError, match=f"can't encode character '.ud800' in position {where}: "):
+        check_sendable(text + "😀" * (40_000 - len(text)))
+
+
+def test_the_halves_of_a_pair_are_no_character() -> None:
+    with pytest.raises(ValueError, match="in position 32767-32768: "):
+        check_sendable("x" * 32_767 + "\ud83d\ude00")
