@@ -97,7 +97,8 @@ def _compile() -> None:
     names = [f"wsdeco/{name}.py" for name in _MODULES]
     # Not by the types of what wsdeco imports: that is no slower, and reading them takes longer than all else.
     options = ["--config-file=", "--cache-dir=cache", "--no-site-packages"]
-    options += ["--follow-imports=silent", "--ignore-missing-imports"]
+    # What mypy takes for unreachable is compiled to a crash, so it must be an error.
+    options += ["--follow-imports=silent", "--ignore-missing-imports", "--warn-unreachable"]
     extensions = mypycify([*options, *names], group_name=_GROUP, target_dir="c", debug_level="0")
     setup(
         name="wsdeco",
