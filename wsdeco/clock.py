@@ -128,7 +128,7 @@ class Wheel:
         if due is None:
             if self._timer is not None and not self._waiting and not self._ready:
                 self._timer.cancel()
-                self._timer, self._timer_due = None, math.inf
+                self._timer, self._timer_due, self._has_read = None, math.inf, False
                 self._times.clear()
             return
         others = self._waiting.get(due)

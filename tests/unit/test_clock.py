@@ -177,6 +177,16 @@ def test_a_loop_that_is_late_each_time_tells_at_the_second(clock: FakeClock) -> 
         assert member.told[-1] == told
 
 
+def test_a_moment_to_read_that_nobody_waited_for_is_none_for_the_next(clock: FakeClock) -> None:
+    wheel, member = wheel_of(clock), Member(clock)
+    for _ in range(2):
+        member.wait(clock.now + 1)
+        clock.stall(5)
+        assert member.told == []
+        member.wait(None)
+    assert wheel is wheel_of(clock)
+
+
 def test_a_loop_that_is_a_little_late_tells_at_once(clock: FakeClock) -> None:
     member = Member(clock)
     member.wait(1001)
