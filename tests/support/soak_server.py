@@ -34,7 +34,8 @@ class Tally:
     Attributes:
         connected: How often `on_connect` was called.
         reasons: How often `on_disconnect` was called, by reason.
-        lives: Seconds from `on_connect` to `on_disconnect`, of those that have left since the last census.
+        lives: The least and the most seconds from `on_connect` to `on_disconnect`, of those that left since the last
+            census. Not those of each: it would look like memory that the connections have kept.
         taken: How many members took each broadcast since the last census.
         broadcasts: How many there were.
         handled: Messages that reached `on_message`.
@@ -97,7 +98,8 @@ class Subject:
 
     async def on_disconnect(self, reason: DisconnectReason) -> None:
         tally.reasons[str(reason)] += 1
-        tally.lives.append(time.monotonic() - self.since)
+        lived = time.monotonic() - self.since
+        tally.lives = [min(*tally.lives, lived), max(*tally.lives, lived)] if tally.lives else [lived, lived]
 
 
 async def broadcast(number: int, size: int, interval: float) -> None:
@@ -125,7 +127,7 @@ def census() -> dict[str, Any]:
         "connected": tally.connected,
         "handled": tally.handled,
         "reasons": dict(tally.reasons),
-        "lives": [min(lives), max(lives)] if lives else [],
+        "lives": lives,
         "taken": taken,
         "broadcasts": tally.broadcasts,
     }
