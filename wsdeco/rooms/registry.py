@@ -9,8 +9,10 @@ joins and forgotten with the last one that leaves. Those of a route are kept, si
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Collection
+from typing import Final
 
 from wsdeco.backplanes.interface import CONTROL, Backplane, Propagating, Propagator
 from wsdeco.channels.base import Channel
@@ -22,6 +24,8 @@ from wsdeco.rooms.members import Members, route_key
 from wsdeco.wire.outgoing import Encoded
 
 __all__ = ["Registry"]
+
+logger: Final = logging.getLogger("wsdeco")
 
 
 class Registry:
@@ -195,7 +199,11 @@ class Registry:
         """Note that a room has no members any more."""
         del self._open[members.key]
         if self.backplane is not None:
-            self.backplane.unsubscribe(members.key)
+            try:
+                self.backplane.unsubscribe(members.key)
+            except Exception:
+                # A connection leaves its rooms as it ends, and a backplane of the user's must not keep it from that.
+                logger.exception("the backplane failed to unsubscribe from the room %a", members.key)
 
     # What members get.
 

@@ -165,11 +165,13 @@ def _dealt_out(sockets: list[socket.socket], processes: int, backlog: int) -> li
     places = [(each.family, each.getsockname()) for each in sockets]
     for each in sockets:
         each.close()
-    shares = [[_sharing(family) for family, _ in places] for _ in range(processes)]
+    shares: list[list[socket.socket]] = [[] for _ in range(processes)]
     try:
         for share in shares:
-            for each, (_, place) in zip(share, places, strict=True):
-                each.bind(place)
+            for family, place in places:
+                share.append(made := socket.socket(family))
+                _let_share(made)
+                made.bind(place)
         for each in shares[0]:
             each.listen(backlog)
     except OSError:
@@ -179,15 +181,13 @@ def _dealt_out(sockets: list[socket.socket], processes: int, backlog: int) -> li
     return shares
 
 
-def _sharing(family: socket.AddressFamily) -> socket.socket:
-    """Return a socket that may be bound to the same address as others of this user."""
-    made = socket.socket(family)
+def _let_share(made: socket.socket) -> None:
+    """Let a socket be bound to the same address as others of this user."""
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    if family == socket.AF_INET6:
+    if made.family == socket.AF_INET6:
         # As `create_server` has it: IPv4 is an address of its own.
         made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    return made
 
 
 def _listen_on_any_port(addresses: list[_Address], backlog: int) -> list[socket.socket]:

@@ -792,6 +792,22 @@ class FakeBackplane:
         return taken
 
 
+async def test_a_backplane_that_fails_keeps_no_connection_from_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(FakeBackplane):
+        def unsubscribe(self, key: str) -> None:
+            raise OSError("no broker")
+
+    rooms = Rooms(Failing())
+    member = list_channel(Room("lobby", rooms))
+    Room("other", rooms).join(Sink(member))
+    assert member.end(Close(1000))
+    assert member.rooms == ()
+    texts = [text for _, text in take_errors(caplog)]
+    assert [text.splitlines()[0] for text in texts] == [
+        f"the backplane failed to unsubscribe from the room 'room:{name}'" for name in ("lobby", "other")
+    ]
+
+
 async def test_a_member_that_leaves_while_a_broadcast_goes_out_harms_nobody() -> None:
     room = Room("lobby", Rooms())
     first, slow, other, last = (list_channel(room) for _ in range(4))

@@ -47,6 +47,23 @@ def neighbours_of(listeners: Listeners, place: int) -> Neighbours:
 # The sockets.
 
 
+def test_sockets_that_cannot_all_be_made_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Last(socket.socket):
+        def __init__(self, family: socket.AddressFamily) -> None:
+            if len(made) == WORKERS - 1:
+                raise OSError(errno.EMFILE, "Too many open files")
+            super().__init__(family)
+            made.append(self)
+
+    made: list[socket.socket] = []
+    with closing(socket.create_server(("127.0.0.1", 0))) as opened, monkeypatch.context() as patch:
+        patch.setattr(socket, "create_server", lambda *_, **__: opened)
+        patch.setattr(socket, "socket", Last)
+        with pytest.raises(ServerError, match="Too many open files"):
+            listen("127.0.0.1", 0, 16, WORKERS)
+    assert [each.fileno() for each in made] == [-1] * (WORKERS - 1)
+
+
 def test_clients_are_dealt_out_to_those_that_listen(listeners: Listeners) -> None:
     own = [listeners.of_worker(place).sockets[0] for place in range(WORKERS)]
     assert len({each.fileno() for each in own}) == WORKERS
