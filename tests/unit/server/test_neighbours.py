@@ -55,9 +55,12 @@ def test_sockets_that_cannot_all_be_made_are_closed(monkeypatch: pytest.MonkeyPa
             super().__init__(family)
             made.append(self)
 
+    def first(*arguments: object, **options: object) -> socket.socket:
+        return opened
+
     made: list[socket.socket] = []
     with closing(socket.create_server(("127.0.0.1", 0))) as opened, monkeypatch.context() as patch:
-        patch.setattr(socket, "create_server", lambda *_, **__: opened)
+        patch.setattr(socket, "create_server", first)
         patch.setattr(socket, "socket", Last)
         with pytest.raises(ServerError, match="Too many open files"):
             listen("127.0.0.1", 0, 16, WORKERS)
