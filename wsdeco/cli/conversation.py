@@ -9,8 +9,8 @@ import signal
 import sys
 import threading
 import unicodedata
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import click
@@ -55,6 +55,30 @@ class Conversation:
             KeyboardInterrupt: Somebody has pressed Ctrl-C.
             UsageError: The input is no UTF-8.
         """
+        with self._interruptible():
+            return self._run()
+
+    @contextmanager
+    def _interruptible(self) -> Generator[None]:
+        """Let the end of the connection interrupt the wait for a line, also if Ctrl-C is ignored.
+
+        It is in a program that a shell has started in the background, whose user does not mean it.
+        """
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            yield
+            return
+
+        def interrupt(_number: int, _frame: object) -> None:
+            if self._over.is_set():
+                raise KeyboardInterrupt
+
+        signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def _run(self) -> tuple[int, str]:
         receiving = threading.Thread(target=self._receive, name="receiving", daemon=True)
         receiving.start()
         try:

@@ -24,6 +24,7 @@ from wsdeco import Address, App, Backplane, BackplaneError, Room, Sink, ws
 from wsdeco.backplanes.broker import BrokerBackplane
 from wsdeco.backplanes.envelope import subject_of
 from wsdeco.backplanes.nats import NatsBroker
+from wsdeco.backplanes.redis import RedisBroker
 from wsdeco.backplanes.session import Supervision
 from wsdeco.backplanes.urls import open_backplane
 from wsdeco.testing import MemoryBroker, check_backplane
@@ -759,3 +760,19 @@ async def test_a_link_to_nats_asks_once_whether_what_it_was_given_has_come(nats:
     await link.close()
     link.publish([("subject", b"x")], taken.append)
     assert taken == [True]
+
+
+async def test_a_link_to_redis_gets_nothing_of_what_it_has_left(redis: BrokerProcess) -> None:
+    got: list[str] = []
+    link = await RedisBroker("redis", redis.url).connect(lambda subject, payload: got.append(subject))
+    reading = asyncio.ensure_future(link.lost())
+    await link.subscribe(["stays", "left"])
+    await link.unsubscribe(["left"])
+    await soon(link.ping())
+    link.publish([("left", b"x"), ("stays", b"x")], lambda taken: None)
+    await until(lambda: got != [])
+    assert got == ["stays"]
+    reading.cancel()
+    await link.close()
+    with contextlib.suppress(asyncio.CancelledError):
+        await reading

@@ -264,6 +264,15 @@ def test_a_terminal_edits_lines_recalls_them_and_ends_with_ctrl_d(url: str) -> N
         assert opened.process.wait(PATIENCE) == 0
 
 
+@pytest.fixture
+def heeded_interrupts() -> Iterator[None]:
+    """What a program in the background is started with would be inherited: that Ctrl-C is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded_interrupts")
 def test_a_terminal_folds_json_and_shows_controls_by_number(url: str) -> None:
     with terminal(f"{url}/ws") as opened:
         opened.expect("> ")
@@ -425,3 +434,27 @@ def test_an_interrupt_of_the_user_ends_it(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(sys, "stdin", Pipe(map(interrupt, [b"line"])))
     with pytest.raises(KeyboardInterrupt):
         Conversation(cast("Any", Open(threading.Event())), binary=False, wait=0).run()
+
+
+@pytest.fixture
+def ignored_interrupts() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ignored_interrupts")
+def test_the_end_of_the_connection_ends_one_in_the_background_and_ctrl_c_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lines() -> Iterator[bytes]:
+        os.kill(os.getpid(), signal.SIGINT)
+        reads.set()
+        yield source.readline()
+
+    reads = threading.Event()
+    monkeypatch.setattr(sys, "stdin", Pipe(lines()))
+    receiving, sending = os.pipe()
+    with os.fdopen(receiving, "rb") as source, os.fdopen(sending, "wb"):
+        assert Conversation(cast("Any", Closes(reads)), binary=False, wait=0).run() == (1001, "")
