@@ -458,3 +458,22 @@ def test_the_end_of_the_connection_ends_one_in_the_background_and_ctrl_c_does_no
     receiving, sending = os.pipe()
     with os.fdopen(receiving, "rb") as source, os.fdopen(sending, "wb"):
         assert Conversation(cast("Any", Closes(reads)), binary=False, wait=0).run() == (1001, "")
+
+
+def test_nothing_is_read_for_a_connection_that_is_over_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Over(Closes):
+        def __iter__(self) -> Iterator[str]:
+            raise ConnectionClosedOK(None, None)
+
+    def lines() -> Iterator[bytes]:
+        yield b""
+        pytest.fail("it reads")
+
+    def start_and_wait(thread: threading.Thread) -> None:
+        start(thread)
+        thread.join(PATIENCE)
+
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", start_and_wait)
+    monkeypatch.setattr(sys, "stdin", Pipe(lines()))
+    assert Conversation(cast("Any", Over(threading.Event())), binary=False, wait=0).run() == (1001, "")
