@@ -76,7 +76,9 @@ class Deadlines:
                 self._expire(connection)
         finally:
             # One that cannot be ended must not keep those behind it alive, nor all that come later.
-            self._due = dict.fromkeys(due, now) | self._due
+            left = dict.fromkeys(due, now)
+            if left:
+                self._due = left | self._due
             self._next = None
             if self._due:
                 self._set_next(next(iter(self._due.values())))
