@@ -28,6 +28,8 @@ _LEAST_WAIT: Final = 0.001
 
 _NONE: Final[tuple[str, ...]] = ()
 
+_SLOTS: Final[tuple[str, ...]] = ("_bytes_full_at", "_messages_full_at", "_timer")
+
 
 class _Rated(Channel):
     """What both channels do; its classes stand in front of theirs.
@@ -44,7 +46,9 @@ class _Rated(Channel):
     _timer: Timer | None
     undelivered: int
 
-    def _begin(self) -> None:
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Take what the channel behind it takes."""
+        super().__init__(*arguments, **options)
         self._messages_full_at = self._bytes_full_at = 0.0
         self._timer = None
 
@@ -131,23 +135,13 @@ class _Rated(Channel):
 class RatedDirectChannel(_Rated, DirectChannel):
     """A direct channel with rates."""
 
-    __slots__ = ("_bytes_full_at", "_messages_full_at", "_timer")
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        """Take what a direct channel takes."""
-        super().__init__(*arguments, **options)
-        self._begin()
+    __slots__ = _SLOTS
 
 
 class RatedAsgiChannel(_Rated, AsgiChannel):
     """An ASGI channel with rates."""
 
-    __slots__ = ("_bytes_full_at", "_messages_full_at", "_timer")
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        """Take what an ASGI channel takes."""
-        super().__init__(*arguments, **options)
-        self._begin()
+    __slots__ = _SLOTS
 
 
 def channel_types(config: ConnectionConfig) -> tuple[type[DirectChannel], type[AsgiChannel]]:
