@@ -508,7 +508,8 @@ class TestMessages:
         assert session.transport.take() == b"".join(map(encode_message, ("c", message, message, "d")))
         await session.end()
 
-    async def test_a_write_that_fails_is_the_last_of_a_large_message(self) -> None:
+    @pytest.mark.parametrize("is_lost_at_once", [False, True])
+    async def test_a_write_that_fails_is_the_last_of_a_large_message(self, is_lost_at_once: bool) -> None:
         session = Session(Script(ACCEPT))
         await session.open()
         write = session.transport.write
@@ -516,24 +517,12 @@ class TestMessages:
         def write_and_lose(data: bytes | bytearray | memoryview) -> None:
             write(data)
             session.transport.close()
+            if is_lost_at_once:
+                session.protocol.abort()
 
         session.transport.write = write_and_lose  # type: ignore[method-assign]
         session.protocol.write_message(bytes(100_000))
         assert len(session.transport.take()) < 100_000
-        await session.end()
-
-    async def test_a_large_message_whose_write_loses_the_transport_at_once_ends_once(self) -> None:
-        session = Session(Script(ACCEPT))
-        await session.open()
-        write = session.transport.write
-
-        def write_and_lose(data: bytes | bytearray | memoryview) -> None:
-            write(data)
-            session.transport.close()
-            session.protocol.abort()
-
-        session.transport.write = write_and_lose  # type: ignore[method-assign]
-        session.protocol.write_message(bytes(100_000))
         assert session.protocol.closed
         await session.end()
 
