@@ -1069,6 +1069,24 @@ async def test_rule_4_a_hooks_task_cancelled_before_it_began(caplog: pytest.LogC
     assert Handler.sinks == []
 
 
+async def test_rule_4_a_hooks_task_cancelled_while_it_waits_is_a_line_without_a_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Handler(Journal):
+        pass
+
+    logged = Logged(caplog)
+    served = Served(Handler)
+    wire = await served.connected()
+    task = hooks_task()
+    assert task is not None
+    task.cancel()
+    await served.over(wire)
+    assert wire.seen == ["accepted", ("close", 1011, "internal error")]
+    assert logged.lines() == ["WARNING Handler for 192.0.2.1:4321 was cancelled from outside"]
+    assert logged.exceptions() == []
+
+
 class WaitsIn(Journal):
     """Waits for ever in one hook."""
 

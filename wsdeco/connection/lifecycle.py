@@ -397,7 +397,11 @@ class Lifecycle(LimitedConnection):
         if isinstance(exc, asyncio.CancelledError) and self._is_expected_cancellation():
             logger.warning("%s for %s was cancelled: %s", where, self.channel.addr, self.channel.reason)
             return
-        logger.error("%s failed for %s", where, self.channel.addr, exc_info=exc)
+        if isinstance(exc, asyncio.CancelledError) and self._hook is None:
+            # A loop that ends cancels thousands that wait: their tracebacks would hide why it ends.
+            logger.warning("%s for %s was cancelled from outside", where, self.channel.addr)
+        else:
+            logger.error("%s failed for %s", where, self.channel.addr, exc_info=exc)
         message = f"{where} raised {described(exc)}"
         self.channel.close(CloseCode.INTERNAL_ERROR, INTERNAL_ERROR, Error(message, exc))
 
