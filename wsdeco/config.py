@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import difflib
-import inspect
-import sys
 from collections.abc import Callable, Iterable, Sequence
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, field, fields
 from datetime import timedelta
-from typing import Any, Final, Literal, Protocol, TypeAlias, TypedDict, cast, runtime_checkable
+from inspect import Parameter, Signature
+from typing import (
+    Any,
+    ClassVar,
+    Final,
+    Literal,
+    Protocol,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    cast,
+    get_type_hints,
+    runtime_checkable,
+)
 
 from starlette.requests import HTTPConnection
+from typing_extensions import Unpack
 
-from wsdeco.origins import parse_origin
-from wsdeco.rates import byte_rate as checked_byte_rate
-from wsdeco.rates import message_rate as checked_message_rate
-from wsdeco.tokens import is_token
+from wsdeco.rates import rate_of_bytes, rate_of_messages
+from wsdeco.values import (
+    Check,
+    count,
+    flag,
+    function_of_request,
+    one_of,
+    origins,
+    positive,
+    seconds,
+    subprotocol_names,
+    within,
+)
 
 __all__ = [
     "DEFAULT_CONFIG",
@@ -31,6 +51,8 @@ __all__ = [
     "SlowConsumer",
     "make_config",
 ]
+
+T = TypeVar("T")
 
 Seconds: TypeAlias = float | timedelta
 """A duration: seconds as a number, or a `timedelta`."""
@@ -79,8 +101,8 @@ class Compression:
     threshold: int = 0
 
     def __post_init__(self) -> None:
-        _within("level", self.level, 1, 9)
-        _within("threshold", self.threshold, 0, sys.maxsize)
+        within("level of compression", self.level, 1, 9)
+        within("threshold of compression", self.threshold, 0)
 
 
 class Limits(TypedDict, total=False):
@@ -118,6 +140,33 @@ class Limits(TypedDict, total=False):
     invalid: Invalid
     max_invalid: int
     parallel: int
+
+
+def _limit(default: T, check: Check) -> T:
+    """Return a field of `ConnectionConfig`: its default, and what returns a value as it is kept, or raises."""
+    return field(default=default, metadata={"check": check})
+
+
+def _optional(default: T, check: Check) -> T:
+    """Return a field that may be `None` as well."""
+    return _limit(default, lambda name, value: None if value is None else check(name, value))
+
+
+def _codec_or_name(name: str, value: object) -> object:
+    if isinstance(value, str):
+        return one_of(Literal["json", "msgpack"])(name, value)
+    if isinstance(value, Codec) and not isinstance(value, type):
+        return value
+    raise TypeError(f"{name} must be 'json', 'msgpack' or an object with encode and decode, not {value!r}")
+
+
+def _flag_or_settings(name: str, value: object) -> bool | Compression:
+    if not isinstance(value, bool | Compression):
+        raise TypeError(
+            f"{name} must be True, False or a Compression such as Compression(level=1, threshold=256), not "
+            f"{type(value).__name__}: {value!r}"
+        )
+    return value
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -194,135 +243,66 @@ class ConnectionConfig:
         ValueError: A value is out of its range.
     """
 
-    max_connections: int | None
-    max_connections_total: int | None
-    max_connections_per_client: int | None
-    client: Callable[[HTTPConnection], object] | None
-    max_connection_duration: float | None
-    idle_timeout: float | None
-    refuse_after_upgrade: bool
-    connect_timeout: float
-    first_message_timeout: float | None
-    message_timeout: float | None
-    on_message_timeout: OnMessageTimeout
-    close_timeout: float
-    send_timeout: float | None
-    disconnect_grace: float | None
-    max_message_size: int
-    max_inbox: int
-    message_rate: str | None
-    burst: int | None
-    byte_rate: str | None
-    over_rate: OverRate
-    max_outbox: int
-    slow_consumer: SlowConsumer
-    max_rooms: int | None
-    allowed_origins: Literal["*"] | tuple[str, ...] | None
-    subprotocols: tuple[str, ...]
-    ping_interval: float | None
-    ping_timeout: float | None
-    compression: bool | Compression
-    codec: Literal["json", "msgpack"] | Codec | None
-    invalid: Invalid
-    max_invalid: int
-    parallel: int
+    max_connections: int | None = _optional(None, count)
+    max_connections_total: int | None = _optional(None, count)
+    max_connections_per_client: int | None = _optional(None, count)
+    client: Callable[[HTTPConnection], object] | None = _optional(None, function_of_request)
+    max_connection_duration: float | None = _optional(None, positive)
+    idle_timeout: float | None = _optional(None, positive)
+    refuse_after_upgrade: bool = _limit(False, flag)
+    connect_timeout: float = _limit(10.0, positive)
+    first_message_timeout: float | None = _optional(None, positive)
+    message_timeout: float | None = _optional(None, positive)
+    on_message_timeout: OnMessageTimeout = _limit("close", one_of(OnMessageTimeout))
+    close_timeout: float = _limit(10.0, positive)
+    send_timeout: float | None = _optional(60.0, positive)
+    disconnect_grace: float | None = _optional(30.0, seconds)
+    max_message_size: int = _limit(1024 * 1024, count)
+    max_inbox: int = _limit(64 * 1024, count)
+    message_rate: str | None = _optional(None, rate_of_messages)
+    burst: int | None = _optional(None, count)
+    byte_rate: str | None = _optional(None, rate_of_bytes)
+    over_rate: OverRate = _limit("slow", one_of(OverRate))
+    max_outbox: int = _limit(1024 * 1024, count)
+    slow_consumer: SlowConsumer = _limit("close", one_of(SlowConsumer))
+    max_rooms: int | None = _optional(1000, count)
+    allowed_origins: Literal["*"] | tuple[str, ...] | None = _optional(None, origins)
+    subprotocols: tuple[str, ...] = _limit((), subprotocol_names)
+    ping_interval: float | None = _optional(20.0, positive)
+    ping_timeout: float | None = _optional(20.0, positive)
+    compression: bool | Compression = _limit(False, _flag_or_settings)
+    codec: Literal["json", "msgpack"] | Codec | None = _optional(None, _codec_or_name)
+    invalid: Invalid = _limit("reply", one_of(Invalid))
+    max_invalid: int = _limit(10, count)
+    parallel: int = _limit(1, count)
 
-    def __init__(
-        self,
-        *,
-        max_connections: int | None = None,
-        max_connections_total: int | None = None,
-        max_connections_per_client: int | None = None,
-        client: Callable[[HTTPConnection], object] | None = None,
-        max_connection_duration: Seconds | None = None,
-        idle_timeout: Seconds | None = None,
-        refuse_after_upgrade: bool = False,
-        connect_timeout: Seconds = 10.0,
-        first_message_timeout: Seconds | None = None,
-        message_timeout: Seconds | None = None,
-        on_message_timeout: OnMessageTimeout = "close",
-        close_timeout: Seconds = 10.0,
-        send_timeout: Seconds | None = 60.0,
-        disconnect_grace: Seconds | None = 30.0,
-        max_message_size: int = 1024 * 1024,
-        max_inbox: int = 64 * 1024,
-        message_rate: str | None = None,
-        burst: int | None = None,
-        byte_rate: str | None = None,
-        over_rate: OverRate = "slow",
-        max_outbox: int = 1024 * 1024,
-        slow_consumer: SlowConsumer = "close",
-        max_rooms: int | None = 1000,
-        allowed_origins: Literal["*"] | Iterable[str] | None = None,
-        subprotocols: Sequence[str] = (),
-        ping_interval: Seconds | None = 20.0,
-        ping_timeout: Seconds | None = 20.0,
-        compression: bool | Compression = False,
-        codec: Literal["json", "msgpack"] | Codec | None = None,
-        invalid: Invalid = "reply",
-        max_invalid: int = 10,
-        parallel: int = 1,
-    ) -> None:
-        checked: dict[str, object] = {
-            "max_connections": _optional(_count, "max_connections", max_connections),
-            "max_connections_total": _optional(_count, "max_connections_total", max_connections_total),
-            "max_connections_per_client": _optional(_count, "max_connections_per_client", max_connections_per_client),
-            "client": _optional(_client, "client", client),
-            "max_connection_duration": _optional(_positive, "max_connection_duration", max_connection_duration),
-            "idle_timeout": _optional(_positive, "idle_timeout", idle_timeout),
-            "refuse_after_upgrade": _flag("refuse_after_upgrade", refuse_after_upgrade),
-            "connect_timeout": _positive("connect_timeout", connect_timeout),
-            "first_message_timeout": _optional(_positive, "first_message_timeout", first_message_timeout),
-            "message_timeout": _optional(_positive, "message_timeout", message_timeout),
-            "on_message_timeout": _choice("on_message_timeout", on_message_timeout, "close", "continue"),
-            "close_timeout": _positive("close_timeout", close_timeout),
-            "send_timeout": _optional(_positive, "send_timeout", send_timeout),
-            "disconnect_grace": _optional(_seconds, "disconnect_grace", disconnect_grace),
-            "max_message_size": _count("max_message_size", max_message_size),
-            "max_inbox": _count("max_inbox", max_inbox),
-            "message_rate": _optional(checked_message_rate, "message_rate", message_rate),
-            "burst": _optional(_count, "burst", burst),
-            "byte_rate": _optional(checked_byte_rate, "byte_rate", byte_rate),
-            "over_rate": _choice("over_rate", over_rate, "slow", "close", "drop"),
-            "max_outbox": _count("max_outbox", max_outbox),
-            "slow_consumer": _choice("slow_consumer", slow_consumer, "close", "drop"),
-            "max_rooms": _optional(_count, "max_rooms", max_rooms),
-            "allowed_origins": _origins(allowed_origins),
-            "subprotocols": _subprotocols(subprotocols),
-            "ping_interval": _optional(_positive, "ping_interval", ping_interval),
-            "ping_timeout": _optional(_positive, "ping_timeout", ping_timeout),
-            "compression": _compression(compression),
-            "codec": _optional(_codec, "codec", codec),
-            "invalid": _choice("invalid", invalid, "reply", "close"),
-            "max_invalid": _count("max_invalid", max_invalid),
-            "parallel": _count("parallel", parallel),
-        }
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
+    __signature__: ClassVar[Signature]
 
-    def replace(self, **limits: Any) -> ConnectionConfig:
+    def __init__(self, **limits: Unpack[Limits]) -> None:
+        given = cast("dict[str, object]", limits)
+        known = {each.name: each for each in fields(self)}
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else "the limits are " + ", ".join(known)
+                raise TypeError(f"unknown limit {name!r}: {hint}")
+        for name, each in known.items():
+            kept = each.metadata["check"](name, given[name]) if name in given else each.default
+            object.__setattr__(self, name, kept)
+
+    def replace(self, **limits: Unpack[Limits]) -> ConnectionConfig:
         """Return a copy with `limits` (fields by keyword) in place of the present values.
 
         Raises:
             TypeError: A keyword names no field, or a value has the wrong type.
             ValueError: A value is out of its range.
         """
-        names = [field.name for field in fields(self)]
-        for name in limits:
-            if name not in names:
-                near = difflib.get_close_matches(name, names, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else "the limits are " + ", ".join(names)
-                raise TypeError(f"unknown limit {name!r}: {hint}")
-        return ConnectionConfig(**{name: getattr(self, name) for name in names} | limits)
+        changed = {each.name: getattr(self, each.name) for each in _changed(self)}
+        return ConnectionConfig(**cast("Limits", changed | limits))
 
     def __str__(self) -> str:
         """Name the limits that differ from the defaults, as keywords."""
-        changed = [
-            f"{field.name}={_shown(getattr(self, field.name))}"
-            for field in fields(self)
-            if getattr(self, field.name) != getattr(DEFAULT_CONFIG, field.name)
-        ]
-        return " ".join(changed)
+        return " ".join(f"{each.name}={_shown(getattr(self, each.name))}" for each in _changed(self))
 
 
 def make_config(config: ConnectionConfig | None, limits: Limits) -> ConnectionConfig:
@@ -338,129 +318,21 @@ def make_config(config: ConnectionConfig | None, limits: Limits) -> ConnectionCo
     return base.replace(**limits) if limits else base
 
 
+def _changed(config: ConnectionConfig) -> list[Field[Any]]:
+    return [each for each in fields(config) if getattr(config, each.name) != each.default]
+
+
 def _shown(value: object) -> str:
     return str(getattr(value, "__qualname__", None) or repr(value))
 
 
-def _optional(check: Callable[[str, Any], Any], name: str, value: object) -> Any:
-    return None if value is None else check(name, value)
-
-
-def _seconds(name: str, value: object, least: str = "0 or more") -> float:
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"{name} must be seconds (a number) or a timedelta, not {type(value).__name__}: {value!r}")
-    if not (0 <= value <= sys.float_info.max):
-        raise ValueError(f"{name} must be {least} seconds and finite, not {value!r}")
-    return float(value)
-
-
-def _positive(name: str, value: object) -> float:
-    seconds = _seconds(name, value, "more than 0")
-    if seconds == 0:
-        raise ValueError(f"{name} must be more than 0 seconds and finite, not {value!r}")
-    return seconds
-
-
-def _count(name: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, not {type(value).__name__}: {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be 1 or more, not {value!r}")
-    return value
-
-
-def _choice(name: str, value: object, *choices: str) -> str:
-    if isinstance(value, str) and value in choices:
-        # An enumeration of `str` is stored as its text.
-        return choices[choices.index(value)]
-    fault = ValueError if isinstance(value, str) else TypeError
-    raise fault(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}")
-
-
-def _flag(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, not {type(value).__name__}: {value!r}")
-    return value
-
-
-def _client(name: str, value: object) -> object:
-    if not callable(value) or inspect.iscoroutinefunction(value):
-        found = "an async function" if callable(value) else f"{type(value).__name__}: {value!r}"
-        raise TypeError(
-            f"{name} must be a plain function of the request, such as lambda request: request.cookies['user'], not "
-            f"{found}"
-        )
-    return value
-
-
-def _codec(name: str, value: object) -> object:
-    if isinstance(value, str):
-        return _choice(name, value, "json", "msgpack")
-    if isinstance(value, Codec) and not isinstance(value, type):
-        return value
-    raise TypeError(f"{name} must be 'json', 'msgpack' or an object with encode and decode, not {value!r}")
-
-
-def _texts(name: str, value: object, example: str) -> tuple[str, ...]:
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        raise TypeError(f"{name} must be a list of strings such as [{example!r}], not {value!r}")
-    texts: list[str] = []
-    for item in cast("Iterable[object]", value):
-        if not isinstance(item, str):
-            raise TypeError(f"{name} must hold strings such as {example!r}, not {type(item).__name__}: {item!r}")
-        texts.append(item)
-    return tuple(texts)
-
-
-def _within(name: str, value: object, least: int, most: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} of compression must be an int, not {type(value).__name__}: {value!r}")
-    if not least <= value <= most:
-        expected = f"{least} or more" if most == sys.maxsize else f"{least} to {most}"
-        raise ValueError(f"{name} of compression must be {expected}, not {value!r}")
-
-
-def _compression(value: object) -> bool | Compression:
-    if not isinstance(value, bool | Compression):
-        raise TypeError(
-            "compression must be True, False or a Compression such as Compression(level=1, threshold=256), not "
-            f"{type(value).__name__}: {value!r}"
-        )
-    return value
-
-
-def _origins(value: object) -> Literal["*"] | tuple[str, ...] | None:
-    if value is None:
-        return None
-    if value == "*":
-        return "*"
-    origins = _texts("allowed_origins", value, "https://example.com")
-    for origin in origins:
-        if origin not in ("*", "null") and parse_origin(origin) is None:
-            raise ValueError(
-                f"allowed_origins holds {origin!r}, which is not an origin (RFC 6454): "
-                "write scheme, host and port alone, such as 'https://example.com'"
-            )
-    # Starlette's CORS middleware takes the same.
-    return "*" if "*" in origins else origins
-
-
-def _subprotocols(value: object) -> tuple[str, ...]:
-    if isinstance(value, AbstractSet):
-        raise TypeError(f"subprotocols must be a list, as the preferred one comes first, not a set: {value!r}")
-    names = _texts("subprotocols", value, "chat.v1")
-    for name in names:
-        if not is_token(name):
-            raise ValueError(
-                f"subprotocols holds {name!r}, which is not a token (RFC 9110, section 5.6.2): "
-                "write a name such as 'chat.v1'"
-            )
-    if len(set(names)) != len(names):
-        raise ValueError(f"subprotocols must name each one once, not {list(names)!r}")
-    return names
-
+# For `help` and notebooks, which see no further than `**limits`.
+ConnectionConfig.__signature__ = Signature(
+    [
+        Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default, annotation=hint)
+        for each, hint in zip(fields(ConnectionConfig), get_type_hints(Limits).values(), strict=True)
+    ]
+)
 
 DEFAULT_CONFIG: Final = ConnectionConfig()
 """The limits of a route that sets none."""

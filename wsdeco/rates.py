@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-__all__ = ["Pace", "byte_rate", "message_rate", "pace_of"]
+__all__ = ["Pace", "pace_of", "rate_of_bytes", "rate_of_messages"]
 
 _RATE: Final = re.compile(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([A-Za-z]*)\s*/\s*([A-Za-z]+)\s*", re.ASCII)
 
@@ -66,7 +66,7 @@ def _parsed(rate: str) -> tuple[float, float]:
     return float(found[1]) * factor, _SECONDS.get(found[3], 0.0)
 
 
-def message_rate(name: str, value: object) -> str:
+def rate_of_messages(name: str, value: object) -> str:
     """Return a rate of messages as it is.
 
     Raises:
@@ -76,7 +76,7 @@ def message_rate(name: str, value: object) -> str:
     return _checked(name, value, '"20/s" or "600/min"', has_unit=False)
 
 
-def byte_rate(name: str, value: object) -> str:
+def rate_of_bytes(name: str, value: object) -> str:
     """Return a rate of bytes as it is.
 
     Raises:

@@ -20,7 +20,7 @@ PACKAGE: Final = CHECKOUT / "wsdeco"
 MAX_LINES_OF_CODE: Final = 400
 
 WORDS: Final = frozenset(
-    {"compiled", "config", "reasons", "clock", "origins", "messages", "rates", "tokens", "tracebacks"}
+    {"compiled", "config", "reasons", "clock", "origins", "messages", "rates", "tokens", "tracebacks", "values"}
 )
 """Modules that all may import, and that import only each other."""
 
@@ -54,6 +54,7 @@ ALLOWED: Final[dict[str, set[str]]] = {
     "rates": set(),
     "tokens": set(),
     "tracebacks": set(),
+    "values": set(),
     "__main__": {"cli"},
     "__pyinstaller": set(),
     "_compile": set(),

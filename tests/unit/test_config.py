@@ -154,12 +154,16 @@ def test_defaults() -> None:
     }
 
 
+def test_defaults_are_as_a_check_would_keep_them() -> None:
+    for name in FIELDS:
+        default = getattr(DEFAULT_CONFIG, name)
+        kept = getattr(configure(name, default), name)
+        assert (kept, type(kept)) == (default, type(default))
+
+
 def test_keywords_of_the_decorator_mirror_the_fields() -> None:
     keywords = get_type_hints(Limits)
-    parameters = get_type_hints(ConnectionConfig.__init__)
-    del parameters["return"]
-    assert keywords == parameters
-    assert list(keywords) == list(parameters) == FIELDS
+    assert list(keywords) == FIELDS
     assert Limits.__required_keys__ == frozenset()
 
     stored = get_type_hints(ConnectionConfig)
@@ -169,7 +173,8 @@ def test_keywords_of_the_decorator_mirror_the_fields() -> None:
 def test_every_parameter_is_a_keyword_with_a_default_and_documented() -> None:
     parameters = list(inspect.signature(ConnectionConfig).parameters.values())
     assert {parameter.kind for parameter in parameters} == {inspect.Parameter.KEYWORD_ONLY}
-    assert inspect.Parameter.empty not in {parameter.default for parameter in parameters}
+    assert {parameter.name: parameter.annotation for parameter in parameters} == get_type_hints(Limits)
+    assert [parameter.default for parameter in parameters] == [getattr(DEFAULT_CONFIG, name) for name in FIELDS]
     documentation = inspect.getdoc(ConnectionConfig) or ""
     assert [name for name in FIELDS if f"    {name}: " not in documentation] == []
 
@@ -423,14 +428,16 @@ def test_replace_returns_a_changed_copy() -> None:
     ],
 )
 def test_a_misspelt_limit_is_answered_with_a_suggestion(name: str, meant: str) -> None:
-    with pytest.raises(TypeError) as caught:
-        ConnectionConfig().replace(**{name: 1})
-    assert str(caught.value) == f"unknown limit {name!r}: did you mean {meant!r}?"
+    limits: dict[str, Any] = {name: 1}
+    for make in (ConnectionConfig, ConnectionConfig().replace):
+        with pytest.raises(TypeError) as caught:
+            make(**limits)
+        assert str(caught.value) == f"unknown limit {name!r}: did you mean {meant!r}?"
 
 
 def test_an_unknown_limit_is_answered_with_the_known_ones() -> None:
     with pytest.raises(TypeError) as caught:
-        ConnectionConfig().replace(zzz=1)
+        ConnectionConfig().replace(zzz=1)  # type: ignore[call-arg]
     assert str(caught.value) == "unknown limit 'zzz': the limits are " + ", ".join(FIELDS)
 
 

@@ -12,6 +12,7 @@ from starlette.types import Scope
 from wsdeco.connection.tickets import Refusal
 from wsdeco.origins import is_loopback
 from wsdeco.reasons import CloseCode, printable
+from wsdeco.values import texts
 
 __all__ = ["Hosts", "checked_hosts"]
 
@@ -95,16 +96,11 @@ def checked_hosts(hosts: Iterable[str]) -> frozenset[str]:
         TypeError: `hosts` is no list of strings.
         ValueError: One of them is no host name, or has a port.
     """
-    if isinstance(hosts, str | bytes) or not isinstance(cast("object", hosts), Iterable):
-        raise TypeError(f"allowed_hosts must be a list of host names such as ['myapp.test'], not {hosts!r}")
-    names: set[str] = set()
-    for name in cast("Iterable[object]", hosts):
-        if not isinstance(name, str):
-            raise TypeError(f"allowed_hosts must hold strings such as 'myapp.test', not {name!r}")
+    names = texts("allowed_hosts", hosts, "myapp.test")
+    for name in names:
         if name != "*" and not _NAME.fullmatch(name):
             raise ValueError(
                 f"allowed_hosts holds {name!r}, which is no host name: write it without scheme, port and path, such as "
                 "'myapp.test', or '*' for every name"
             )
-        names.add(name.lower().removesuffix("."))
-    return frozenset(names)
+    return frozenset(name.lower().removesuffix(".") for name in names)
