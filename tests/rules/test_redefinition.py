@@ -138,6 +138,33 @@ async def test_a_client_that_is_idle_gets_the_new_code_of_a_handler_with_paralle
         await client.expect("new 2")
 
 
+async def test_calls_that_run_end_with_the_connection_if_the_new_code_cannot_be_looked_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app, begun, go_on = App(), Journal(), asyncio.Event()
+
+    class Slow:
+        def __getattribute__(self, name: str) -> Any:
+            if name == "on_message":
+                raise RuntimeError("no such service")
+            return super().__getattribute__(name)
+
+        async def on_message(self, text: str) -> str:
+            raise NotImplementedError
+
+    logged = Logged(caplog)
+    run_cell(app, slow(begun, go_on), parallel=3)
+    async with connect(app, "/ws") as client:
+        idle = len(asyncio.all_tasks())
+        await client.send("0")
+        await begun.next()
+        assert len(asyncio.all_tasks()) > idle
+        run_cell(app, Slow, parallel=3)
+        await client.expect_close(1011)
+        await until(lambda: len(asyncio.all_tasks()) <= idle)
+    assert logged.lines() == ["ERROR Slow.on_message failed for 127.0.0.1:50000"]
+
+
 async def test_messages_with_types_become_others() -> None:
     app, answers = App(), Journal()
 

@@ -63,7 +63,8 @@ async def call_in_tasks(
                 running.add(channel.loop.create_task(_call(channel, plan, on_message, begun, ended, timed, data)))
             else:
                 channel.undelivered += 1
-    except asyncio.CancelledError:
+    except (Exception, asyncio.CancelledError):
+        # Not GeneratorExit: then the loop is thrown away, and nothing may be awaited.
         await _cancel(running)
         raise
 
