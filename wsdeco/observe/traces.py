@@ -8,6 +8,7 @@ say.
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar, Token
 from typing import Any, Final, cast
@@ -27,6 +28,8 @@ except ImportError as _error:
     raise ImportError("App(traces=True) needs the API of OpenTelemetry: pip install 'wsdeco[otel]'") from _error
 
 __all__ = ["trace_connections"]
+
+logger: Final = logging.getLogger("wsdeco")
 
 _call: Final[ContextVar[tuple[Span, Token[Context]] | None]] = ContextVar("wsdeco_traced_call", default=None)
 """The span of the hook that this task is calling; hooks of one connection may run side by side."""
@@ -50,7 +53,11 @@ class _Propagator:
         if key == CONTROL or not trace.get_current_span().get_span_context().is_valid:
             return b""
         fields: dict[str, str] = {}
-        propagate.inject(fields)
+        try:
+            propagate.inject(fields)
+        except Exception:
+            logger.exception("a propagator of traces failed: a broadcast carries no context")
+            return b""
         # No code of the user runs where a broadcast is delivered, so nobody would read the baggage.
         fields.pop("baggage", None)
         context = b""
@@ -66,7 +73,7 @@ class _Propagator:
         if not context:
             return nullcontext()
         lines = (line.partition(": ") for line in context.decode("ascii", "replace").splitlines())
-        carried = propagate.extract({name: value for name, _, value in lines}, context=Context())
+        carried = _extracted({name: value for name, _, value in lines}, Context())
         publisher = trace.get_current_span(carried).get_span_context()
         if not publisher.is_valid:
             return nullcontext()
@@ -80,6 +87,15 @@ class _Propagator:
         return self._tracer.start_as_current_span(
             "deliver", context=Context(), kind=SpanKind.CONSUMER, links=[Link(publisher)], attributes=attributes
         )
+
+
+def _extracted(fields: dict[str, str], beside: Context | None) -> Context | None:
+    try:
+        return propagate.extract(fields, beside)
+    except Exception:
+        # A propagator may be the user's, and its failure must cost a trace, not a connection or a broadcast.
+        logger.exception("a propagator of traces failed: what comes begins a trace of its own")
+        return beside
 
 
 class _Tracing(Observer):
@@ -114,7 +130,7 @@ class _Traced(Observer):
         # The path is not part of the name: each user of `/users/{id}` would have a name of their own.
         self._handshake: Span | None = tracer.start_span(
             f"GET {route}",
-            context=propagate.extract(dict(channel.request.headers)),
+            context=_extracted(dict(channel.request.headers), None),
             kind=SpanKind.SERVER,
             attributes=attributes,
         )

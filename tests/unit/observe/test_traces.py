@@ -3,16 +3,18 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import pytest
-from opentelemetry import baggage, context, trace
+from opentelemetry import baggage, context, propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags, TraceState
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.exceptions import HTTPException
 
 from tests.support.brokers import BrokerProcess
@@ -260,6 +262,49 @@ async def test_a_broadcast_from_another_thread_carries_the_trace_of_its_caller(e
     (delivered,) = named(exporter, "deliver")
     context = job.get_span_context()
     assert linked(delivered) == [(context.trace_id, context.span_id)]
+
+
+class BrokenPropagator(TraceContextTextMapPropagator):
+    """Fails in one direction."""
+
+    def __init__(self, broken: str) -> None:
+        self._broken = broken
+
+    def inject(self, *args: Any, **keywords: Any) -> None:
+        if self._broken == "inject":
+            raise RuntimeError("cannot write")
+        super().inject(*args, **keywords)
+
+    def extract(self, *args: Any, **keywords: Any) -> Context:
+        if self._broken == "extract":
+            raise RuntimeError("cannot read")
+        return super().extract(*args, **keywords)
+
+
+@pytest.fixture
+def break_propagator() -> Iterator[Callable[[str], None]]:
+    before = propagate.get_global_textmap()
+    yield lambda broken: propagate.set_global_textmap(BrokenPropagator(broken))
+    propagate.set_global_textmap(before)
+
+
+@pytest.mark.parametrize(("broken", "failures"), [("inject", 1), ("extract", 3)])
+async def test_a_propagator_that_fails_costs_no_connection_and_no_broadcast(
+    exporter: InMemorySpanExporter,
+    break_propagator: Callable[[str], None],
+    caplog: pytest.LogCaptureFixture,
+    broken: str,
+    failures: int,
+) -> None:
+    break_propagator(broken)
+    broker = MemoryBroker()
+    async with members(broker.backplane(), broker.backplane()) as ((_, here), (_, there)):
+        await here.send("hello")
+        await hear(there, "hello")
+        await until(lambda: len(named(exporter, "on_message")) == 1)
+    assert named(exporter, "deliver") == []
+    errors = [message for _, message in take_errors(caplog)]
+    assert [each.startswith("a propagator of traces failed") for each in errors] == [True] * failures
 
 
 def propagator() -> Propagator:
