@@ -10,7 +10,7 @@ import gc
 import select
 import socket
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -268,7 +268,7 @@ def open_loop(
     return latencies
 
 
-def make_counter(descriptors: Mapping[int, object], message: Message) -> tuple[Counter, bytearray]:
+def make_counter(descriptors: Iterable[int], message: Message) -> tuple[Counter, bytearray]:
     """Return what counts the replies to `message`, and the buffer to read into."""
     buffer = bytearray(READ_SIZE)
     if (reply_size := message.reply_size) is None:

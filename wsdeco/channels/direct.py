@@ -146,7 +146,7 @@ class DirectChannel(Channel):
         self.mark_accepted(chosen)
         early, self._early = self._early, None
         for data in early or ():
-            self._connection.send_message(data)
+            self._connection.send_message(data, at_once=True)
 
     async def refuse(self, status: int, body: str, headers: Mapping[str, str] | None = None) -> None:
         """Send an HTTP response."""
@@ -167,10 +167,8 @@ class DirectChannel(Channel):
             await self.accept()
         has_waited = connection.senders_wait
         try:
-            if has_waited:
+            if has_waited or not connection.send_message(data):
                 await self._send_in_turn(data)
-            else:
-                connection.send_message(data)
         except UnicodeEncodeError as exc:
             raise unsendable(exc) from None
         if self.message_observer is not None:
@@ -184,9 +182,7 @@ class DirectChannel(Channel):
         if connection.senders_wait or connection.closed or not self.accepted:
             return False
         try:
-            if self._inbox is not None:
-                connection.send_message(data)
-            elif not connection.write_message(data):
+            if not (connection.write_message(data) if self._inbox is None else connection.send_message(data)):
                 return False
         except UnicodeEncodeError as exc:
             raise unsendable(exc) from None
@@ -220,7 +216,7 @@ class DirectChannel(Channel):
             return False
         if self.accepted:
             try:
-                self._connection.send_message(data)
+                self._connection.send_message(data, at_once=True)
             except UnicodeEncodeError as exc:
                 raise unsendable(exc) from None
         else:

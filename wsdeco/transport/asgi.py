@@ -339,9 +339,8 @@ class AsgiCycle:
                 payload = message.get("text")
             if not isinstance(payload, (str, bytes)):
                 payload = _as_bytes(payload)
-            if not connection.senders_wait:
-                connection.send_message(payload)
-            elif not await connection.send_in_turn(payload):
+            is_sent = not connection.senders_wait and connection.send_message(payload)
+            if not is_sent and not await connection.send_in_turn(payload):
                 raise ClientDisconnected
             return
         match self._state, kind:

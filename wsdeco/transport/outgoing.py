@@ -2,7 +2,9 @@
 
 Who sends waits while the peer does not read, and also while it does, when one turn of the loop has sent much: a loop of
 sends to a peer that reads fast would never have to wait, and nobody else would be served. Those who wait keep their
-messages until it is their turn, so that the outbox is bounded however many they are.
+messages until it is their turn, so that the outbox is bounded however many they are. A message that takes long to
+encode or to compress waits as well, and takes several turns; nothing of it is written before all of it can be, so that
+whatever does not wait goes in front of it.
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ import sys
 from abc import ABCMeta, abstractmethod
 from collections import OrderedDict
 from collections.abc import Awaitable
+from itertools import chain
 from typing import Final, cast
 
 from wsdeco.compiled import mypyc_attr
 from wsdeco.messages import Data
-from wsdeco.transport.senders import wait_for_turn
+from wsdeco.transport.senders import Pieces, Senders, wait_for_turn
 from wsdeco.transport.shared import Shared
 from wsdeco.wire.incoming import Framing
 from wsdeco.wire.outgoing import Encoded
@@ -75,7 +78,7 @@ class Outgoing(metaclass=ABCMeta):
         self._outbox: list[bytes | memoryview] | None = None
         self._outbox_size = 0
         self._flush_pending = False
-        self._senders: OrderedDict[asyncio.Future[bool], Data | None] | None = None
+        self._senders: Senders | None = None
         self.closed: bool = False
         self.write_paused: bool = False
         self.senders_wait: bool = False
@@ -103,20 +106,32 @@ class Outgoing(metaclass=ABCMeta):
         self.flush()
         self._let_send()
 
-    def send_message(self, message: Data) -> None:
-        """Write a message, for this connection only, by the end of the loop's turn."""
+    def send_message(self, message: Data, *, at_once: bool = False) -> bool:
+        """Write a message, for this connection only, by the end of the loop's turn.
+
+        Args:
+            message: The message.
+            at_once: Write it even if others have to wait meanwhile.
+
+        Returns:
+            Whether that could be; `False` if the message takes several turns of the loop: see `send_in_turn`.
+        """
         framing = self._framing
         if framing is not None:
             if len(message) < _LARGE:
                 self.send(framing.encode(message))
+            elif at_once or not framing.takes_turns(message):
+                self._send_large(framing.encode_large(message), at_once=True)
             else:
-                self._send_large(framing, message)
+                return False
+        return True
 
     def write_message(self, message: Data) -> bool:
         """Write a message at once, behind what waits, if the peer reads; return whether it was written or waits."""
         framing = self._framing
         if framing is None or self._outbox is not None or self.write_paused or len(message) >= _LARGE:
-            self.send_message(message)
+            if not self.send_message(message):
+                return False
             self.flush()
         elif not self.transport.is_closing():
             self.transport.write(framing.encode(message))
@@ -125,15 +140,20 @@ class Outgoing(metaclass=ABCMeta):
             self._lose()
         return not self.closed
 
-    def _send_large(self, framing: Framing, message: Data) -> None:
+    def _send_large(self, pieces: Pieces, *, at_once: bool) -> bool:
+        """Write a message; return whether that was done, and not only one of its turns."""
+        first = next(pieces)
+        while at_once and not first:
+            first = next(pieces)
+        if not first:
+            return False
         self.flush()
-        pieces = framing.encode_large(message)
         if self.write_paused:
-            outbox = [*(self._outbox or ()), *pieces]
+            outbox = [*(self._outbox or ()), first, *pieces]
             self._outbox = outbox
             self._outbox_size = sum(map(len, outbox)) + len(outbox) * _FRAME_OVERHEAD
         else:
-            for piece in pieces:
+            for piece in chain((first,), pieces):
                 # A write that fails closes the transport.
                 if self.transport.is_closing():
                     if not self.closed:
@@ -141,6 +161,7 @@ class Outgoing(metaclass=ABCMeta):
                     break
                 self.transport.write(piece)
             self._use_up_turn()
+        return True
 
     def _use_up_turn(self) -> None:
         if not self.senders_wait:
@@ -221,7 +242,8 @@ class Outgoing(metaclass=ABCMeta):
     def send_in_turn(self, message: Data | None) -> Awaitable[bool]:
         """Write a message behind those of others who wait, once the peer reads and the loop has had its turn.
 
-        Until then it is kept as it is, and no frame made of it.
+        Until then it is kept as it is, and no frame made of it. One that takes several turns of the loop has the first
+        as soon as it can.
 
         Args:
             message: The message; `None` to wait, and write nothing.
@@ -234,8 +256,8 @@ class Outgoing(metaclass=ABCMeta):
         if senders is None:
             senders = self._senders = OrderedDict()
         senders[waiter] = message
-        if self.closed:
-            waiter.set_result(False)
+        if self.closed or not self.senders_wait:
+            self._let_send()
         return wait_for_turn(waiter, senders)
 
     def _let_send(self) -> None:
@@ -246,13 +268,25 @@ class Outgoing(metaclass=ABCMeta):
             if waiter.done():
                 continue
             try:
-                if message is not None and not self.closed:
-                    self.send_message(message)
+                rest = None if message is None or self.closed else self._send_more(message)
             except ValueError as exc:
                 waiter.set_exception(exc)
-            else:
+                continue
+            if rest is None:
                 waiter.set_result(not self.closed)
+            else:
+                senders[waiter] = rest
+                senders.move_to_end(waiter, last=False)
+                self._use_up_turn()
         if senders:
             self.senders_wait = True
         else:
             self._senders = None
+
+    def _send_more(self, message: Data | Pieces) -> Pieces | None:
+        """Write a message, or let it have one of its turns; return what is left for the others."""
+        if isinstance(message, (str, bytes)):
+            if self.send_message(message):
+                return None
+            message = cast(Framing, self._framing).encode_large(message)
+        return None if self._send_large(message, at_once=False) else message

@@ -7,13 +7,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Iterator
+from typing import TypeAlias
 
 from wsdeco.messages import Data
 
-__all__ = ["wait_for_turn"]
+__all__ = ["Pieces", "Senders", "wait_for_turn"]
+
+Pieces: TypeAlias = Iterator[bytes | memoryview]
+"""The frame of a large message, as `wsdeco.wire.incoming.Framing.encode_large` makes it."""
+
+Senders: TypeAlias = OrderedDict[asyncio.Future[bool], Data | Pieces | None]
+"""Who waits, and for what to be written: a message, what is left of one, or nothing."""
 
 
-async def wait_for_turn(waiter: asyncio.Future[bool], senders: OrderedDict[asyncio.Future[bool], Data | None]) -> bool:
+async def wait_for_turn(waiter: asyncio.Future[bool], senders: Senders) -> bool:
     """Return what `waiter` brings, which is among `senders` no longer than that."""
     try:
         return await waiter

@@ -117,8 +117,9 @@ class Connection(Protocol):
     def set_keepalive(self, interval: float | None, timeout: float | None) -> None:
         """Ping from now on."""
 
-    def send_message(self, message: Data) -> None:
-        """Write a message by the end of the loop's turn."""
+    def send_message(self, message: Data, *, at_once: bool = False) -> bool:
+        """Write a message by the end of the loop's turn; return whether that could be, as always if `at_once`."""
+        ...
 
     def write_message(self, message: Data) -> bool:
         """Write a message at once, behind what waits; return whether that can be."""

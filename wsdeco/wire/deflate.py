@@ -38,6 +38,8 @@ _WINDOW_BITS: Final = 12
 _DEFAULT_SETTINGS: Final = Compression()
 _MAX_OFFERS: Final = 1024
 """Length of the offers that are parsed; 60 KiB of parameters would take 80 ms. Browsers need 50."""
+_DEFLATED_AT_ONCE: Final = 128 * 1024
+"""Bytes that are deflated in one turn of the loop. 1 or 2 ms."""
 _INPUT_PIECE: Final = 64 * 1024
 _OUTPUT_PIECE: Final = 256 * 1024
 _MAX_FINAL_BLOCKS: Final = 4
@@ -148,11 +150,44 @@ class Deflate:
             return frame_header(first & ~_RSV1, len(payload)) + payload
         compressor = self._compressor
         if compressor is None:
-            compressor = zlib.compressobj(settings.level, wbits=-self._server_window_bits, memLevel=_MEMORY_LEVEL)
+            compressor = self._new_compressor()
         data = compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH)
         self._compressor = compressor if self._server_context else None
         data = data[: -len(_EMPTY_BLOCK)]
         return frame_header(first, len(data)) + data
+
+    def _new_compressor(self) -> _Compressor:
+        return zlib.compressobj(self._settings.level, wbits=-self._server_window_bits, memLevel=_MEMORY_LEVEL)
+
+    def takes_turns(self, message: Data) -> bool:
+        """Return whether a message takes longer to compress than others should wait for it."""
+        return len(message) > max(_DEFLATED_AT_ONCE, self._settings.threshold)
+
+    def frame_pieces(self, message: Data) -> Iterator[bytes]:
+        """Yield the compressed frame of a message that takes turns: behind pieces that are empty.
+
+        Between two of those others can have their turn, and this connection can send other messages. So it refers to
+        no earlier message, as those of `encode_alone`.
+
+        Raises:
+            UnicodeEncodeError: A text holds a lone surrogate, which UTF-8 cannot carry; before anything but empty
+                pieces is yielded.
+        """
+        compressor = self._new_compressor()
+        first = _COMPRESSED_TEXT if isinstance(message, str) else _COMPRESSED_BINARY
+        deflated: list[bytes] = []
+        size = 0
+        for start in range(0, len(message), _INPUT_PIECE // 2):
+            piece = message[start : start + _INPUT_PIECE // 2]
+            data = piece.encode() if isinstance(piece, str) else piece
+            deflated.append(compressor.compress(data))
+            size += len(data)
+            if size >= _DEFLATED_AT_ONCE:
+                size = 0
+                yield b""
+        deflated.append(compressor.flush(zlib.Z_SYNC_FLUSH)[: -len(_EMPTY_BLOCK)])
+        self._compressor = compressor if self._server_context else None
+        yield frame_header(first, sum(map(len, deflated))) + b"".join(deflated)
 
     def encode_alone(self, message: Encoded) -> bytes:
         """Return the whole frame of a message, for every connection with this window and these settings.

@@ -40,7 +40,7 @@ from wsdeco.messages import Data
 from wsdeco.reasons import Close, CloseCode
 from wsdeco.wire.deflate import Deflate
 from wsdeco.wire.gathering import Fragments, LargeFrame, apply_mask
-from wsdeco.wire.outgoing import Encoded, encode_close, encode_message, encode_pong, frame_pieces
+from wsdeco.wire.outgoing import Encoded, encode_close, encode_message, encode_pong, frame_pieces, takes_turns
 
 __all__ = ["Framing"]
 
@@ -437,9 +437,21 @@ class Framing:
         self.hold_pongs = False
         return pong
 
+    def takes_turns(self, message: Data) -> bool:
+        """Return whether a message takes longer to encode than others should wait for it."""
+        return takes_turns(message) if self._deflate is None else self._deflate.takes_turns(message)
+
     def encode_large(self, message: Data) -> Iterator[bytes | memoryview]:
-        """Return the pieces of the frame of a large message, compressed if that was agreed on."""
-        return frame_pieces(message) if self._deflate is None else iter((self._deflate.encode_message(message),))
+        """Return the pieces of the frame of a large message, compressed if that was agreed on.
+
+        Of one that takes turns, the first pieces are empty: between two of them others can have theirs.
+        """
+        deflate = self._deflate
+        if deflate is None:
+            return frame_pieces(message)
+        return (
+            deflate.frame_pieces(message) if deflate.takes_turns(message) else iter((deflate.encode_message(message),))
+        )
 
     def encode_shared(self, message: Encoded) -> bytes:
         """Return the frame of a message that goes to many connections, compressed if that was agreed on."""

@@ -164,6 +164,7 @@ class Stuck:
         self.round_trip: float | None = None
         self.wire: list[Any] = []
         self.room = asyncio.Event()
+        self.takes_turns = False
 
     def accept(self, subprotocol: str | None = None, headers: Any = (), **options: Any) -> None:
         self.handshake_pending = False
@@ -177,9 +178,12 @@ class Stuck:
     def set_keepalive(self, interval: float | None, timeout: float | None) -> None:
         self.wire.append(("keepalive", interval))
 
-    def send_message(self, message: str | bytes) -> None:
+    def send_message(self, message: str | bytes, *, at_once: bool = False) -> bool:
+        if self.takes_turns and not at_once:
+            return False
         self.wire.append(message)
         self.unsent += len(message)
+        return True
 
     def write_message(self, message: str | bytes) -> bool:
         self.wire.append(("now", message))
@@ -195,7 +199,7 @@ class Stuck:
     async def send_in_turn(self, message: str | bytes | None) -> bool:
         await self.room.wait()
         if message is not None and not self.closed:
-            self.send_message(message)
+            self.send_message(message, at_once=True)
         return not self.closed
 
     def pause_reading(self) -> None:
@@ -326,6 +330,22 @@ async def test_a_reply_is_written_at_once_where_nothing_is_in_the_way() -> None:
     connection.closed = True
     assert not channel.try_send("d")
     assert connection.wire == [("now", "a"), "b"]
+
+
+async def test_a_message_that_takes_turns_is_waited_for_unless_nobody_can_wait() -> None:
+    channel, connection, _ = await open_channel()
+    await channel.accept()
+    connection.wire.clear()
+    connection.takes_turns = True
+    channel.messages_received(["waits"])
+    assert not channel.try_send("reply")
+    assert channel.send_nowait("at once")
+    sending = asyncio.ensure_future(channel.send("in turn"))
+    await asyncio.sleep(0)
+    assert connection.wire == ["at once"]
+    connection.room.set()
+    await sending
+    assert connection.wire == ["at once", "in turn"]
 
 
 async def test_a_reply_whose_write_finds_the_transport_closed_is_not_sent() -> None:
