@@ -18,7 +18,7 @@ from wsdeco.routing.application import Application, registry_of
 from wsdeco.server.banner import print_banner
 from wsdeco.server.options import make_server
 from wsdeco.server.serving import Server, join_threads, server_of
-from wsdeco.server.termination import end_at_signals, forget
+from wsdeco.server.termination import ended_by_signals
 
 __all__ = ["BackgroundServer", "run_in_background"]
 
@@ -38,18 +38,16 @@ def run_in_background(app: Application, host: str, port: int, options: dict[str,
         # Before anything else fails: that would not help the caller.
         before.check_replaceable()
     server = make_server(app, host, port, options)
-    with ExitStack() as undo:
-        undo.callback(server.release)
+    with ExitStack() as held:
         # The server that runs is ended only once it is known that this one can take its place.
         if not _has_place(before, server, port):
             server.listen()
-        server.claim()
-        undo.callback(forget, server)
-        end_at_signals(server)
+        held.enter_context(server.claimed())
+        held.enter_context(ended_by_signals(server))
         try:
             if not server.listeners.sockets:
                 server.listen()
-            handle = BackgroundServer(server)
+            handle = BackgroundServer(server, held)
         except ServerError as exc:
             if before is None:
                 raise
@@ -57,7 +55,6 @@ def run_in_background(app: Application, host: str, port: int, options: dict[str,
                 f"{exc}; nothing serves this app now, as the server at {before.http_url} has ended to make way: mend "
                 "what has failed, and call run() again"
             ) from exc.__cause__
-        undo.pop_all()
     print_banner(server, "Runs in the background: stop() of what run() returned ends it.")
     return handle
 
@@ -75,8 +72,8 @@ class BackgroundServer:
     As a context manager it is stopped at the end of the block; without `stop`, when the interpreter ends.
     """
 
-    def __init__(self, server: Server) -> None:
-        """Start `server`; return as soon as it serves.
+    def __init__(self, server: Server, held: ExitStack) -> None:
+        """Start `server`; return as soon as it serves. What is `held` until its end moves to its thread.
 
         Raises:
             ServerError: It cannot start.
@@ -84,6 +81,7 @@ class BackgroundServer:
         self._server = server
         self._served = threading.Event()
         self._failure: BaseException | None = None
+        self._held = held.pop_all()
         self._thread = threading.Thread(target=self._serve, name=f"wsdeco {server.http_url}", daemon=True)
         server.thread = self._thread
         server.on_start = self._served.set
@@ -91,6 +89,7 @@ class BackgroundServer:
             self._thread.start()
             self._served.wait()
         except RuntimeError as exc:
+            self._held.close()
             raise ServerError(f"the server cannot start: {exc}") from exc
         except BaseException:
             # Ctrl-C, for one.
@@ -218,8 +217,7 @@ class BackgroundServer:
                 logger.exception("the server at %s has failed", self.http_url)
         finally:
             atexit.unregister(self._stop_at_exit)
-            forget(self._server)
-            self._server.release()
+            self._held.close()
             self._served.set()
 
     def _stop_at_exit(self) -> None:

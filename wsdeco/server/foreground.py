@@ -64,9 +64,8 @@ def serve_in_main_thread(server: Server) -> None:
     Raises:
         ServerError: It cannot start.
     """
-    server.claim()
     with ExitStack() as stack:
-        stack.callback(server.release)
+        stack.enter_context(server.claimed())
         end = stack.enter_context(_end_on_signals(server))
         server.ticks += [stack.enter_context(each()) for each in (collect_garbage_rarely, keep_pages)]
         parent = server.parent

@@ -9,7 +9,7 @@ from wsdeco.routing.application import Application
 from wsdeco.server.banner import print_banner
 from wsdeco.server.options import make_server
 from wsdeco.server.serving import server_of
-from wsdeco.server.termination import end_at_signals, forget
+from wsdeco.server.termination import ended_by_signals
 
 __all__ = ["serve_in_loop"]
 
@@ -27,9 +27,7 @@ async def serve_in_loop(app: Application, host: str, port: int, options: dict[st
         # Another thread waits, as clients of that server may live in this loop.
         await asyncio.to_thread(current.end)
     server.loop = asyncio.get_running_loop()
-    server.claim()
-    end_at_signals(server)
-    try:
+    with server.claimed(), ended_by_signals(server):
         server.listen()
         server.on_start = lambda: print_banner(server, "Press Ctrl-C to stop.")
 
@@ -46,6 +44,3 @@ async def serve_in_loop(app: Application, host: str, port: int, options: dict[st
                 server.should_exit = True
                 await serving
                 raise
-    finally:
-        forget(server)
-        server.release()

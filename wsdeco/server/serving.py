@@ -302,12 +302,20 @@ class Server(uvicorn.Server):
         """Leave signals alone: `foreground` handles those of the main thread, and other threads get none."""
         yield
 
-    def claim(self) -> None:
-        """Become the one server of the app, after the end of the one before.
+    @contextmanager
+    def claimed(self) -> Generator[None]:
+        """Be the one server of the app in the block, after the end of the one before; behind it close the sockets.
 
         Raises:
             ServerError: That one serves in the foreground, or does not end.
         """
+        try:
+            self._claim()
+            yield
+        finally:
+            self._release()
+
+    def _claim(self) -> None:
         while True:
             with _serving_lock:
                 current = _serving.setdefault(self.app, self)
@@ -318,8 +326,7 @@ class Server(uvicorn.Server):
             current.check_replaceable()
             current.end()
 
-    def release(self) -> None:
-        """Close the sockets, and leave the app to another server."""
+    def _release(self) -> None:
         self.listeners.remove()
         with _serving_lock:
             if _serving.get(self.app) is self:

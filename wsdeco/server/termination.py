@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
@@ -13,7 +15,7 @@ from wsdeco.reasons import ServerError
 from wsdeco.server.serving import Server
 from wsdeco.server.signals import handle_signal
 
-__all__ = ["end_at_signals", "forget"]
+__all__ = ["ended_by_signals"]
 
 logger: Final = logging.getLogger("wsdeco")
 
@@ -22,8 +24,9 @@ _NUMBERS: Final[list[int]] = [getattr(signal, name) for name in ("SIGTERM", "SIG
 _servers: Final[set[Server]] = set()
 
 
-def end_at_signals(server: Server) -> None:
-    """End `server` before a SIGTERM or SIGHUP ends the process, unless the program has a handler of its own.
+@contextmanager
+def ended_by_signals(server: Server) -> Generator[None]:
+    """End `server` in the block before a SIGTERM or SIGHUP ends the process, unless the program has its own handler.
 
     Signals can be handled in the main thread alone: nothing is done for a server that another one starts.
     """
@@ -32,11 +35,10 @@ def end_at_signals(server: Server) -> None:
         for number in _NUMBERS:
             if signal.getsignal(number) is signal.SIG_DFL:
                 handle_signal(number, _on_signal)
-
-
-def forget(server: Server) -> None:
-    """Leave `server`, which has ended, alone."""
-    _servers.discard(server)
+    try:
+        yield
+    finally:
+        _servers.discard(server)
 
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:

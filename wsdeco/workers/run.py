@@ -44,9 +44,8 @@ def run_workers(
         # A developer who changes code should not wait for a drain.
         options = options | {"drain_timeout": 0, "drain_delay": 0}
     server = make_server(app, host, port, options)
-    server.claim()
     with ExitStack() as stack:
-        stack.callback(server.release)
+        stack.enter_context(server.claimed())
         server.listen(workers)
         totals = stack.enter_context(_totals(app, workers))
         # Where there are no locks, no memory is handed to processes either.

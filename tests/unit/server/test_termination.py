@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from wsdeco import ServerError
-from wsdeco.server.termination import end_at_signals, forget
+from wsdeco.server.termination import ended_by_signals
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
 
@@ -44,16 +44,13 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
 
 def test_servers_end_before_the_process(sent: list[tuple[int, int]], caplog: pytest.LogCaptureFixture) -> None:
     servers: list[Any] = [Served(), Served("it hangs")]
-    for each in servers:
-        end_at_signals(each)
-    signal.raise_signal(signal.SIGHUP)
-    for thread in threading.enumerate():
-        if thread.name == "wsdeco-termination":
-            thread.join()
+    with ended_by_signals(servers[0]), ended_by_signals(servers[1]):
+        signal.raise_signal(signal.SIGHUP)
+        for thread in threading.enumerate():
+            if thread.name == "wsdeco-termination":
+                thread.join()
     assert [each.ended for each in servers] == [1, 1]
     assert caplog.messages == ["it hangs"]
     assert sent == [(os.getpid(), signal.SIGHUP)]
     # The second one ends the process.
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
-    for each in servers:
-        forget(each)
