@@ -14,6 +14,7 @@ from wsdeco.channels.data import Outgoing
 from wsdeco.channels.sink import Sink
 from wsdeco.config import ConnectionConfig, Limits, make_config
 from wsdeco.definition.factory import HandlerFactory, build_factory
+from wsdeco.definition.faults import name_of
 from wsdeco.definition.paths import check_path, unknown_path
 from wsdeco.definition.plan import plan_of
 from wsdeco.reasons import RouteError
@@ -123,7 +124,7 @@ class App(Application):
         built = build_factory(cls, path, factory)
         if not inspect.isabstract(cls):
             self._rooms.broadcasts.messages.learn(path, plan_of(cls, checked.codec).dialogue)
-        name = cls.__qualname__.rpartition("<locals>.")[2]
+        name = name_of(cls)
         endpoint = HandlerEndpoint(built, checked, name, path, self._context, self._rooms.of_route(path))
         route = SocketRoute(path, endpoint, name=cls.__name__)
         for old in self._registry.register(Registered(RouteInfo(path, "ws", name, checked), cls, [route])):

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Final, Protocol, cast
 from weakref import WeakValueDictionary
 
-__all__ = ["Clock", "Deadline", "Due", "Timer", "Wheel", "seconds_until", "sleep", "wheel_of"]
+__all__ = ["Clock", "Deadline", "Due", "Timer", "Wheel", "running_loop", "seconds_until", "sleep", "wheel_of"]
 
 _MAX_LATENESS: Final = 0.5
 """Seconds by which a timer may be late before the event loop counts as having stood still."""
@@ -40,6 +40,14 @@ class Clock(Protocol):
     def call_at(self, when: float, callback: Callable[[], object], /) -> Timer:
         """Call `callback` once `time()` has reached `when`."""
         ...
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the event loop that the caller runs in, if it does."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def seconds_until(when: float | datetime) -> float:
@@ -223,10 +231,7 @@ def wheel_of(clock: Clock) -> Wheel:
     A clock that is no event loop may serve several of them, one after the other or in several threads. The timers that
     it has set in one end with that.
     """
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        loop = None
+    loop = running_loop()
     # A wheel that lives holds both, so no other object can have the number of one.
     place = id(clock), id(loop)
     wheel = _wheels.get(place)

@@ -8,6 +8,7 @@ import sys
 import threading
 from typing import Any, Final
 
+from wsdeco.clock import running_loop
 from wsdeco.reasons import ServerError
 from wsdeco.routing.announcements import is_interactive
 from wsdeco.routing.application import Application
@@ -17,7 +18,7 @@ from wsdeco.server.foreground import serve_in_main_thread
 from wsdeco.server.in_loop import serve_in_loop
 from wsdeco.server.loading import Reference, is_frozen, is_loading, reference_to
 from wsdeco.server.options import check_options, make_server
-from wsdeco.server.serving import in_event_loop, server_of
+from wsdeco.server.serving import server_of
 from wsdeco.workers.run import run_workers
 
 __all__ = ["BackgroundServer", "run", "run_in_foreground", "serve"]
@@ -38,7 +39,7 @@ def run(
     """Do what `App.run` says."""
     if is_loading():
         return None
-    if in_event_loop() if background is None else background:
+    if running_loop() is not None if background is None else background:
         check_options(host, port, workers, options)
         if workers > 1 or options.get("reload"):
             raise ServerError(
@@ -105,7 +106,7 @@ def _check_foreground(app: Application) -> None:
     current = server_of(app)
     if current is not None:
         current.check_replaceable()
-    if in_event_loop():
+    if running_loop() is not None:
         raise ServerError("an event loop runs in this thread: leave out background=False, or call run() outside of it")
     if threading.current_thread() is not threading.main_thread():
         raise ServerError(

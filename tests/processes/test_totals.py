@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.programs import PATIENCE, echo_app
 from wsdeco import ServerError
-from wsdeco.connection.admission import Slots
+from wsdeco.connection.slots import Slots
 from wsdeco.workers import run as workers
 from wsdeco.workers import totals
 from wsdeco.workers.totals import NoShare, Totals

@@ -29,8 +29,8 @@ from wsdeco import (
     Unknown,
     WebSocketHandler,
 )
-from wsdeco.connection.admission import Slots
 from wsdeco.connection.live import LiveConnections
+from wsdeco.connection.slots import Slots
 from wsdeco.testing import ManualClock
 
 BYE: Final = Close(4001, "bye", by="client")

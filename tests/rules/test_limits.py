@@ -17,8 +17,8 @@ from tests.support.stacks import DIRECT, MEMORY, Peer, Stack, until
 from wsdeco import Address, App, Close, Sink, Timeout, Unknown, WebSocketUpgrade, handle_upgrade
 from wsdeco.channels.observer import Observer
 from wsdeco.channels.sink import channel_of
-from wsdeco.connection.admission import Slots
 from wsdeco.connection.clients import network_of
+from wsdeco.connection.slots import Slots
 from wsdeco.routing.application import context_of
 from wsdeco.routing.endpoints import HandlerEndpoint
 from wsdeco.testing import HandshakeRefused, ManualClock

@@ -25,7 +25,7 @@ from wsdeco.backplanes.envelope import PUBLISHER_BYTES, open_envelope, seal
 from wsdeco.backplanes.interface import BackplaneCounters, BackplaneState, Propagator
 from wsdeco.backplanes.link import Broker, BrokerRefusal, Link, Message
 from wsdeco.backplanes.numbers import Gaps, Numbers
-from wsdeco.clock import Clock, Timer, sleep
+from wsdeco.clock import Clock, Timer, running_loop, sleep
 from wsdeco.messages import Data
 from wsdeco.reasons import printable
 
@@ -157,10 +157,7 @@ class Session:
 
     def runs_here(self) -> bool:
         """Whether the caller is in the event loop of the session."""
-        try:
-            return asyncio.get_running_loop() is self._loop
-        except RuntimeError:
-            return False
+        return running_loop() is self._loop
 
     # Publishing and subscribing, without waiting.
 

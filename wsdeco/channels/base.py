@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol, TypeVar
 from starlette.requests import HTTPConnection
 
 from wsdeco.channels.data import Address, Data, HeaderItems
+from wsdeco.channels.dialogue import Conversation
 from wsdeco.channels.observer import Observer
 from wsdeco.channels.packed_request import PackedRequest
 from wsdeco.channels.waiting import accept_and_close, end_of, next_message
@@ -25,32 +26,13 @@ from wsdeco.config import ConnectionConfig
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, Error, Unknown
 from wsdeco.wire.outgoing import Encoded
 
-__all__ = ["Channel", "Conversation", "Membership", "Owner", "RouteRoom", "wake"]
+__all__ = ["Channel", "Membership", "Owner", "RouteRoom", "wake"]
 
 T = TypeVar("T")
 
 
 _FEW_ROOMS: Final = 8
 """Rooms of one connection that are kept as a tuple, which takes less memory than a dict."""
-
-
-class Conversation(Protocol):
-    """The messages with types of one connection."""
-
-    def encode(self, message: object) -> Data:
-        """Return the frame of a message."""
-        ...
-
-    def encode_json(self, message: object) -> str:
-        """Return the text of a message as JSON."""
-        ...
-
-    def bind(self, on_message: Callable[[Any], Any], *, streams: bool) -> Callable[[Data], Any]:
-        """Return what takes frames in the place of `on_message`, and gives some."""
-        ...
-
-    async def ask(self, message: object, answer: Any, timeout: float) -> Any:  # noqa: ASYNC109 - the channel's clock
-        """Send a request, and return its answer."""
 
 
 class Owner(Protocol):

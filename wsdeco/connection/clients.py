@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
+from wsdeco.connection.slots import Slots
 from wsdeco.connection.tickets import Refusal, Ticket
 from wsdeco.reasons import CloseCode
 
@@ -20,25 +21,17 @@ _PREFIX: Final = 64
 """Bits of an IPv6 address that name a network; the rest a client chooses by itself (RFC 4291, section 2.5.1)."""
 
 
-class _Places(Protocol):
-    def take_for(self, client: str, limit: int) -> bool: ...
-
-    def give_back_for(self, client: str) -> None: ...
-
-    def give_back(self) -> None: ...
-
-
 class PerClient:
     """Counts the connections of each client of a route.
 
     Args:
-        places: What counts them.
+        slots: What counts them.
         limit: Connections of one client at a time.
         client: Returns who is behind a request; `None` counts by address.
     """
 
-    def __init__(self, places: _Places, limit: int, client: Callable[[HTTPConnection], object] | None) -> None:
-        self._places = places
+    def __init__(self, slots: Slots, limit: int, client: Callable[[HTTPConnection], object] | None) -> None:
+        self._slots = slots
         self._limit = limit
         self._client = client
 
@@ -52,21 +45,21 @@ class PerClient:
                 client = _checked(self._client(HTTPConnection(scope)))
             except Exception as exc:
                 return Refusal("failure", 500, CloseCode.INTERNAL_ERROR, failure=exc)
-        return _Place(self._places, client) if self._places.take_for(client, self._limit) else _FULL
+        return _Place(self._slots, client) if self._slots.take_for(client, self._limit) else _FULL
 
 
 class _Place:
     """The place of a client, and the slot that was taken before."""
 
-    __slots__ = ("_client", "_places")
+    __slots__ = ("_client", "_slots")
 
-    def __init__(self, places: _Places, client: str) -> None:
-        self._places = places
+    def __init__(self, slots: Slots, client: str) -> None:
+        self._slots = slots
         self._client = client
 
     def give_back(self) -> None:
-        self._places.give_back_for(self._client)
-        self._places.give_back()
+        self._slots.give_back_for(self._client)
+        self._slots.give_back()
 
 
 def network_of(host: str) -> str:

@@ -27,8 +27,9 @@ from typing import Any, Final, TypeVar, cast
 
 from starlette.exceptions import HTTPException, WebSocketException
 
-from wsdeco.channels.base import Channel, Conversation
+from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Address, Data, checked_kind
+from wsdeco.channels.dialogue import Conversation
 from wsdeco.channels.sink import Sink
 from wsdeco.connection.answers import close_of, described, late_refusal_of, refusal_of, tell_end, tell_refusal
 from wsdeco.connection.departures import advise_at_end, is_departure, is_end_of_another
@@ -305,7 +306,7 @@ class Lifecycle(LimitedConnection):
         seconds = channel.config.message_timeout
         plan, on_message = self._look_up()
         while True:
-            timed = None if seconds is None else TimedCalls(self, seconds)
+            timed = None if seconds is None else TimedCalls(self, seconds, self._call_late)
             told = self._begin_hook, self._tell_hook_ended, self._call_over
             plan, on_message = await call_in_tasks(channel, plan, on_message, self._look_up, *told, timed)
             # An idle connection keeps nothing of its calls.
@@ -315,8 +316,7 @@ class Lifecycle(LimitedConnection):
             if await channel.event():
                 plan, on_message = self._look_up()
 
-    def call_late(self, call: asyncio.Task[None]) -> None:
-        """A call of `on_message` has had the time of `message_timeout`."""
+    def _call_late(self, call: asyncio.Task[None]) -> None:
         channel = self.channel
         seconds = cast(float, channel.config.message_timeout)
         if channel.config.on_message_timeout == "close" and channel.reason is None:

@@ -4,34 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
-from wsdeco.channels.base import Channel
-from wsdeco.connection.limits import CANCEL_AGAIN
+from wsdeco.connection.limits import CANCEL_AGAIN, LimitedConnection
 
 __all__ = ["TimedCalls"]
 
 _ROUNDING: Final = 1e-6
 """Seconds that a sum of times may lack."""
-
-
-class Limited(Protocol):
-    """What `TimedCalls` needs of a connection.
-
-    Attributes:
-        channel: Its channel.
-    """
-
-    channel: Channel
-
-    def check_calls_in(self, seconds: float, check: Callable[[], object]) -> None:
-        """Call `check` in so many seconds, unless there is a check already that has not come yet."""
-
-    def calls_over(self) -> None:
-        """No call is under way any more: no check is needed."""
-
-    def call_late(self, call: asyncio.Task[None]) -> None:
-        """A call is over its time; told again and again, if it goes on."""
 
 
 class TimedCalls:
@@ -40,12 +20,16 @@ class TimedCalls:
     Args:
         connection: Whose calls they are.
         seconds: What each call has.
+        late: Told of a call that has had its time, and again and again if it goes on.
     """
 
-    __slots__ = ("_calls", "_connection", "_over", "_seconds")
+    __slots__ = ("_calls", "_connection", "_late", "_over", "_seconds")
 
-    def __init__(self, connection: Limited, seconds: float) -> None:
+    def __init__(
+        self, connection: LimitedConnection, seconds: float, late: Callable[[asyncio.Task[None]], None]
+    ) -> None:
         self._connection = connection
+        self._late = late
         self._seconds = seconds
         self._calls: dict[asyncio.Task[None], float] = {}
         self._over: set[asyncio.Task[None]] = set()
@@ -71,5 +55,5 @@ class TimedCalls:
             if due - now < _ROUNDING:
                 calls[call] = now + CANCEL_AGAIN
                 self._over.add(call)
-                connection.call_late(call)
+                self._late(call)
         connection.check_calls_in(min(calls.values()) - now, self._check)

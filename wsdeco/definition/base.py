@@ -20,7 +20,7 @@ from wsdeco.definition.checks import (
     require_class,
     warn_of_shared_attributes,
 )
-from wsdeco.definition.faults import class_name, raise_class_faults
+from wsdeco.definition.faults import name_of, raise_class_faults
 from wsdeco.definition.hooks import HOOK_NAMES, Hook, Hooks, find_hooks, summary
 from wsdeco.reasons import DisconnectReason, HandlerError
 
@@ -98,7 +98,7 @@ class WebSocketHandler(metaclass=HandlerMeta):
             object.__setattr__(self, "addr", addr)
             object.__setattr__(self, "sink", sink)
         except AttributeError:
-            name = class_name(type(self))
+            name = name_of(type(self))
             raise HandlerError(
                 f"{name} has no on_connect, and the default one cannot set `self.addr` and `self.sink`: "
                 f'add "addr" and "sink" to its __slots__, or write `async def on_connect(self, addr, sink)`'

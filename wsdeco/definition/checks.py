@@ -17,7 +17,7 @@ from typing import Final
 
 from wsdeco.channels.data import Address
 from wsdeco.channels.sink import Sink
-from wsdeco.definition.faults import class_name, described
+from wsdeco.definition.faults import described, name_of
 from wsdeco.definition.hooks import ARGUMENTS, HOOK_NAMES, Hook, is_default, user_bases
 from wsdeco.definition.signatures import (
     UNKNOWN,
@@ -96,8 +96,8 @@ def require_class(cls: object) -> None:
         )
     origin: object = getattr(cls, "__origin__", None)
     if isinstance(origin, type):
-        raise HandlerError(f"{shown_type(cls)} is not a class of its own: write `{class_name(origin)}`")
-    name = class_name(type(cls))
+        raise HandlerError(f"{shown_type(cls)} is not a class of its own: write `{name_of(origin)}`")
+    name = name_of(type(cls))
     raise HandlerError(f"a handler is a class, and this is an instance of {name}: write a class in its place")
 
 
@@ -149,7 +149,7 @@ def warn_of_shared_attributes(cls: type, hooks: Mapping[str, Hook]) -> None:
     names = ", ".join(f"{name} ({type(value).__name__})" for name, value in shared)
     first = shared[0][0]
     message = (
-        f"class {class_name(cls)}: every connection shares the mutable class attribute {names}: "
+        f"class {name_of(cls)}: every connection shares the mutable class attribute {names}: "
         f"set `self.{first}` in `__init__` or `on_connect` to give each connection its own, "
         f"or annotate it `{first}: ClassVar[...]` if sharing is meant"
     )
@@ -188,8 +188,8 @@ def _hidden_hook(cls: type, name: str) -> Iterator[str]:
     for owner in user_bases(cls):
         if name in vars(owner) and not is_default(vars(owner)[name]):
             yield (
-                f"{class_name(owner)}.{name} is hidden behind the default of WebSocketHandler: "
-                f"name WebSocketHandler last in `class {class_name(cls)}(...)`"
+                f"{name_of(owner)}.{name} is hidden behind the default of WebSocketHandler: "
+                f"name WebSocketHandler last in `class {name_of(cls)}(...)`"
             )
 
 
@@ -328,7 +328,7 @@ def _named_like_hooks(cls: type, missing: list[str], other_names: Mapping[str, s
             if callable(raw) and not isinstance(raw, type):
                 meant = _meant_hook(name, other_names)
                 if meant in missing:
-                    label = described(f"{class_name(owner)}.{name}", raw)
+                    label = described(f"{name_of(owner)}.{name}", raw)
                     yield f"{label} is never called: did you mean {meant}? Write `{_WANTED[meant]}`"
 
 

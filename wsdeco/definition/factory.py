@@ -21,7 +21,7 @@ from starlette.requests import HTTPConnection
 
 from wsdeco.definition.base import DEFAULT_HOOKS, Factory, Generated, HandlerMeta, keep_hooks, share_hooks
 from wsdeco.definition.checks import abstract_faults, handler_faults, require_class
-from wsdeco.definition.faults import class_name, described, raise_class_faults, raise_faults
+from wsdeco.definition.faults import described, name_of, raise_class_faults, raise_faults
 from wsdeco.definition.hooks import HOOK_NAMES, find_hooks, user_bases
 from wsdeco.definition.paths import parameter_kinds
 from wsdeco.definition.signatures import (
@@ -70,7 +70,7 @@ class _Constructor:
 
     def shown(self, cls: type) -> str:
         """Return the call as it is written."""
-        return f"{class_name(cls)}{self.signature.replace(return_annotation=UNKNOWN)}"
+        return f"{name_of(cls)}{self.signature.replace(return_annotation=UNKNOWN)}"
 
     def resolved(self, annotation: object) -> object:
         """Return what an annotation of the signature stands for."""
@@ -183,7 +183,7 @@ def _constructor_faults(cls: type, constructor: _Constructor, supplies: Mapping[
             yield (
                 f"`{name}` of its constructor is for {mark}(...), which FastAPI fills in its own endpoints only: write "
                 f"`async def endpoint(websocket: WebSocket, {name}=...)` there with the same {mark}(...), and in it "
-                f"`await handle_socket(websocket, {class_name(cls)}({name}))`"
+                f"`await handle_socket(websocket, {name_of(cls)}({name}))`"
             )
         elif supply is None:
             if parameter.default is parameter.empty:
@@ -238,7 +238,7 @@ def _generate(cls: type) -> type:
         return new_class(cls.__name__, (Generated, cls), {"metaclass": metaclass}, lambda body: body.update(namespace))
     except Exception as exc:
         raise HandlerError(
-            f"the metaclass {type(cls).__name__} of class {class_name(cls)} does not let a subclass be made, which "
+            f"the metaclass {type(cls).__name__} of class {name_of(cls)} does not let a subclass be made, which "
             f"wsdeco does to make instances ({type(exc).__name__}: {exc}): pass `factory=` to make them yourself"
         ) from exc
 
@@ -292,10 +292,10 @@ def _create_of(factory: object) -> tuple[object, bool]:
 def _factory_faults(factory: object) -> Iterator[str]:
     create, is_method = _create_of(factory)
     if not callable(create):
-        kind = class_name(type(factory))
+        kind = name_of(type(factory))
         yield f"factory of type {kind} cannot be called: pass a callable of the headers, or what has `create(headers)`"
         return
-    label = f"factory {described(_callable_name(create), create)}"
+    label = f"factory {described(name_of(create), create)}"
     signature = signature_of(create, bound=is_method)
     if outcome_of(create, None).running != "plain":
         yield f"{label} is asynchronous: write it with a plain `def`, and await what must be awaited in on_connect"
@@ -303,11 +303,7 @@ def _factory_faults(factory: object) -> Iterator[str]:
         yield f"{label} cannot be called with the headers alone: give it one parameter, `headers`"
     made = signature_of(factory) if is_method else None
     if made is not None and not bindable(made, 0):
-        yield f"factory {_callable_name(factory)}{made} cannot be made without arguments: pass an instance of it"
-
-
-def _callable_name(function: object) -> str:
-    return str(getattr(function, "__qualname__", type(function).__qualname__)).rpartition("<locals>.")[2]
+        yield f"factory {name_of(factory)}{made} cannot be made without arguments: pass an instance of it"
 
 
 def _from_headers(factory: object) -> Factory:
@@ -323,5 +319,5 @@ def _instance(kind: Callable[[], Any]) -> Any:
         return kind()
     except Exception as exc:
         raise HandlerError(
-            f"factory {_callable_name(kind)} cannot be made ({type(exc).__name__}: {exc}): pass an instance of it"
+            f"factory {name_of(kind)} cannot be made ({type(exc).__name__}: {exc}): pass an instance of it"
         ) from exc

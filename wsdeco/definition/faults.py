@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from wsdeco.definition.signatures import shown_signature, where
 from wsdeco.reasons import HandlerError
 
-__all__ = ["class_name", "described", "raise_class_faults", "raise_faults"]
+__all__ = ["described", "name_of", "raise_class_faults", "raise_faults"]
 
 
-def class_name(cls: type) -> str:
-    """Return the qualified name of `cls`, without the function it was defined in."""
-    return cls.__qualname__.rpartition("<locals>.")[2]
+def name_of(target: object) -> str:
+    """Return the qualified name of a class or function, or else of the class of `target`, without what it stands in."""
+    named: Any = target if hasattr(target, "__qualname__") else type(target)
+    return str(named.__qualname__).rpartition("<locals>.")[2]
 
 
 def described(name: str, function: object) -> str:
@@ -38,4 +40,4 @@ def raise_class_faults(cls: type, faults: Iterable[str]) -> None:
     Raises:
         HandlerError: There are faults.
     """
-    raise_faults(f"class {class_name(cls)} cannot handle WebSocket connections", faults)
+    raise_faults(f"class {name_of(cls)} cannot handle WebSocket connections", faults)

@@ -14,7 +14,7 @@ from typing import Any, Final, get_args
 
 from wsdeco.channels.data import Address
 from wsdeco.channels.sink import Sink
-from wsdeco.definition.faults import class_name, described
+from wsdeco.definition.faults import described, name_of
 from wsdeco.definition.signatures import (
     UNKNOWN,
     Outcome,
@@ -108,7 +108,7 @@ class Hook:
     @property
     def label(self) -> str:
         """Its class, name, signature and place, for messages."""
-        return described(f"{class_name(self._owner)}.{self.name}", self.function)
+        return described(f"{name_of(self._owner)}.{self.name}", self.function)
 
     @property
     def signature(self) -> inspect.Signature | None:

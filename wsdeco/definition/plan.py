@@ -11,12 +11,13 @@ from types import MemberDescriptorType, NoneType
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from wsdeco.channels.base import Channel, Conversation
+from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Address, Data
+from wsdeco.channels.dialogue import Conversation, Dialogue
 from wsdeco.channels.sink import Sink
 from wsdeco.config import Codec
 from wsdeco.definition.base import DEFAULT_HOOKS, Generated, bound_hook, hooks_of
-from wsdeco.definition.types import Dialogue, make_dialogue
+from wsdeco.definition.types import make_dialogue
 
 __all__ = ["Plan", "begin_conversation", "bound_on_message", "continue_conversation", "plan_of"]
 

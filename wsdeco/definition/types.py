@@ -3,42 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from wsdeco.channels.base import Channel, Conversation
-from wsdeco.channels.data import Data
+from wsdeco.channels.dialogue import Dialogue
 from wsdeco.config import Codec
 from wsdeco.definition.signatures import UNKNOWN
 from wsdeco.reasons import HandlerError
 
-__all__ = ["Dialogue", "make_dialogue", "type_faults"]
+__all__ = ["make_dialogue", "type_faults"]
 
 _MISSING: Final = (
     "messages with types need an extra: pip install 'wsdeco[typed]', or write `text: str` and decode by hand"
 )
-
-
-class Dialogue(Protocol):
-    """The messages with types of a handler class."""
-
-    def begin(self, channel: Channel) -> Conversation:
-        """Return what reads and writes the messages of one connection."""
-        ...
-
-    def take_over(self, conversation: Any) -> None:
-        """Read and write the messages of a connection from now on that another dialogue has begun."""
-
-    def encode(self, message: object) -> Data:
-        """Return the frame of a message to several connections."""
-        ...
-
-    def form_of(self, kind: type) -> tuple[object, object]:
-        """Return what decides how messages of a class are written, the wire form first: if equal, so is their frame."""
-        ...
-
-    def knows(self, kind: type) -> bool:
-        """Return whether a class is one of those that the hook is annotated to give."""
-        ...
 
 
 def make_dialogue(message: object, reply: object, codec: str | Codec | None) -> Dialogue | None:

@@ -15,8 +15,9 @@ from wsdeco.backplanes.interface import PublishErrors
 from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Data, checked_data
 from wsdeco.channels.sink import Sink, channel_of
+from wsdeco.clock import running_loop
 from wsdeco.reasons import BackplaneError, printable
-from wsdeco.rooms.loops import run_in, running_loop
+from wsdeco.rooms.loops import run_in
 from wsdeco.rooms.messages import Messages
 from wsdeco.rooms.registry import Registry
 

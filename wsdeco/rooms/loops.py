@@ -1,4 +1,4 @@
-"""Event loops: the running one, and what another one is asked to do."""
+"""What another event loop is asked to do."""
 
 from __future__ import annotations
 
@@ -6,20 +6,12 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
-__all__ = ["run_in", "running_loop"]
+__all__ = ["run_in"]
 
 T = TypeVar("T")
 
 _LOOK_AGAIN: Final = 0.5
 """Seconds after which what was handed over looks whether the event loop is still there."""
-
-
-def running_loop() -> asyncio.AbstractEventLoop | None:
-    """Return the event loop that the caller runs in, if it does."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 async def run_in(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T], otherwise: T) -> T:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Collection
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from wsdeco.backplanes.interface import ROUTE
 from wsdeco.channels.base import Channel
@@ -13,29 +12,12 @@ from wsdeco.channels.sink import Sink
 from wsdeco.reasons import printable
 from wsdeco.wire.outgoing import Encoded
 
-__all__ = ["Home", "Members", "route_key"]
+if TYPE_CHECKING:
+    from wsdeco.rooms.registry import Registry
+
+__all__ = ["Members", "route_key"]
 
 logger: Final = logging.getLogger("wsdeco")
-
-
-class Home(Protocol):
-    """Where the members of all rooms live.
-
-    Attributes:
-        memberships: How many there are in all rooms.
-    """
-
-    memberships: int
-
-    def settle(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Make `loop`, which runs, the home unless members live in another one; return whether it is the home."""
-        ...
-
-    def open(self, members: Members) -> None:
-        """Note that a room has members."""
-
-    def shut(self, members: Members) -> None:
-        """Note that a room has no members any more."""
 
 
 class Members:
@@ -48,7 +30,7 @@ class Members:
 
     __slots__ = ("_rooms", "channels", "key")
 
-    def __init__(self, key: str, rooms: Home) -> None:
+    def __init__(self, key: str, rooms: Registry) -> None:
         self.key: str = key
         self.channels: dict[Channel, Sink | None] = {}
         self._rooms = rooms

@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from wsdeco.channels.data import Data
+from wsdeco.channels.dialogue import Dialogue
 from wsdeco.rooms.members import route_key
 
-__all__ = ["Dialogue", "Messages"]
-
-
-class Dialogue(Protocol):
-    """The messages with types of a handler class."""
-
-    def encode(self, message: object) -> Data:
-        """Return the frame of a message to several connections."""
-        ...
-
-    def form_of(self, kind: type) -> tuple[object, object]:
-        """Return what decides how messages of a class are written, the wire form first: if equal, so is their frame."""
-        ...
-
-    def knows(self, kind: type) -> bool:
-        """Return whether a class is one of those that its hook is annotated to give."""
-        ...
+__all__ = ["Messages"]
 
 
 class Messages:

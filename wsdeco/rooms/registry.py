@@ -18,8 +18,8 @@ from wsdeco.backplanes.interface import CONTROL, Backplane, Propagating, Propaga
 from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Data
 from wsdeco.channels.sink import Sink, channel_of
+from wsdeco.clock import running_loop
 from wsdeco.reasons import CloseCode
-from wsdeco.rooms.loops import running_loop
 from wsdeco.rooms.members import Members, route_key
 from wsdeco.wire.outgoing import Encoded
 

@@ -10,6 +10,7 @@ from typing import Final, TypeAlias, TypeVar, cast
 
 from wsdeco.clock import sleep
 from wsdeco.connection.drain import drain, whole_seconds
+from wsdeco.definition.faults import name_of
 from wsdeco.definition.signatures import bindable, signature_of
 from wsdeco.reasons import HandlerError
 from wsdeco.routing.endpoints import Context
@@ -112,5 +113,5 @@ def checked_warning(function: object) -> WarningFunction:
         fault = "cannot be called without arguments"
     else:
         return cast("WarningFunction", function)
-    name = getattr(function, "__qualname__", repr(function)).rpartition("<locals>.")[2]
+    name = name_of(function)
     raise HandlerError(f"{name} {fault}, and @ws.on_drain takes one: write `async def {name}():`")

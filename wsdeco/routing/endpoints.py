@@ -17,12 +17,13 @@ from wsdeco.channels.observer import Observer, Observers
 from wsdeco.channels.rated import channel_types
 from wsdeco.clock import Clock
 from wsdeco.config import ConnectionConfig
-from wsdeco.connection.admission import Admission, Slots
+from wsdeco.connection.admission import Admission
 from wsdeco.connection.answers import LATE_REFUSAL
 from wsdeco.connection.hosts import Hosts
 from wsdeco.connection.lifecycle import Lifecycle
 from wsdeco.connection.live import LiveConnections
 from wsdeco.connection.reading import ReadingLifecycle
+from wsdeco.connection.slots import Slots
 from wsdeco.connection.tickets import Refusal, Ticket
 from wsdeco.definition.base import Factory
 from wsdeco.reasons import CloseCode, ConnectionClosed

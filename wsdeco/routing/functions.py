@@ -18,7 +18,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
-from wsdeco.definition.faults import described, raise_faults
+from wsdeco.definition.faults import described, name_of, raise_faults
 from wsdeco.definition.paths import parameter_kinds
 from wsdeco.definition.signatures import (
     UNKNOWN,
@@ -88,7 +88,7 @@ class _Call:
     """A call of an endpoint, computed once."""
 
     def __init__(self, path: str, function: Callable[..., Any]) -> None:
-        self.name = str(getattr(function, "__qualname__", type(function).__qualname__)).rpartition("<locals>.")[2]
+        self.name = name_of(function)
         self._function = function
         self._outcome = outcome_of(function, None)
         self._arguments: dict[str, Supply] = {}

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 from starlette.applications import Starlette
 
+from wsdeco.definition.faults import name_of
 from wsdeco.definition.signatures import bindable, signature_of
 from wsdeco.reasons import HandlerError
 
@@ -35,7 +36,7 @@ def checked_lifespan(function: object) -> Callable[[Starlette], AbstractAsyncCon
     else:
         opens: Any = asynccontextmanager(function) if inspect.isasyncgenfunction(function) else function
         return cast("Callable[[Starlette], AbstractAsyncContextManager[Any]]", opens)
-    name = getattr(function, "__qualname__", repr(function)).rpartition("<locals>.")[2]
+    name = name_of(function)
     raise HandlerError(
         f"{name} {fault}, and @ws.lifespan takes an async generator of the app: write `async def {name}(app):` with "
         "one `yield`"

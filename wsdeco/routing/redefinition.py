@@ -13,10 +13,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final
 
+from wsdeco.clock import running_loop
 from wsdeco.connection.lifecycle import Lifecycle
 from wsdeco.connection.live import LiveConnections
 from wsdeco.definition.factory import generated_from, is_generated
-from wsdeco.rooms.loops import running_loop
 from wsdeco.routing.announcements import is_interactive
 from wsdeco.routing.endpoints import HandlerEndpoint
 

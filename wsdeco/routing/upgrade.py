@@ -17,11 +17,13 @@ from wsdeco.channels.base import Channel
 from wsdeco.channels.rated import channel_types
 from wsdeco.clock import Clock
 from wsdeco.config import ConnectionConfig, Limits, make_config
-from wsdeco.connection.admission import Admission, Slots
+from wsdeco.connection.admission import Admission
 from wsdeco.connection.hosts import Hosts
 from wsdeco.connection.live import LiveConnections
+from wsdeco.connection.slots import Slots
 from wsdeco.definition.base import Factory
 from wsdeco.definition.factory import HandlerFactory, build_factory, class_factory, headers_factory
+from wsdeco.definition.faults import name_of
 from wsdeco.definition.hooks import HOOK_NAMES
 from wsdeco.definition.paths import check_path
 from wsdeco.definition.plan import plan_of
@@ -157,12 +159,12 @@ def websocket_route(
     """
     checked = make_config(config, limits)
     check_path(path)
-    endpoint = HandlerEndpoint(_route_factory(path, handler), checked, _name_of(handler), path, Context())
+    endpoint = HandlerEndpoint(_route_factory(path, handler), checked, name_of(handler), path, Context())
     return SocketRoute(path, endpoint, name=endpoint.__name__.rpartition(".")[2])
 
 
 def _admission_of(scope: Scope, config: ConnectionConfig, handler: object, hosts: Hosts) -> Admission:
-    return Admission(_name_of(handler), _slots_of(scope, config, handler), config, hosts)
+    return Admission(name_of(handler), _slots_of(scope, config, handler), config, hosts)
 
 
 def _slots_of(scope: Scope, config: ConnectionConfig, handler: object) -> Slots:
@@ -172,21 +174,16 @@ def _slots_of(scope: Scope, config: ConnectionConfig, handler: object) -> Slots:
     limits = config.max_connections, config.max_connections_total, config.max_connections_per_client
     found = _slots.setdefault(endpoint, {})
     if limits not in found:
-        place = f"{getattr(endpoint, '__module__', '')}.{_name_of(endpoint)}"
+        place = f"{getattr(endpoint, '__module__', '')}.{name_of(endpoint)}"
         found[limits] = Slots(limits[0], limits[1], f"{place} {limits}")
     return found[limits]
-
-
-def _name_of(handler: object) -> str:
-    named = handler if hasattr(handler, "__qualname__") else type(handler)
-    return str(getattr(named, "__qualname__", named)).rpartition("<locals>.")[2]
 
 
 def _route_factory(path: str, handler: object) -> Factory:
     if isinstance(handler, type) and (_has_hooks(handler) or not hasattr(handler, "create")):
         return build_factory(handler, path)
     if _has_hooks(type(handler)) and not callable(handler) and not hasattr(handler, "create"):
-        name = _name_of(handler)
+        name = name_of(handler)
         raise HandlerError(f"one instance of {name} cannot serve every connection of {path!r}: pass the class {name}")
     return headers_factory(handler)
 
@@ -198,7 +195,7 @@ def _factory_of(handler: object, path_params: Mapping[str, object], config: Conn
         return factory
     if not _has_hooks(type(handler)) and (callable(handler) or hasattr(handler, "create")):
         raise HandlerError(
-            f"{_name_of(handler)} is neither a handler class nor an instance of one: if it is a factory, call it with "
+            f"{name_of(handler)} is neither a handler class nor an instance of one: if it is a factory, call it with "
             "the headers and pass what it returns"
         )
     plan_of(type(handler), config.codec)

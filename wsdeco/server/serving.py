@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol, cast
 
 import uvicorn
 
+from wsdeco.clock import running_loop
 from wsdeco.config import DEFAULT_CONFIG
 from wsdeco.origins import is_loopback
 from wsdeco.reasons import ServerError
@@ -27,7 +28,7 @@ from wsdeco.server.own import OwnOptions
 from wsdeco.server.proxies import trust_local_peers
 from wsdeco.server.threads import HookThreads
 
-__all__ = ["ANYIO_THREAD", "TLS_TIMEOUT", "Parent", "Server", "in_event_loop", "join_threads", "server_of"]
+__all__ = ["ANYIO_THREAD", "TLS_TIMEOUT", "Parent", "Server", "join_threads", "server_of"]
 
 logger: Final = logging.getLogger("wsdeco")
 
@@ -361,7 +362,7 @@ class Server(uvicorn.Server):
             ServerError: It has not ended in time, or the caller is one of its hooks.
         """
         self._check_caller()
-        if in_event_loop():
+        if running_loop() is not None:
             # Clients in that loop, which waits here, cannot answer.
             context_of(self.app).connections.closing_time = _UNANSWERED
         self.should_exit = True
@@ -371,15 +372,6 @@ class Server(uvicorn.Server):
                 f"the server at {self.http_url} has not ended within {limit:g} s; if it does not, a hook blocks its "
                 "event loop: use `await asyncio.sleep(...)`, or `await asyncio.to_thread(...)` for what blocks"
             )
-
-
-def in_event_loop() -> bool:
-    """Return whether an event loop runs in this thread."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 def server_of(app: Application) -> Server | None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from starlette.types import ASGIApp, Message, Scope
 
 from wsdeco.channels.data import Outgoing, wire_size
-from wsdeco.clock import Clock, sleep
+from wsdeco.clock import Clock, running_loop, sleep
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, Unknown
 
 if TYPE_CHECKING:
@@ -344,13 +344,11 @@ class Client:
 
 
 def _check_asyncio() -> None:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if running_loop() is None:
         raise RuntimeError(
             "wsdeco runs on asyncio, and no event loop of asyncio runs this test: with anyio, let the fixture "
             'anyio_backend return "asyncio", as its other backend is trio'
-        ) from None
+        )
 
 
 class _Signal:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from wsdeco.config import ConnectionConfig
-from wsdeco.connection.admission import Slots
+from wsdeco.connection.slots import Slots
 from wsdeco.reasons import ServerError
 from wsdeco.routing.application import Application, context_of
 from wsdeco.server.banner import print_banner

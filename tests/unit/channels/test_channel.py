@@ -14,8 +14,9 @@ from tests.support.stacks import MEMORY, Peer, Stack, soon
 from tests.support.wire import Logged, Wire, assert_at_rest, websocket_scope
 from wsdeco import Address, App, Close, ConnectionClosed, ConnectionConfig, DisconnectReason, Error, Sink, Unknown
 from wsdeco.channels.asgi import AsgiChannel
-from wsdeco.channels.base import Channel, Conversation
+from wsdeco.channels.base import Channel
 from wsdeco.channels.data import check_sendable, payload_estimate
+from wsdeco.channels.dialogue import Conversation
 from wsdeco.channels.events import disconnect_reason
 from wsdeco.testing import ChannelPeer, MakePair, ManualClock, check_channel
 

@@ -788,7 +788,7 @@ async def with_more(app: Starlette, settings: object) -> AsyncGenerator[None]:
         (plain_generator, "plain_generator is no async generator"),
         (plain_manager, "plain_manager is no async generator"),
         (coroutine, "coroutine is no async generator"),
-        (5, "5 is no async generator"),
+        (5, "int is no async generator"),
         (without_app, "without_app cannot be called with the app alone"),
         (with_more, "with_more cannot be called with the app alone"),
     ],
