@@ -7,7 +7,8 @@ from collections.abc import Callable
 from wsdeco.backplanes.envelope import ENVELOPE_BYTES, subject_of
 from wsdeco.backplanes.interface import BackplaneCounters, BackplaneState, Propagator
 from wsdeco.backplanes.link import Broker
-from wsdeco.backplanes.session import Session, Supervision
+from wsdeco.backplanes.session import Session
+from wsdeco.backplanes.supervision import Supervision
 from wsdeco.messages import Data
 
 __all__ = ["BrokerBackplane"]
@@ -17,7 +18,11 @@ class BrokerBackplane:
     """Broadcasts to the same rooms in other processes, through a broker.
 
     Attributes:
+        broker: What to connect to.
+        supervision: How.
         counters: What has become of the messages.
+        wanted: The rooms to subscribe, by their subjects.
+        max_payload: The largest message that the broker takes, in bytes.
         error: Why there is no connection; `None` while there is one, and before the first attempt has ended.
         propagator: What writes and reads the context of traces; `None` while they are off.
     """

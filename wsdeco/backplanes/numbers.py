@@ -7,26 +7,21 @@ from typing import Final
 
 __all__ = ["Gaps", "Numbers"]
 
-_NUMBERED_ROOMS: Final = 16 * 1024
-"""Rooms a publisher keeps the number of the last message for; one it has forgotten begins at 1 again."""
-
-_KNOWN_PUBLISHERS: Final = 1024
-"""Publishers a room remembers the last number of."""
-
 _LARGEST_GAP: Final = 1_000_000
 """Messages that one gap counts for at most. Whoever may publish may write any number of 64 bits."""
 
 
 class Numbers:
-    """The numbers of what one publisher publishes."""
+    """The numbers of what one publisher publishes; those of the last `rooms` are kept, and others begin at 1 again."""
 
-    def __init__(self) -> None:
+    def __init__(self, rooms: int) -> None:
+        self._rooms = rooms
         self._last: OrderedDict[str, int] = OrderedDict()
 
     def next(self, subject: str) -> int:
         """Return the number of the next message to a room."""
         number = self._last[subject] = self._last.pop(subject, 0) + 1
-        if len(self._last) > _NUMBERED_ROOMS:
+        if len(self._last) > self._rooms:
             self._last.popitem(last=False)
         return number
 
@@ -36,9 +31,10 @@ class Numbers:
 
 
 class Gaps:
-    """What a receiver finds missing in the numbers of others."""
+    """What a receiver finds missing in the numbers of others; it remembers the last `publishers` of each room."""
 
-    def __init__(self) -> None:
+    def __init__(self, publishers: int) -> None:
+        self._publishers = publishers
         self._seen: dict[str, dict[bytes, int]] = {}
 
     def before(self, subject: str, publisher: bytes, number: int) -> int:
@@ -46,7 +42,7 @@ class Gaps:
         seen = self._seen.setdefault(subject, {})
         last = seen.pop(publisher, number - 1)
         seen[publisher] = number
-        if len(seen) > _KNOWN_PUBLISHERS:
+        if len(seen) > self._publishers:
             del seen[next(iter(seen))]
         # A number that is not higher is that of a publisher that has forgotten the last one.
         return min(max(0, number - last - 1), _LARGEST_GAP)

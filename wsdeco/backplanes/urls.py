@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from wsdeco.backplanes.broker import BrokerBackplane
 from wsdeco.backplanes.link import Broker
-from wsdeco.backplanes.session import Supervision
+from wsdeco.backplanes.supervision import Supervision
 from wsdeco.reasons import BackplaneError
 
 __all__ = ["open_backplane"]

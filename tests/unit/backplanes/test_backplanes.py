@@ -25,7 +25,7 @@ from wsdeco.backplanes.broker import BrokerBackplane
 from wsdeco.backplanes.envelope import subject_of
 from wsdeco.backplanes.nats import NatsBroker
 from wsdeco.backplanes.redis import RedisBroker
-from wsdeco.backplanes.session import Supervision
+from wsdeco.backplanes.supervision import Supervision
 from wsdeco.backplanes.urls import open_backplane
 from wsdeco.testing import MemoryBroker, check_backplane
 

@@ -25,7 +25,7 @@ from wsdeco.backplanes.envelope import (
 )
 from wsdeco.backplanes.interface import MAX_CONTEXT
 from wsdeco.backplanes.link import BrokerRefusal, Done, Link, Message, Receive
-from wsdeco.backplanes.session import Supervision
+from wsdeco.backplanes.supervision import Supervision
 from wsdeco.testing import ManualClock
 
 LOBBY = "room:lobby"
@@ -328,9 +328,8 @@ async def test_a_lost_connection_is_made_again_with_its_rooms(caplog: pytest.Log
     ]
 
 
-async def test_what_a_lost_connection_leaves_in_doubt_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsdeco.backplanes.session._MAX_BATCH_MESSAGES", 5)
-    async with started() as party:
+async def test_what_a_lost_connection_leaves_in_doubt_is_counted() -> None:
+    async with started(batch_messages=5) as party:
         await party.settle()
         party.link.answers.clear()
         party.link.breaks_after = 2
@@ -372,12 +371,8 @@ async def test_an_idle_connection_is_looked_at() -> None:
         await until(lambda: party.state == "reconnecting")
 
 
-async def test_a_connection_that_is_ended_for_being_quiet_is_looked_at_more_often(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("wsdeco.backplanes.session._SHORTEST_QUIET", 0.005)
-    monkeypatch.setattr("wsdeco.backplanes.session._FREQUENT_PING", 0.001)
-    async with started() as party:
+async def test_a_connection_that_is_ended_for_being_quiet_is_looked_at_more_often() -> None:
+    async with started(shortest_quiet=0.005, frequent_ping=0.001) as party:
         await party.settle()
         first = party.link
         await asyncio.sleep(0.01)
@@ -439,9 +434,8 @@ async def test_what_waits_at_an_abrupt_end_is_said(caplog: pytest.LogCaptureFixt
     assert any("ended before 2 messages were sent, which are lost" in line for line in logged.lines())
 
 
-async def test_a_broker_is_asked_to_confirm_when_more_waits_and_otherwise_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsdeco.backplanes.session._MAX_BATCH_MESSAGES", 2)
-    async with started(confirm_delay=0.001) as party:
+async def test_a_broker_is_asked_to_confirm_when_more_waits_and_otherwise_soon() -> None:
+    async with started(batch_messages=2, confirm_delay=0.001) as party:
         await party.settle()
         party.link.answers.clear()
         party.publish("1")
@@ -457,9 +451,8 @@ async def test_a_broker_is_asked_to_confirm_when_more_waits_and_otherwise_soon(m
 # The queue.
 
 
-async def test_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsdeco.backplanes.session._MAX_BATCH_MESSAGES", 7)
-    async with started(max_queue=1100, high_water=400) as party:
+async def test_the_queue_is_bounded() -> None:
+    async with started(batch_messages=7, max_queue=1100, high_water=400) as party:
         await party.settle()
         party.link.answers.clear()
         assert party.publish(*"abcdefg") == [True] * 7
@@ -487,21 +480,19 @@ async def test_a_message_may_be_larger_than_the_queue() -> None:
         assert party.counters.published == 1
 
 
-async def test_batches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsdeco.backplanes.session._MAX_BATCH_MESSAGES", 3)
-    async with started() as party:
+async def test_batches_are_bounded() -> None:
+    async with started(batch_messages=3) as party:
         party.publish(*"abcdefgh")
         await party.settle()
         assert party.link.batches == [3, 3, 2]
-        monkeypatch.setattr("wsdeco.backplanes.session._MAX_BATCH_BYTES", 700)
+    async with started(batch_bytes=700) as party:
         party.publish(*[b"x" * 500] * 3)
         await party.settle()
-        assert party.link.batches[3:] == [2, 1]
+        assert party.link.batches == [2, 1]
 
 
-async def test_a_batch_may_leave_too_much_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsdeco.backplanes.session._MAX_BATCH_MESSAGES", 3)
-    async with started(high_water=300) as party:
+async def test_a_batch_may_leave_too_much_in_the_queue() -> None:
+    async with started(batch_messages=3, high_water=300) as party:
         await party.settle()
         party.link.answers.clear()
         party.publish(*"abcdefgh")
@@ -592,9 +583,8 @@ async def test_connections_that_come_and_go_subscribe_their_room_once() -> None:
         party.backplane.unsubscribe("room:other")
 
 
-async def test_rooms_that_are_left_are_unsubscribed_early_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsdeco.backplanes.session._MAX_LINGERING", 2)
-    async with started() as party:
+async def test_rooms_that_are_left_are_unsubscribed_early_where_there_are_many() -> None:
+    async with started(max_lingering=2) as party:
         await party.settle()
         for name in "abcd":
             party.backplane.subscribe(name)
@@ -674,10 +664,8 @@ async def test_forged_numbers_count_for_a_bounded_gap() -> None:
         assert party.counters == BackplaneCounters(received=4, missed=2_000_000)
 
 
-async def test_what_is_remembered_of_rooms_and_publishers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsdeco.backplanes.numbers._KNOWN_PUBLISHERS", 2)
-    monkeypatch.setattr("wsdeco.backplanes.numbers._NUMBERED_ROOMS", 2)
-    async with started() as party:
+async def test_what_is_remembered_of_rooms_and_publishers_is_bounded() -> None:
+    async with started(known_publishers=2, numbered_rooms=2) as party:
         party.backplane.subscribe(LOBBY)
         await party.settle()
         for publisher in (b"11111111", b"22222222", b"33333333"):
@@ -1017,11 +1005,10 @@ def test_one_loop_after_another() -> None:
 
 
 def test_a_loop_that_was_closed_with_everything_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsdeco.backplanes.session._MAX_BATCH_MESSAGES", 1)
     loop = asyncio.new_event_loop()
 
     async def leave() -> Party:
-        party = Party()
+        party = Party(batch_messages=1)
         party.start()
         await party.settle()
         party.link.answers.clear()
