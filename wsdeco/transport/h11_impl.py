@@ -61,7 +61,7 @@ class BoundedH11Protocol(BoundedHttpProtocol, H11Protocol):
             # uvicorn's parser has taken no bytes yet.
             self.conn = _H11Connection(h11.SERVER, MAX_HEAD_SIZE + len(_EMPTY_LINE))
         if self.conn.their_state is h11.IDLE:
-            self._head.add(self)
+            self._await_head()
         self._body_size += len(data)
         H11Protocol.data_received(self, data)
         if self.conn.their_state is not h11.IDLE:
@@ -85,6 +85,13 @@ class BoundedH11Protocol(BoundedHttpProtocol, H11Protocol):
         if self.conn.asked_to_upgrade and self.cycle is not None:
             # A task writes the response, unless the WebSocket protocol does, so it has not begun.
             self.cycle.keep_alive = False
+
+    def on_response_complete(self) -> None:
+        """Take the end of a response. uvicorn calls it."""
+        H11Protocol.on_response_complete(self)
+        # The next request may have been an upgrade.
+        if self.transport.get_protocol() is self and self.transport.get_write_buffer_size():
+            self._await_reader()
 
     def send_400_response(self, msg: str) -> None:
         """End a connection whose peer breaks HTTP."""

@@ -67,7 +67,7 @@ class _Flow(FlowControl):
     holding = False
 
     def resume_reading(self) -> None:
-        if not self.holding:
+        if self.read_paused and not self.holding:
             super().resume_reading()
 
 
@@ -90,8 +90,11 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
     _deadlines: HttpDeadlines
     _head: Deadlines
     """Where the deadline for the next head is, or will be."""
+    _awaits_head = False
+    """It may be there."""
     _body: Deadlines
     """The same for a body."""
+    _awaits_body = False
     _body_size = 0
     """Bytes of a body since its deadline began."""
     _response: Deadlines
@@ -130,7 +133,7 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
         self._head = self._deadlines.first_heads(self._accepted_at)
         self._body = self._deadlines.bodies
         self._response = self._deadlines.responses
-        self._head.add(self)
+        self._await_head()
 
     def data_received(self, data: bytes) -> None:
         """Take bytes from the peer."""
@@ -183,13 +186,6 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
         cast(Any, super()).pause_writing()
         self._await_reader()
 
-    def on_response_complete(self) -> None:
-        """Take the end of a response; uvicorn calls it. The peer may not have read it, and close() waits for that."""
-        cast(Any, super()).on_response_complete()
-        # With h11 the next request may have been an upgrade.
-        if self.transport.get_protocol() is self and self.transport.get_write_buffer_size():
-            self._await_reader()
-
     def shutdown(self) -> None:
         """End the connection because the server stops."""
         waits = self._response.discard(self)
@@ -205,11 +201,17 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
         if waits or self._closes_tls:
             self._await_reader()
 
+    def _await_head(self) -> None:
+        self._awaits_head = True
+        self._head.add(self)
+
     def _end_head(self) -> None:
+        self._awaits_head = False
         self._head.discard(self)
         self._head = self._deadlines.heads
 
     def _await_body(self, size: int = 0) -> None:
+        self._awaits_body = True
         if self._body.add(self):
             self._body_size = 0
         self._body_size += size

@@ -19,6 +19,12 @@ _PIECE: Final = 1024
 _PIECE_OF_BODY: Final = 4096
 """The same inside of a body, whose end may lie in it with requests behind it."""
 
+_ENDLESS_SIZE: Final = MAX_HEAD_SIZE + len(b"\r\n")
+"""Bytes in which a head has come with its empty line, or is too large."""
+
+_DOUBTFUL_SIZE: Final = MAX_HEAD_SIZE - 2 * _PIECE
+"""Bytes of a head without its first and last piece, up to which nobody need count them."""
+
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 """Header fields by which the end of a body is found."""
 
@@ -49,48 +55,62 @@ class BoundedHttpToolsProtocol(BoundedHttpProtocol, HttpToolsProtocol):
     """Where the piece of the data that the parser has just now starts and ends."""
     _held = b""
     """What has arrived behind requests that wait."""
-    _head_size = 0
-    _head_lines = 0
     _reading_body = False
+    _head_complete = False
+    """What has arrived holds the end of a head, or some of a body."""
     _body_follows = False
     """The parser takes the body for another protocol."""
     _is_last = False
     _parsed = False
+    """The piece holds the end of a head, some of a body, or its end."""
     _unparsed_size = 0
+    """Bytes of the pieces since the last one of which that is true."""
 
     def _take_http(self, data: bytes) -> None:
         if self._held:
             # These bytes were read before reading was paused.
             self._held += data
             return
-        if not self._reading_body:
-            self._head.add(self)
+        self._head_complete = self._reading_body
         self._data = data
-        self._end = 0
-        while self._end < len(data) and not self._deaf:
+        end = self._end = 0
+        while end < len(data) and not self._deaf:
             if self.pipeline:
-                self._held = data[self._end :]
+                self._held = data[end:]
                 break
-            self._parse_piece()
+            start = self._start = end
+            end = self._end = start + (_PIECE_OF_BODY if self._reading_body else _PIECE)
+            self._parsed = False
+            HttpToolsProtocol.data_received(self, data[start:end])
+            if self._parsed:
+                self._unparsed_size = 0
+            else:
+                self._count_unparsed(min(end, len(data)) - start)
+            # An upgrade takes all that is left.
+            end = self._end
         self._data = b""
         self._flow.holding = bool(self.pipeline)
-        if self._reading_body and not self._deaf:
+        if self._deaf:
+            return
+        if self._reading_body:
             self._await_body(len(data))
+        elif not self._head_complete:
+            self._await_head()
 
-    def _parse_piece(self) -> None:
-        start = self._start = self._end
-        end = self._end = min(len(self._data), start + (_PIECE_OF_BODY if self._reading_body else _PIECE))
-        self._parsed = False
-        HttpToolsProtocol.data_received(self, self._data[start:end])
-        # The parser passes a header on when it is complete, and the bytes that it keeps until then count here.
-        self._unparsed_size = 0 if self._parsed else self._unparsed_size + end - start
-        if self._unparsed_size > MAX_HEAD_SIZE and not self._deaf:
+    def _count_unparsed(self, size: int) -> None:
+        # The parser keeps what it has of a line, and uvicorn each header that is complete.
+        self._unparsed_size += size
+        if self._deaf:
+            return
+        if self._unparsed_size >= _ENDLESS_SIZE or len(self.headers or ()) >= MAX_HEAD_LINES:
             self._status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             self.send_400_response(TOO_LARGE)
 
     def on_response_complete(self) -> None:
         """Go on with what waits. uvicorn calls it at the end of a response."""
-        super().on_response_complete()
+        HttpToolsProtocol.on_response_complete(self)
+        if self.transport.get_write_buffer_size():
+            self._await_reader()
         if self._flow.holding and not self.pipeline:
             # In the next turn of the loop, so that other connections have theirs.
             self.loop.call_soon(self._go_on)
@@ -104,61 +124,58 @@ class BoundedHttpToolsProtocol(BoundedHttpProtocol, HttpToolsProtocol):
         if held:
             self._take_http(held)
 
-    def on_message_begin(self) -> None:
-        """Start a request."""
-        self._parsed = True
-        self._head_size = REQUEST_LINE_SIZE
-        self._head_lines = 1
-        HttpToolsProtocol.on_message_begin(self)
-
-    def on_url(self, url: bytes) -> None:
-        """Take a piece of the request target."""
-        self._head_size += len(url)
-        if self._head_size > MAX_HEAD_SIZE:
+    def on_headers_complete(self) -> None:
+        """Take the end of the head."""
+        self._parsed = self._reading_body = self._head_complete = True
+        headers = self.headers
+        if len(headers) >= MAX_HEAD_LINES or (self._unparsed_size > _DOUBTFUL_SIZE and self._head_size > MAX_HEAD_SIZE):
             self._overflow()
-        HttpToolsProtocol.on_url(self, url)
+        fields = dict(headers)
+        if b"host" not in fields:
+            is_ambiguous = self.parser.get_http_version() == "1.1"
+        else:
+            is_ambiguous = len(fields) < len(headers) and sum(name == b"host" for name, _ in headers) > 1
+        if is_ambiguous:
+            # Which site is meant would be anybody's choice (RFC 9112, section 3.2). h11 sees to it by itself.
+            raise _HostAmbiguous
+        if self._awaits_head:
+            self._end_head()
+        before = self.cycle
+        HttpToolsProtocol.on_headers_complete(self)
+        if self.cycle is not before and self.parser.should_upgrade():
+            # An upgrade to another protocol than WebSocket: the app answers as if there were none.
+            self.cycle.keep_alive = False
+            self._body_follows = not _FRAMING.isdisjoint(fields)
+            if not self._body_follows:
+                self._end_after_response()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header, or a trailer."""
-        lines = self._head_lines = self._head_lines + 1
-        size = self._head_size = self._head_size + len(name) + len(value) + HEADER_LINE_SIZE
-        if size > MAX_HEAD_SIZE or lines > MAX_HEAD_LINES:
-            self._overflow()
-        HttpToolsProtocol.on_header(self, name, value)
+    @property
+    def _head_size(self) -> int:
+        lines = sum(len(name) + len(value) + HEADER_LINE_SIZE for name, value in self.headers)
+        return REQUEST_LINE_SIZE + len(self.url) + lines
 
     def _overflow(self) -> NoReturn:
         self._status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
         # httptools makes an HttpParserError of it, for which uvicorn calls `send_400_response`.
         raise _HeadTooLarge
 
-    def on_headers_complete(self) -> None:
-        """Take the end of the head."""
-        self._parsed = self._reading_body = True
-        hosts = [name for name, _ in self.headers if name == b"host"]
-        if len(hosts) != 1 and (hosts or self.parser.get_http_version() == "1.1"):
-            # Which site is meant would be anybody's choice (RFC 9112, section 3.2). h11 sees to it by itself.
-            raise _HostAmbiguous
-        self._end_head()
-        before = self.cycle
-        HttpToolsProtocol.on_headers_complete(self)
-        if self.cycle is not before and self.parser.should_upgrade():
-            # An upgrade to another protocol than WebSocket: the app answers as if there were none.
-            self.cycle.keep_alive = False
-            self._body_follows = any(name in _FRAMING for name, _ in self.headers)
-            if not self._body_follows:
-                self._end_after_response()
-
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
         self._parsed = True
-        super().on_body(body)
+        HttpToolsProtocol.on_body(self, body)
 
     def on_message_complete(self) -> None:
         """Take the end of a request."""
         if self._body_follows:
             return
+        if len(self.headers) >= MAX_HEAD_LINES:
+            # uvicorn puts trailers behind the headers.
+            self._overflow()
+        self._parsed = True
         self._reading_body = False
-        self._body.discard(self)
+        if self._awaits_body:
+            self._awaits_body = False
+            self._body.discard(self)
         HttpToolsProtocol.on_message_complete(self)
         if self._is_last:
             self._end_after_response()

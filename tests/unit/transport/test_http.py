@@ -634,6 +634,17 @@ async def test_trailers_are_bounded_too(world: World, filler: bytes) -> None:
         await peer.at_end()
 
 
+async def test_trailers_that_come_with_the_end_of_the_body_count_as_lines_too(httptools_world: World) -> None:
+    async with httptools_world.serve() as server, dial(server) as peer:
+        for lines, status in ((MAX_HEAD_LINES - 3, 200), (MAX_HEAD_LINES - 2, 431)):
+            trailers = b"1\r\nx\r\n0\r\n" + b"X: y\r\n" * lines + b"\r\n"
+            await peer.write(request("/a", "Transfer-Encoding: chunked", method="POST", body=trailers))
+            if status == 200:
+                assert await response(peer) == b"x"
+            else:
+                assert await peer.status() == status
+
+
 async def test_a_refused_peer_has_two_seconds_to_close(world: World) -> None:
     async with world.serve() as server, dial(server) as peer:
         await peer.write(b"garbage\r\n\r\n")
