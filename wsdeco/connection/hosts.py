@@ -41,28 +41,26 @@ class Hosts:
     def __init__(self, allowed: frozenset[str] = frozenset()) -> None:
         """Let these names in as well, as `checked_hosts` returns them."""
         self._allowed = allowed
-        self._let_in: tuple[bytes, int] | None = None
+        self._let_in: tuple[bytes, object] | None = None
 
     def enter(self, scope: Scope) -> Refusal | None:
         """Return how a handshake or a plain request is refused, if it is."""
-        # granian has the port as text.
-        address, port = scope.get("server") or ("", 0)
-        if not address.startswith("127.") and address != "::1":
-            return None
+        server = scope.get("server")
         for field, value in scope["headers"]:
-            if field != b"host":
-                continue
             # Nearly all come under one name.
-            if (value, port) == self._let_in:
-                continue
-            host: str = value.decode("latin-1")
-            if not self._is_foreign(host.lower(), str(port)):
-                self._let_in = value, port
-            elif not _is_proxied(scope):
-                return _refusal(host, f"{address}:{port}")
+            if field == b"host" and (value, server) != self._let_in:
+                host: str = value.decode("latin-1")
+                # granian has the port as text.
+                address, port = server or ("", 0)
+                if not self._is_foreign(host.lower(), address, str(port)):
+                    self._let_in = value, server
+                elif not _is_proxied(scope):
+                    return _refusal(host, f"{address}:{port}")
         return None
 
-    def _is_foreign(self, host: str, port: str) -> bool:
+    def _is_foreign(self, host: str, address: str, port: str) -> bool:
+        if not address.startswith("127.") and address != "::1":
+            return False
         found = cast("re.Match[str]", _HOST.fullmatch(host))
         name, given = found["name"].removesuffix("."), found["port"]
         is_direct = port in _DEFAULT_PORTS if given is None else given == port

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Any, Final, cast
 
 from starlette.applications import Starlette
@@ -33,11 +34,9 @@ class _WhereABodyIs:
         self._limit: ASGIApp = limit
         self._unlimited: ASGIApp = limit.app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await (self._limit if _may_have_body(scope) else self._unlimited)(scope, receive, send)
-
-
-def _may_have_body(scope: Scope) -> bool:
-    if scope["type"] != "http":
-        return False
-    return scope.get("http_version") not in _VERSIONS or any(name in _FRAMING for name, _ in scope["headers"])
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        # No coroutine, which would be a further frame of each request.
+        has_body = scope["type"] == "http" and (
+            scope.get("http_version") not in _VERSIONS or not _FRAMING.isdisjoint(dict(scope["headers"]))
+        )
+        return (self._limit if has_body else self._unlimited)(scope, receive, send)

@@ -103,24 +103,27 @@ class _Call:
 
     async def respond(self, request: Request) -> Response:
         """Answer a plain HTTP request."""
-        response = await self.result(request)
-        if not _is_response(response):
+        response = self._started(request)
+        # That of an `async def` is told at once; `isawaitable` asks what it is the instance of.
+        if inspect.iscoroutine(response) or inspect.isawaitable(response):
+            response = await response
+        if not isinstance(response, Response) and not _is_response(response):
             raise HandlerError(
                 f"{self.name} returned {_shown(response)} for a plain HTTP request: "
                 "return a Starlette response, such as HTMLResponse(...) or JSONResponse(...)"
             )
-        return response  # type: ignore[no-any-return]
+        return cast("Response", response)
 
     async def result(self, connection: HTTPConnection) -> Any:
         """Call the endpoint; return what it gives."""
+        result = self._started(connection)
+        return await result if inspect.isawaitable(result) else result
+
+    def _started(self, connection: HTTPConnection) -> Any:
         arguments = {name: supply.get(connection) for name, supply in self._arguments.items()}
-        result: Any
         if self._outcome.running == "coroutine":
-            result = self._function(**arguments)
-        else:
-            result = await run_in_threadpool(self._function, **arguments)
-        # That of an `async def` is told at once; `isawaitable` asks what it is the instance of.
-        return await result if inspect.iscoroutine(result) or inspect.isawaitable(result) else result
+            return self._function(**arguments)
+        return _result_in_thread(self._function, arguments)
 
     def _faults(self, path: str) -> Iterator[str]:
         label = described(self.name, self._function)
@@ -182,6 +185,11 @@ class _UpgradeEndpoint:
             )
             response = PlainTextResponse("Internal Server Error", 500)
         await deny(response, scope, receive, send)
+
+
+async def _result_in_thread(function: Callable[..., Any], arguments: Mapping[str, object]) -> Any:
+    result = await run_in_threadpool(function, **arguments)
+    return await result if inspect.isawaitable(result) else result
 
 
 def _is_response(value: object) -> bool:

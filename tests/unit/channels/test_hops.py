@@ -1,18 +1,28 @@
-"""How many Python calls stand between the bytes of a message and the bytes of its reply."""
+"""How many Python calls stand between the bytes of a message, or of a request, and the bytes of the answer."""
 
+import asyncio
 import sys
 from types import FrameType
 from typing import Any, Final
 
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tests.support import raw
 from tests.support.in_memory import REQUEST, FakeTransport, Session, settle
 from wsdeco import App
+from wsdeco.transport.httptools_impl import BoundedHttpToolsProtocol
 
 BUDGET: Final = {"direct": 12, "asgi": 38}
 """Calls of functions of wsdeco, Starlette and uvicorn, and resumptions of their coroutines, from bytes to bytes."""
+
+REQUEST_BUDGET: Final = 16
+"""What a plain HTTP request may have besides those that it has with Starlette on uvicorn."""
 
 COUNTED: Final = ("wsdeco.", "starlette.", "uvicorn.")
 
@@ -71,3 +81,38 @@ async def test_an_echo_stays_within_its_budget_of_calls(channel: str, monkeypatc
     await session.end()
     names = min(counted, key=len)
     assert len(names) <= BUDGET[channel], "\n".join([f"{len(names)} calls:", *names])
+
+
+async def test_a_plain_request_takes_few_calls_more_than_starlette_on_uvicorn(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def page(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("page")
+
+    app = App()
+    app.route("/page")(page)
+    ours = await calls_of_a_request(app, BoundedHttpToolsProtocol, monkeypatch)
+    theirs = await calls_of_a_request(Starlette(routes=[Route("/page", page)]), HttpToolsProtocol, monkeypatch)
+    further = [name for name in ours if name.startswith("wsdeco.")]
+    assert len(ours) - len(theirs) <= REQUEST_BUDGET, "\n".join([f"{len(ours)} calls, not {len(theirs)}:", *further])
+
+
+async def calls_of_a_request(
+    app: ASGIApp, protocol: type[asyncio.Protocol], monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    def write(transport: FakeTransport, data: bytes) -> None:
+        if data == b"page":
+            sys.setprofile(None)
+        transport.written.append(data)
+
+    session = Session(app, protocol=protocol)
+    request = b"GET /page HTTP/1.1\r\nHost: x\r\n\r\n"
+    # The first one on a connection makes what is kept.
+    await session.feed(request)
+    monkeypatch.setattr(FakeTransport, "write", write)
+    calls = Calls()
+    sys.setprofile(calls)
+    session.protocol.data_received(request)
+    await settle()
+    assert session.transport.take().endswith(b"\r\n\r\npage")
+    session.transport.lose()
+    await settle()
+    return calls.names

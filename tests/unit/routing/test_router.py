@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Host, Match, Mount, Route, Router, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
@@ -182,6 +184,26 @@ def test_a_pattern_of_the_users_own_is_asked_for_every_path() -> None:
     folded.path_regex = re.compile("^/b$", re.IGNORECASE)
     either.path_regex = re.compile("^/c/(?P<x>.*)|^/z$")
     assert candidates(IndexedRouter(routes=[exact, folded, either]), "/other") == [exact, folded, either]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({}, {"path": "/a\n"}, {"path": "/b"}, {"root_path": "/a"}, {"root_path": "/r", "path": "/r/a"}),
+        *({"type": "websocket"}, {"path_params": {"outer": 1}}),
+    ],
+)
+def test_a_path_without_parameters_matches_as_its_pattern_does(method: str, changes: dict[str, Any]) -> None:
+    scope: Scope = {"type": "http", "path": "/a", "method": method, **changes}
+    ours, theirs = HttpRoute("/a", nothing), Route("/a", nothing)
+    assert ours.matches(scope) == theirs.matches(scope)
+    ours.path_regex = theirs.path_regex = re.compile("^/b$")
+    assert ours.matches(scope) == theirs.matches(scope)
+
+
+async def nothing(request: Request) -> Response:
+    raise NotImplementedError
 
 
 def test_the_pattern_of_a_path_without_parameters_is_compiled_when_it_is_asked_for() -> None:
