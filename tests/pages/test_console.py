@@ -134,7 +134,7 @@ async def test_it_tells_why_a_handshake_is_refused(stack: Stack) -> None:
 
 
 async def test_a_handler_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handshake, "_PATIENCE", 0.01)
+    monkeypatch.setattr(handshake, "PATIENCE", 0.01)
     async with MEMORY.serve(demo()) as server, server.http() as client:
         assert await ask(client, "/both", "wait") == {"status": 0, "text": ""}
 

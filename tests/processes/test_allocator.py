@@ -1,5 +1,6 @@
 """What the allocator keeps while a server has the process for itself."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -8,7 +9,6 @@ from typing import Any, Final
 
 import pytest
 
-from wsdeco.server import allocator, memory
 from wsdeco.server.allocator import keep_pages
 
 MIB: Final = 1024 * 1024
@@ -19,6 +19,9 @@ glibc_only = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="anoth
 class FakeLibc:
     def __init__(self) -> None:
         self.calls: list[tuple[int, ...]] = []
+
+    def gnu_get_libc_version(self) -> bytes:
+        return b"2.39"
 
     def mallopt(self, option: int, value: int) -> int:
         self.calls.append((option, value))
@@ -32,8 +35,10 @@ class FakeLibc:
 @pytest.fixture
 def libc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeLibc:
     libc = FakeLibc()
-    monkeypatch.setattr(allocator, "_libc", lambda: libc)
-    monkeypatch.setattr(memory, "_STATM", tmp_path / "statm")
+    monkeypatch.setattr("ctypes.CDLL", {None: libc}.get)
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in [name for name in os.environ if name == "GLIBC_TUNABLES" or name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
     tell(tmp_path, 1000)
     return libc
 
@@ -42,15 +47,15 @@ def tell(directory: Path, pages: int) -> None:
     (directory / "statm").write_text(f"9999 {pages} 1 1 0 1 0")
 
 
-def test_pages_are_kept_until_the_server_has_ended(libc: FakeLibc) -> None:
-    with keep_pages():
+def test_pages_are_kept_until_the_server_has_ended(libc: FakeLibc, tmp_path: Path) -> None:
+    with keep_pages(tmp_path / "statm"):
         assert libc.calls == [(-2, 32 * MIB), (-3, 32 * MIB)]
         libc.calls.clear()
     assert libc.calls == [(-2, MIB // 8), (-3, MIB // 8), (0,)]
 
 
 def test_they_are_given_back_a_few_seconds_after_the_process_has_grown(libc: FakeLibc, tmp_path: Path) -> None:
-    with keep_pages() as look:
+    with keep_pages(tmp_path / "statm") as look:
         libc.calls.clear()
         for pages, trims in ((1000, 0), (1400, 0), (2000, 1), (2000, 1), (1000, 1), (1400, 1), (1600, 2)):
             tell(tmp_path, pages)

@@ -9,7 +9,6 @@ from typing import Final
 
 import pytest
 
-from wsdeco.server import memory
 from wsdeco.server.garbage import collect_garbage_rarely
 
 SIZE: Final = 1024 * 1024
@@ -40,12 +39,9 @@ def test_a_collector_that_is_off_stays_off() -> None:
         assert gc.get_threshold()[0] < 20_000
 
 
-def test_nothing_changes_where_the_system_does_not_tell_the_memory(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_nothing_changes_where_the_system_does_not_tell_the_memory(tmp_path: Path) -> None:
     before = gc.get_threshold()
-    monkeypatch.setattr(memory, "_STATM", tmp_path / "statm")
-    with collect_garbage_rarely():
+    with collect_garbage_rarely(tmp_path / "statm"):
         assert gc.get_threshold() == before
 
 

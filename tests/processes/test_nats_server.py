@@ -15,7 +15,6 @@ import pytest
 
 from tests.support.programs import wait_until
 from wsdeco import ServerError
-from wsdeco.workers import nats_server
 from wsdeco.workers.nats_server import NatsServer, find_program
 
 LISTENS: Final = """
@@ -74,24 +73,22 @@ def test_a_program_that_fails_is_an_error_with_its_last_line(tmp_path: Path) -> 
         NatsServer(failing)
 
 
-def test_a_program_that_does_not_listen_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nats_server, "_START", 0.05)
+def test_a_program_that_does_not_listen_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match=r"cannot start: no port within 0\.05 s, exit status -9$"):
-        NatsServer(program(tmp_path, "exec sleep 600"))
+        NatsServer(program(tmp_path, "exec sleep 600"), start_time=0.05)
 
 
-def test_a_program_that_ignores_the_signal_to_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nats_server, "_STOP", 0.05)
-    server = NatsServer(program(tmp_path, f"trap '' TERM\n{LISTENS}\nwhile :; do sleep 0.05; done"))
+def test_a_program_that_ignores_the_signal_to_end_is_killed(tmp_path: Path) -> None:
+    server = NatsServer(program(tmp_path, f"trap '' TERM\n{LISTENS}\nwhile :; do sleep 0.05; done"), stop_time=0.05)
     assert server.url.endswith("@127.0.0.1:1234")
     server.stop()
 
 
 def test_a_program_that_dies_again_and_again_is_started_less_often(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(nats_server, "_AGAIN", (0.0, 0.05))
-    server = NatsServer(program(tmp_path, f"echo $$ >> {tmp_path}/started\n{LISTENS}\nexec sleep 600"))
+    started = program(tmp_path, f"echo $$ >> {tmp_path}/started\n{LISTENS}\nexec sleep 600")
+    server = NatsServer(started, delays=(0.0, 0.05))
 
     def starts() -> list[int]:
         return [int(line) for line in (tmp_path / "started").read_text("utf-8").split()]
@@ -108,9 +105,9 @@ def test_a_program_that_dies_again_and_again_is_started_less_often(
     assert len(caplog.messages) == 3
 
 
-def test_a_program_that_has_died_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nats_server, "_AGAIN", (60.0,))
-    server = NatsServer(program(tmp_path, f"echo $$ > {tmp_path}/pid\n{LISTENS}\nexec sleep 600"))
+def test_a_program_that_has_died_can_be_stopped(tmp_path: Path) -> None:
+    started = program(tmp_path, f"echo $$ > {tmp_path}/pid\n{LISTENS}\nexec sleep 600")
+    server = NatsServer(started, delays=(60.0,))
     pid = int((tmp_path / "pid").read_text("utf-8"))
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
@@ -122,8 +119,8 @@ def test_a_program_that_has_died_can_be_stopped(tmp_path: Path, monkeypatch: pyt
 def test_a_system_without_room_for_the_program_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, temporary_folder: Path
 ) -> None:
-    monkeypatch.setattr(nats_server, "_AGAIN", (0.0,))
-    server = NatsServer(program(tmp_path, f"echo $$ >> {tmp_path}/started\n{LISTENS}\nexec sleep 600"))
+    started = program(tmp_path, f"echo $$ >> {tmp_path}/started\n{LISTENS}\nexec sleep 600")
+    server = NatsServer(started, delays=(0.0,))
     os.kill(int((tmp_path / "started").read_text("utf-8")), signal.SIGKILL)
     # As what removes old temporary files does.
     for folder in temporary_folder.iterdir():

@@ -4,18 +4,18 @@ import os
 import threading
 from collections.abc import Iterator
 from multiprocessing import current_process
+from typing import Final
 
 import pytest
 
 from tests.support.programs import wait_until
-from wsdeco.server import orphans
 from wsdeco.server.orphans import WORKER_NAME, end_with_parent, is_worker, leave_to_link
+
+TICK: Final = 0.005
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(orphans, "_TICK", 0.005)
-    monkeypatch.setattr(orphans, "_left", threading.Event())
+def left_to_the_link() -> Iterator[None]:
     yield
     leave_to_link()
 
@@ -31,7 +31,7 @@ def watchers() -> list[threading.Thread]:
 
 def test_other_processes_do_not_care() -> None:
     assert not is_worker()
-    end_with_parent()
+    end_with_parent(TICK)
     assert watchers() == []
 
 
@@ -44,7 +44,7 @@ def test_a_worker_whose_parent_has_died_ends_at_once(monkeypatch: pytest.MonkeyP
         leave_to_link()
 
     monkeypatch.setattr(os, "_exit", exit_process)
-    end_with_parent()
+    end_with_parent(TICK)
     assert len(watchers()) == 1
     parent = os.getppid()
     monkeypatch.setattr(os, "getppid", lambda: parent + 1)
@@ -62,7 +62,7 @@ def test_a_worker_that_has_a_link_is_left_to_it(monkeypatch: pytest.MonkeyPatch)
         return parent
 
     monkeypatch.setattr(os, "getppid", look)
-    end_with_parent()
+    end_with_parent(TICK)
     wait_until(lambda: len(looks) > 2)
     assert len(watchers()) == 1
     leave_to_link()

@@ -156,7 +156,7 @@ def test_a_worker_that_dies_while_its_successor_starts_needs_no_other_one(tmp_pa
 
 
 def test_a_new_worker_that_never_serves_is_killed(tmp_path: Path) -> None:
-    impatient = "from wsdeco.workers import supervisor; supervisor._START = 0.5"
+    impatient = "from wsdeco.workers import supervisor; supervisor.START = 0.5"
     with running(tmp_path, "workers=2", impatient) as (program, _):
         before = pids(program)
         (tmp_path / "hang").touch()

@@ -138,7 +138,7 @@ def test_a_cell_that_defines_the_class_again_reaches_the_clients_of_a_server_in_
         assert log.lines(logging.INFO)[-1] == "INFO Echo: 1 connection runs the new code"
         client.send("second")
         assert begun.wait(60)
-        monkeypatch.setattr(redefinition, "_PATIENCE", 0.01)
+        monkeypatch.setattr(redefinition, "PATIENCE", 0.01)
         add_echo(app, str.title)
         assert log.lines(logging.INFO)[-1].endswith("run the new code as soon as their event loop is free")
         go_on.set()

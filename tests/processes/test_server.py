@@ -718,8 +718,7 @@ def test_a_hook_can_neither_stop_nor_restart_its_server() -> None:
     assert errors == 2 * [f"{refusal}do it from another thread"]
 
 
-def test_one_frozen_client_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsdeco.transport.protocol._LAST_WAIT", SHORT)
+def test_one_frozen_client_does_not_hold_up_the_end() -> None:
     app, events = echo_app(close_timeout=600)
     server = in_background(app)
     with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as frozen:
@@ -1181,7 +1180,7 @@ class Block:
 def test_a_blocked_event_loop_ends_the_process_at_last(
     screen: Screen, forced_exit: Exit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("_LEFTOVERS", "_MARGIN", "_POLLING"):
+    for name in ("LEFTOVERS", "MARGIN", "POLLING"):
         monkeypatch.setattr(f"wsdeco.server.serving.{name}", SHORT)
     block = Block(over=forced_exit.called)
 
@@ -1247,7 +1246,7 @@ def test_a_signal_that_comes_again_at_once_is_the_same(
 
 
 def test_output_that_nobody_reads_does_not_keep_the_process(forced_exit: Exit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsdeco.server.foreground._FLUSH", SHORT)
+    monkeypatch.setattr("wsdeco.server.foreground.FLUSH", SHORT)
     read = threading.Event()
 
     class Full(io.StringIO):
@@ -1285,7 +1284,7 @@ def test_a_system_without_room_does_not_keep_the_process(
 def test_threads_that_never_end_do_not_keep_the_process(
     screen: Screen, forced_exit: Exit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsdeco.server.serving._LEFTOVERS", SHORT)
+    monkeypatch.setattr("wsdeco.server.serving.LEFTOVERS", SHORT)
     app = App()
     events: list[str] = []
 
@@ -1325,9 +1324,9 @@ from wsdeco import ws
 from wsdeco.connection import limits
 from wsdeco.server import foreground, serving
 
-limits.CANCEL_AGAIN = serving._LEFTOVERS = 0.1
+limits.CANCEL_AGAIN = serving.LEFTOVERS = 0.1
 # Only where the event loop is blocked has this time to pass.
-serving._MARGIN = 30
+serving.MARGIN = 30
 foreground.NOTICE = 60
 
 @ws.lifespan
@@ -1438,7 +1437,7 @@ def test_a_hook_that_ignores_its_cancellation_does_not_keep_the_program(program:
 
 
 def test_a_hook_that_blocks_the_event_loop_does_not_keep_the_program(tmp_path: Path) -> None:
-    program = program_of(tmp_path, f"serving._MARGIN = 0.1\n{RUN}")
+    program = program_of(tmp_path, f"serving.MARGIN = 0.1\n{RUN}")
     with client(f"{program.url()}/ws") as connection:
         connection.send("block")
         program.expect("blocking")
@@ -1451,7 +1450,7 @@ def test_a_hook_that_blocks_the_event_loop_does_not_keep_the_program(tmp_path: P
 
 def test_a_full_pipe_on_stderr_does_not_keep_the_program(tmp_path: Path) -> None:
     source = """
-    serving._MARGIN = 0.1
+    serving.MARGIN = 0.1
 
     class Failing:
         async def on_message(self, text):

@@ -16,7 +16,6 @@ from websockets.sync.client import ClientConnection
 
 from tests.support.programs import Program, client, receive, wait_until, workers_of
 from wsdeco import Address, App, ConnectionClosed, Sink
-from wsdeco.observe import together
 from wsdeco.observe.numbers import Stats, numbers_of
 from wsdeco.observe.together import count_together
 from wsdeco.routing.application import context_of
@@ -139,8 +138,7 @@ async def test_what_is_of_the_moment_ends_with_the_process_and_all_else_goes_on(
     tick()
     assert board.place(3).read_all()[0] == (True, board.place(1).before)
     assert b'"open": 1' in board.place(1).before
-    monkeypatch.setattr(together, "_INTERVAL", 0)
-    tick()
+    count_together(context_of(app), first, interval=0)()
     assert b'"open": 0' in board.place(1).before
     board.note_death(1)
     other = App()

@@ -89,10 +89,9 @@ def test_what_a_worker_had_that_has_died_is_free_and_nothing_else(counts: Totals
 
 
 def test_a_name_that_nobody_has_any_of_makes_room_for_another(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(totals, "_NAMES", 2)
-    with closing(Totals.create(2)) as counts:
+    with closing(Totals.create(2, names=2)) as counts:
         one, two = counts.share(1), counts.share(2)
         assert all(one.take(name, 1) for name in ("a", "b"))
         assert not any(two.take(name, 5) for name in ("c", "d"))
@@ -107,8 +106,7 @@ def test_a_name_that_nobody_has_any_of_makes_room_for_another(
 
 
 def test_of_clients_that_are_gone_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(totals, "_CLIENTS", 256)
-    with closing(Totals.create(2, clients=True)) as counts:
+    with closing(Totals.create(2, names=256)) as counts:
         monkeypatch.setattr(Slots, "share", counts.share(1))
         here, there = Slots(None, None, "name"), counts.share(2)
         for number in range(2000):
@@ -137,9 +135,8 @@ def test_processes_that_take_at_the_same_time_take_no_more_than_the_total(counts
 
 
 def test_a_process_that_is_stopped_with_the_lock_lets_nobody_wait_for_it(
-    counts: Totals, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    counts: Totals, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(totals, "_ATTEMPTS", 2)
     share = counts.share(1)
     with process(counts, 2) as other:
         other.connection.send(LOCK)

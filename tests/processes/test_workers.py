@@ -70,8 +70,8 @@ from wsdeco import App, ws
 from wsdeco.server import foreground, serving
 from wsdeco.workers import process, supervisor
 
-serving._LEFTOVERS = serving._POLLING = 0.1
-process._LONGEST_DELAY = 0.2
+serving.LEFTOVERS = serving.POLLING = 0.1
+process.LONGEST_DELAY = 0.2
 # A machine that is busy makes nothing be said.
 foreground.NOTICE = 60
 
@@ -452,7 +452,7 @@ def test_a_worker_that_ends_without_having_served_has_failed(tmp_path: Path) -> 
 
 
 def test_a_stuck_worker_ends_itself_and_one_that_does_not_run_any_more_is_killed(tmp_path: Path) -> None:
-    source = f"serving._MARGIN = foreground.NOTICE = 0.1\nsupervisor._MARGIN = 1\n{RUN}"
+    source = f"serving.MARGIN = foreground.NOTICE = 0.1\nsupervisor.MARGIN = 1\n{RUN}"
     with running(tmp_path, source) as program, one_client_each(program.url(), 2) as clients:
         stopped, stuck = clients
         clients[stuck].send("block")
@@ -689,7 +689,7 @@ def test_each_worker_gets_its_share_of_the_clients(shared: Shared) -> None:
 
 
 def test_nobody_waits_for_a_worker_that_hangs(tmp_path: Path) -> None:
-    source = f"serving._MARGIN = foreground.NOTICE = 0.1\nsupervisor._MARGIN = 1\n{RUN}"
+    source = f"serving.MARGIN = foreground.NOTICE = 0.1\nsupervisor.MARGIN = 1\n{RUN}"
     with running(tmp_path, source) as program:
         url = program.url()
         with one_client_each(url, 2) as clients:

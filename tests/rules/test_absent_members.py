@@ -9,14 +9,14 @@ import pytest
 from tests.support.recording import Journal, Recorder
 from tests.support.stacks import Peer, Server, Stack, soon
 from wsdeco import Address, App, ConnectionClosed, DisconnectReason, Sink, Unknown
-from wsdeco.connection import departures
+from wsdeco.connection.departures import advised
 
 pytestmark = pytest.mark.usefixtures("no_errors_logged")
 
 
 @pytest.fixture(autouse=True)
-def nobody_advised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(departures, "_advised", set[str]())
+def nobody_advised() -> None:
+    advised.clear()
 
 
 class Manager(Recorder):

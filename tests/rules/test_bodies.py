@@ -11,6 +11,7 @@ from starlette.types import Message, Scope
 from tests.support.raw import dial
 from tests.support.stacks import Stack, until
 from wsdeco import App
+from wsdeco.routing.bodies import BodyLimitingApp
 
 
 def app_that_reads(events: list[str], max_body_size: int | None = 1000) -> App:
@@ -110,7 +111,7 @@ async def test_without_a_limit_any_body_is_taken() -> None:
 def test_a_limit_that_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"max_body_size must be 0 or more bytes, or None for no limit, not -1"):
         App(max_body_size=-1)
-    monkeypatch.setattr("wsdeco.routing.application._LIMITS_BODIES", False)
+    monkeypatch.setattr(BodyLimitingApp, "limits_bodies", False)
     with pytest.raises(ValueError, match=r"max_body_size=1000 needs Starlette 1\.6"):
         App(max_body_size=1000)
     App()

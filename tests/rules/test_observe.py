@@ -312,10 +312,10 @@ async def test_who_does_not_ask_for_numbers_pays_for_no_hook() -> None:
     assert (stats.messages_received, stats.hooks, stats.inbox_high_water) == (1, {}, 0)
 
 
-async def test_the_lag_of_the_loop_is_measured_while_somebody_is_connected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsdeco.observe.numbers._LAG_INTERVAL", 0.001)
+async def test_the_lag_of_the_loop_is_measured_while_somebody_is_connected() -> None:
     app = echo_app()
     numbers = numbers_of(context_of(app))
+    numbers.lag_interval = 0.001
     assert app.stats().lag == 0
     async with connect(app, "/ws"):
         await until(lambda: app.stats().lag > 0)
@@ -434,7 +434,12 @@ def test_nothing_of_it_is_loaded_by_who_does_not_ask_for_it() -> None:
 
 
 @pytest.fixture
-def lines() -> Iterator[list[str]]:
+def flood() -> FloodFilter:
+    return FloodFilter()
+
+
+@pytest.fixture
+def lines(flood: FloodFilter) -> Iterator[list[str]]:
     """What a logger with the filter and the format of JSON prints."""
     printed: list[str] = []
 
@@ -445,7 +450,6 @@ def lines() -> Iterator[list[str]]:
     logger = logging.getLogger("wsdeco.test_observe")
     handler = Printer()
     handler.setFormatter(JsonFormatter(use_colors=False))
-    flood = FloodFilter()
     logger.addHandler(handler)
     logger.addFilter(flood)
     logger.propagate = False
@@ -468,8 +472,8 @@ def test_quotes_line_ends_and_control_bytes_break_no_line_of_json(lines: list[st
     assert "ValueError" in json.loads(lines[1])["exception"]
 
 
-async def test_a_flood_is_one_line_a_second_and_a_count(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsdeco.observe.floods._SECOND", 0.02)
+async def test_a_flood_is_one_line_a_second_and_a_count(lines: list[str], flood: FloodFilter) -> None:
+    flood.seconds = 0.02
     logger = logging.getLogger("wsdeco.test_observe")
     for number in range(100):
         logger.warning("failed %d", number)
@@ -484,13 +488,11 @@ async def test_a_flood_is_one_line_a_second_and_a_count(lines: list[str], monkey
         assert sum(each.get("count", 1) for each in told) == 100
 
 
-async def test_a_flood_of_one_handler_hides_no_failure_of_another(
-    lines: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("wsdeco.observe.floods._SECOND", 3600)
+async def test_a_flood_of_one_handler_hides_no_failure_of_another(lines: list[str], flood: FloodFilter) -> None:
+    flood.seconds = 3600
     logger = logging.getLogger("wsdeco.test_observe")
 
-    def flood(times: int) -> None:
+    def fail(times: int) -> None:
         for _ in range(times):
             for where in ("One.on_message", "Other.on_message"):
                 for error in (ValueError(), KeyError()):
@@ -498,12 +500,12 @@ async def test_a_flood_of_one_handler_hides_no_failure_of_another(
             for cause in ("full", "origin"):
                 logger.info("%s (%s)", Address("192.0.2.1", 1), cause, extra={"event": "refused", "cause": cause})
 
-    flood(3)
+    fail(3)
     told = [json.loads(line) for line in lines]
     assert len([each for each in told if "exception" in each]) == 4
     assert [each["cause"] for each in told if "cause" in each] == ["full", "origin"]
-    monkeypatch.setattr("wsdeco.observe.floods._SECOND", 0)
-    flood(1)
+    flood.seconds = 0
+    fail(1)
     summaries = [each["message"] for each in map(json.loads, lines) if "count" in each]
     assert summaries[0] == "2 more like this in the last second: %s failed for %s (One.on_message, ValueError)"
     assert summaries[-1] == "2 more like this in the last second: %s (%s) (origin)"

@@ -314,14 +314,15 @@ async def test_what_nobody_says_is_ignored(said: str | bytes) -> None:
     assert [said["do"] for said in process.backplane.said] == ["here"]
 
 
-async def test_what_is_remembered_of_others_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsdeco.rooms.control._MAX_PROCESSES", 2)
-    monkeypatch.setattr("wsdeco.rooms.control._MAX_ANSWERS", 1)
+async def test_what_is_remembered_of_others_is_bounded() -> None:
     process = Counting()
-    assert await process.count(a=1, b=2, c=3) == 7
-    counted = await process.count(a=1)
-    # The others are known, and not what they said.
-    assert (int(counted), counted.age) == (1 + 1, math.inf)
+    assert await process.count(**{f"p{number}": 1 for number in range(4100)}) == 1 + 4100
+    # Of these 1,024 are known, and what 4,096 have said.
+    counted = await process.count(p4099=1)
+    assert (int(counted), counted.age < math.inf) == (1 + 1024, True)
+    tell(process.backplane, do="here", by="p0")
+    counted = await process.count(p4099=1)
+    assert (int(counted), counted.age) == (1 + 1023, math.inf)
 
 
 async def test_what_is_said_in_another_event_loop_is_not_heard() -> None:

@@ -6,6 +6,7 @@ import enum
 import json
 import logging
 import math
+import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, make_dataclass
 from datetime import datetime
@@ -842,10 +843,7 @@ def test_a_reply_that_cannot_be_written_is_said_at_definition() -> None:
 
 
 def test_without_the_extra_the_definition_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing() -> Any:
-        raise ModuleNotFoundError("No module named 'msgspec'", name="msgspec")
-
-    monkeypatch.setattr("wsdeco.definition.types._typed", missing)
+    monkeypatch.setitem(sys.modules, "wsdeco.typed", None)
     app = App()
     with pytest.raises(HandlerError, match=r"pip install 'wsdeco\[typed\]'"):
 

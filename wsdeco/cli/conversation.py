@@ -17,12 +17,12 @@ import click
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 
-__all__ = ["Conversation"]
+__all__ = ["AGAIN", "Conversation"]
 
 _PROMPT: Final = "> "
 _LONGEST: Final = 10_000
 """Characters of a message that a terminal shows; a pipe gets all."""
-_AGAIN: Final = 1.0
+AGAIN: Final = 1.0
 """Seconds after which a thread that still waits for a line is interrupted once more."""
 
 
@@ -162,7 +162,7 @@ class Conversation:
             # Nothing else ends a thread that waits for a line.
             signal.pthread_kill(main, signal.SIGINT)
             # It may have come just before the system call, and interrupted nothing.
-            while not self._left.wait(_AGAIN):
+            while not self._left.wait(AGAIN):
                 signal.pthread_kill(main, signal.SIGINT)
 
     def _show(self, message: str | bytes) -> None:

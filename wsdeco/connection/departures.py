@@ -11,11 +11,11 @@ from starlette.exceptions import HTTPException
 from wsdeco.channels.base import Channel
 from wsdeco.reasons import ConnectionClosed, DisconnectReason
 
-__all__ = ["advise_at_end", "is_departure", "is_end_of_another"]
+__all__ = ["advise_at_end", "advised", "is_departure", "is_end_of_another"]
 
 logger: Final = logging.getLogger("wsdeco")
 
-_advised: Final[set[str]] = set()
+advised: Final[set[str]] = set()
 """The hooks whose author has been told how to send to many."""
 
 
@@ -61,8 +61,8 @@ def _closed_reasons(exc: BaseException) -> Iterator[DisconnectReason]:
 
 def _advise(where: str, exc: BaseException) -> None:
     """Say once, at WARNING, how the hook `where` sends to others of whom some may have left."""
-    level = logging.DEBUG if where in _advised else logging.WARNING
-    _advised.add(where)
+    level = logging.DEBUG if where in advised else logging.WARNING
+    advised.add(where)
     logger.log(
         level,
         "%s stopped at a send to another connection, which has ended (%s): to send to many write "

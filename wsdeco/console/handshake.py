@@ -17,11 +17,11 @@ from urllib.parse import unquote
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Scope
 
-__all__ = ["Question", "answer_of", "read_question"]
+__all__ = ["PATIENCE", "Question", "answer_of", "read_question"]
 
 _LONGEST_QUESTION: Final = 64 * 1024
 _LONGEST_ANSWER: Final = 2000
-_PATIENCE: Final = 15.0
+PATIENCE: Final = 15.0
 """Seconds that a handler gets for its answer."""
 
 _OWN_HEADERS: Final = (b"content-", b"sec-websocket-", b"connection", b"transfer-encoding", b"upgrade")
@@ -70,7 +70,7 @@ async def answer_of(question: Question, request: Scope) -> dict[str, Any]:
     """
     client = _Client()
     with suppress(TimeoutError):
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(PATIENCE):
             try:
                 await request["app"](_handshake(question, request), client.receive, client.send)
             except Exception:

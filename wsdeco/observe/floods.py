@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 __all__ = ["FloodFilter"]
-
-_SECOND: Final = 1.0
 
 Key: TypeAlias = tuple[str, str, str]
 """The name of the logger, the format, and what else tells kinds apart."""
@@ -20,10 +18,14 @@ class FloodFilter(logging.Filter):
 
     Two records are of one kind if one logger makes them of one format, about the same handler, for the same cause and
     with an exception of the same class. Warnings, errors and refusals are held back, nothing else.
+
+    Attributes:
+        seconds: How long those like the first are held back.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.seconds: float = 1.0
         self._began: dict[Key, float] = {}
         self._held_back: dict[Key, int] = {}
 
@@ -40,13 +42,13 @@ class FloodFilter(logging.Filter):
             # Floods come from connections, and those live in a loop; elsewhere nothing would bring the count.
             return True
         now = time.monotonic()
-        if now - self._began.get(key, -_SECOND) >= _SECOND:
+        if now - self._began.get(key, -self.seconds) >= self.seconds:
             self._sum_up(key)
             self._began[key] = now
             return True
         held_back = self._held_back[key] = self._held_back.get(key, 0) + 1
         if held_back == 1:
-            loop.call_later(_SECOND, self._sum_up, key)
+            loop.call_later(self.seconds, self._sum_up, key)
         return False
 
     def _sum_up(self, key: Key) -> None:

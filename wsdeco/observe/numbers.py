@@ -36,9 +36,6 @@ _KINDS: Final = 64
 _SAMPLE: Final = 16
 """Of so many messages to a peer the outbox is looked at for one, since that costs as much as all else."""
 
-_LAG_INTERVAL: Final = 1.0
-"""Seconds between two looks at the lag of the event loop."""
-
 
 @dataclass(slots=True)
 class Histogram:
@@ -348,6 +345,7 @@ class Numbers(Observer):
         visits: The connections that are open.
         log: Where their beginning and end is written; `None` for nowhere.
         is_detailed: Whether connections that begin from now on are measured in detail.
+        lag_interval: Seconds between two looks at the lag of the event loop.
         together: Returns the numbers of all worker processes, given those of this one; `None` if there is no other.
     """
 
@@ -356,6 +354,7 @@ class Numbers(Observer):
         self.visits: set[Visit] = set()
         self.log: AccessLog | None = None
         self.is_detailed = False
+        self.lag_interval: float = 1.0
         self.together: Callable[[Stats], Stats] | None = None
         self._census = census
         self._measures_lag = False
@@ -393,7 +392,7 @@ class Numbers(Observer):
         self.stats.lag = max(0.0, now - due)
         self._measures_lag = bool(self.visits)
         if self._measures_lag:
-            due = now + _LAG_INTERVAL
+            due = now + self.lag_interval
             loop.call_at(due, self._measure_lag, loop, due)
 
     def enter(self, visit: Visit, loop: asyncio.AbstractEventLoop) -> None:

@@ -23,9 +23,6 @@ __all__ = ["Place", "count_together"]
 _OF_THE_MOMENT: Final = frozenset({"open", "lag", "rooms", "members"})
 """What ends with its process."""
 
-_INTERVAL: Final = 1.0
-"""Seconds between two times that a worker shows its numbers unasked."""
-
 
 class Place(Protocol):
     """Where a worker shows its numbers, and sees those of all.
@@ -44,12 +41,13 @@ class Place(Protocol):
         ...
 
 
-def count_together(context: Context, place: Place) -> Callable[[], None]:
+def count_together(context: Context, place: Place, interval: float = 1.0) -> Callable[[], None]:
     """Let the numbers of an app be those of all workers, and return what is to be called every now and then.
 
     Args:
         context: What the endpoints of the app share, in this worker process.
         place: That of this worker.
+        interval: Seconds between two times that the worker shows its numbers unasked.
     """
     numbers = numbers_of(context)
     before = _decode(place.before, is_alive=False)
@@ -68,7 +66,7 @@ def count_together(context: Context, place: Place) -> Callable[[], None]:
         return sum((_decode(data, is_alive=is_alive) for is_alive, data in place.read_all()), Stats())
 
     def tick() -> None:
-        if time.monotonic() - shown_at >= _INTERVAL:
+        if time.monotonic() - shown_at >= interval:
             with lock:
                 show(numbers.own())
 

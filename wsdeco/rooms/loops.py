@@ -10,7 +10,7 @@ __all__ = ["run_in"]
 
 T = TypeVar("T")
 
-_LOOK_AGAIN: Final = 0.5
+_LOOK_AGAIN: Final = 0.1
 """Seconds after which what was handed over looks whether the event loop is still there."""
 
 

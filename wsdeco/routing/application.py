@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import sys
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
-from starlette.routing import BaseRoute, Match, WebSocketRoute
+from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.types import ExceptionHandler, Receive, Scope, Send
 
 from wsdeco.backplanes.choice import backplane_of_environment, checked_backplane, checked_errors
@@ -26,14 +25,14 @@ from wsdeco.definition.paths import check_path
 from wsdeco.reasons import printable
 from wsdeco.rooms.rooms import Rooms
 from wsdeco.routing.announcements import announce_empty, announce_idle, announce_limits, announce_missing_lifespan
-from wsdeco.routing.bodies import BodyLimitingApp
+from wsdeco.routing.bodies import MAX_BODY_SIZE, BodyLimitingApp
 from wsdeco.routing.draining import Draining
 from wsdeco.routing.endpoints import Context, HandlerEndpoint
 from wsdeco.routing.functions import endpoint_routes
 from wsdeco.routing.lifespan import LifespanFunction, checked_lifespan
 from wsdeco.routing.not_found import NotFound
 from wsdeco.routing.registry import Registered, Registry, RouteInfo, kind_of
-from wsdeco.routing.router import IndexedRouter
+from wsdeco.routing.router import IndexedRouter, first_match
 
 __all__ = ["Application", "context_of", "draining_of", "not_found_of", "registry_of", "rooms_of"]
 
@@ -41,13 +40,6 @@ logger: Final = logging.getLogger("wsdeco")
 
 _PROTOCOL_MODULE: Final = "wsdeco.protocol"
 """Loaded before start-up by a server that uses wsdeco's own WebSocket implementation."""
-
-
-_MAX_BODY_SIZE: Final = 16 * 1024 * 1024
-"""Bytes of the body of an HTTP request, unless the app says otherwise."""
-
-_LIMITS_BODIES: Final = "max_body_size" in inspect.signature(Starlette).parameters
-"""Whether this Starlette limits bodies, which it does from 1.6 on."""
 
 
 class Application:
@@ -67,7 +59,7 @@ class Application:
         clock: Clock | None = None,
         backplane: str | Backplane | None = None,
         publish_errors: PublishErrors = "count",
-        max_body_size: int | None = _MAX_BODY_SIZE,
+        max_body_size: int | None = MAX_BODY_SIZE,
         docs: str | None = "auto",
         metrics: str | None = None,
         health: str | None = None,
@@ -123,7 +115,7 @@ class Application:
         self.app: BodyLimitingApp = BodyLimitingApp(
             debug=debug, middleware=middleware, exception_handlers=exception_handlers
         )
-        _limit_bodies(self.app, max_body_size)
+        self.app.limit_bodies(max_body_size)
         router = self.app.router = IndexedRouter(lifespan=self._run_lifespan)
         self._registry = Registry(router)
         self._not_found = router.default = NotFound(router, self._registry, docs)
@@ -201,7 +193,7 @@ class Application:
             return None
         router = self.app.router
         routes = router.candidates(scope) if isinstance(router, IndexedRouter) else router.routes
-        route, child_scope = _first_match(routes, scope)
+        route, child_scope = first_match(routes, scope)
         if not isinstance(route, WebSocketRoute) or not isinstance(route.app, HandlerEndpoint):
             return None
         scope.update(child_scope)
@@ -322,20 +314,3 @@ not_found_of: Final[Callable[[Application], NotFound]] = attrgetter("_not_found"
 
 rooms_of: Final[Callable[[Application], Rooms]] = attrgetter("_rooms")
 """Returns the rooms, whose backplane a server may choose."""
-
-
-def _first_match(routes: Iterable[BaseRoute], scope: Scope) -> tuple[BaseRoute | None, Scope]:
-    for route in routes:
-        match, child_scope = route.matches(scope)
-        if match is Match.FULL:
-            return route, child_scope
-    return None, {}
-
-
-def _limit_bodies(app: Starlette, size: int | None) -> None:
-    if size is not None and size < 0:
-        raise ValueError(f"max_body_size must be 0 or more bytes, or None for no limit, not {size!r}")
-    if _LIMITS_BODIES:
-        app.max_body_size = size
-    elif size is not None and size != _MAX_BODY_SIZE:
-        raise ValueError(f"max_body_size={size} needs Starlette 1.6: pip install 'starlette>=1.6'")

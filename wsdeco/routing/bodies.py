@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable
-from typing import Any, Final, cast
+from typing import Any, ClassVar, Final, cast
 
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-__all__ = ["BodyLimitingApp"]
+__all__ = ["MAX_BODY_SIZE", "BodyLimitingApp"]
+
+MAX_BODY_SIZE: Final = 16 * 1024 * 1024
+"""Bytes of the body of an HTTP request, unless the app says otherwise."""
 
 _VERSIONS: Final = frozenset({"1.0", "1.1"})
 """Versions of HTTP in which a request without the fields of `_FRAMING` has no body (RFC 9112, section 6.3)."""
@@ -17,7 +21,26 @@ _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class BodyLimitingApp(Starlette):
-    """Starlette, whose `max_body_size` costs a request without a body nothing: there it is a third of a request."""
+    """Starlette, whose `max_body_size` costs a request without a body nothing: there it is a third of a request.
+
+    Attributes:
+        limits_bodies: Whether this Starlette limits bodies, which it does from 1.6 on.
+    """
+
+    limits_bodies: ClassVar[bool] = "max_body_size" in inspect.signature(Starlette).parameters
+
+    def limit_bodies(self, size: int | None) -> None:
+        """Let no body have more bytes than `size`; `None` for any number.
+
+        Raises:
+            ValueError: `size` is no size, or this Starlette cannot see to it.
+        """
+        if size is not None and size < 0:
+            raise ValueError(f"max_body_size must be 0 or more bytes, or None for no limit, not {size!r}")
+        if self.limits_bodies:
+            self.max_body_size: int | None = size
+        elif size is not None and size != MAX_BODY_SIZE:
+            raise ValueError(f"max_body_size={size} needs Starlette 1.6: pip install 'starlette>=1.6'")
 
     def build_middleware_stack(self) -> ASGIApp:
         """Return what a request passes. Starlette calls it at the first one."""

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias, TypeVar, cast
 
-from wsdeco.clock import sleep
+from wsdeco.clock import Clock, sleep
 from wsdeco.connection.drain import drain, whole_seconds
 from wsdeco.definition.faults import name_of
 from wsdeco.definition.signatures import bindable, signature_of
@@ -79,7 +79,7 @@ class Draining:
         if delay:
             await sleep(clock, delay)
         if warning is not None:
-            await _end(warning)
+            await _end(warning, clock)
         if seconds:
             # Who was told first comes back when the last one has been told: the returns are as far apart.
             retry = 1 if is_replaced else whole_seconds(seconds)
@@ -93,9 +93,11 @@ async def _warn(warn: Warn, function: WarningFunction) -> None:
         logger.exception("on_drain failed")
 
 
-async def _end(warning: asyncio.Task[None]) -> None:
-    _, late = await asyncio.wait((warning,), timeout=_WARNING)
-    if late:
+async def _end(warning: asyncio.Task[None], clock: Clock) -> None:
+    late = asyncio.create_task(sleep(clock, _WARNING))
+    await asyncio.wait((warning, late), return_when=asyncio.FIRST_COMPLETED)
+    late.cancel()
+    if not warning.done():
         logger.error("on_drain has not ended within %g s and is cancelled", _WARNING)
         warning.cancel()
 

@@ -11,7 +11,7 @@ from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse
-from starlette.routing import BaseRoute, Match, WebSocketRoute
+from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from wsdeco.definition.paths import check_path
@@ -20,7 +20,7 @@ from wsdeco.reasons import RouteError
 from wsdeco.routing.denial import deny
 from wsdeco.routing.endpoints import HandlerEndpoint
 from wsdeco.routing.registry import Registry
-from wsdeco.routing.router import IndexedRouter
+from wsdeco.routing.router import IndexedRouter, first_match
 
 __all__ = ["NotFound", "document_path"]
 
@@ -98,7 +98,7 @@ class NotFound:
         if path is None:
             return None
         asked: Scope = {"type": "http", "method": "GET", "path": path, "root_path": "", "headers": []}
-        return None if _first_match(self._router, asked) is not None else path
+        return None if first_match(self._router.candidates(asked), asked)[0] is not None else path
 
     @cached_property
     def _has_console(self) -> bool:
@@ -111,7 +111,7 @@ class NotFound:
             await deny(PlainTextResponse("Not Found", 404), scope, receive, send)
             return
         request = Request(scope, receive)
-        route = _first_match(self._router, {**scope, "type": "websocket"})
+        route, _ = first_match(self._router.candidates(scope), {**scope, "type": "websocket"})
         if route is not None:
             await self._answer_as_websocket(request, route, send)
             return
@@ -154,7 +154,3 @@ def _is_from_here(request: Request) -> bool:
     # The Host header counts as well: the name of another site may resolve to this machine.
     origin = parse_origin(f"http://{request.headers.get('host', '')}")
     return origin is not None and is_loopback(origin[1]) and not any(name in request.headers for name in _FORWARDING)
-
-
-def _first_match(router: IndexedRouter, scope: Scope) -> BaseRoute | None:
-    return next((route for route in router.candidates(scope) if route.matches(scope)[0] is Match.FULL), None)

@@ -20,11 +20,11 @@ from wsdeco.definition.factory import generated_from, is_generated
 from wsdeco.routing.announcements import is_interactive
 from wsdeco.routing.endpoints import HandlerEndpoint
 
-__all__ = ["redefine"]
+__all__ = ["PATIENCE", "redefine"]
 
 logger: Final = logging.getLogger("wsdeco")
 
-_PATIENCE: Final = 1.0
+PATIENCE: Final = 1.0
 """Seconds for the event loop of the connections, which a hook may block."""
 
 
@@ -82,7 +82,7 @@ def _exchange_in(loop: AbstractEventLoop, change: _Change, connections: Iterable
     done: Future[str] = Future()
     try:
         loop.call_soon_threadsafe(lambda: done.set_result(_exchange(change, connections)))
-        return done.result(_PATIENCE)
+        return done.result(PATIENCE)
     except (RuntimeError, TimeoutError):
         # Closed since it was asked, or busy.
         return "its connections run the new code as soon as their event loop is free"

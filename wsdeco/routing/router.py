@@ -13,12 +13,12 @@ from types import CoroutineType
 from typing import Any, Final, cast
 
 from starlette._utils import get_route_path
-from starlette.routing import BaseRoute, Mount, Route, Router, WebSocketRoute
+from starlette.routing import BaseRoute, Match, Mount, Route, Router, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from wsdeco.routing.routes import HttpRoute, SocketRoute
 
-__all__ = ["IndexedRouter"]
+__all__ = ["IndexedRouter", "first_match"]
 
 _MATCH_BY_PATTERN: Final = {kind.matches for kind in (HttpRoute, Mount, Route, SocketRoute, WebSocketRoute)}
 """How routes match that go by their `path_regex` alone."""
@@ -56,6 +56,15 @@ class IndexedRouter(Router):
         narrowed: Any = self if scope["type"] == "lifespan" else _Narrowed(self, self.candidates(scope))
         serving: CoroutineType[Any, Any, None] = _serve(narrowed, scope, receive, send)
         return serving
+
+
+def first_match(routes: Iterable[BaseRoute], scope: Scope) -> tuple[BaseRoute | None, Scope]:
+    """Return the first of the routes that serves a request, and what it adds to the scope."""
+    for route in routes:
+        match, child_scope = route.matches(scope)
+        if match is Match.FULL:
+            return route, child_scope
+    return None, {}
 
 
 class _Narrowed:

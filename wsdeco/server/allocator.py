@@ -11,9 +11,10 @@ import os
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
-from wsdeco.server.memory import Memory
+from wsdeco.server.memory import STATM, Memory
 
 __all__ = ["keep_pages"]
 
@@ -32,10 +33,13 @@ _GROWTH: Final = 2 * 1024 * 1024
 
 
 @contextmanager
-def keep_pages() -> Generator[Callable[[], None]]:
+def keep_pages(statm: Path = STATM) -> Generator[Callable[[], None]]:
     """Have glibc keep the pages of large messages; what the context is must be called ten times a second.
 
     Someone who has set up the allocator in the environment (`mallopt(3)`) keeps that.
+
+    Args:
+        statm: The file that says how much memory the process has.
     """
     libc = _libc()
     if libc is None:
@@ -43,7 +47,7 @@ def keep_pages() -> Generator[Callable[[], None]]:
         return
     _set(libc, _MOST)
     try:
-        with Memory() as memory:
+        with Memory(statm) as memory:
             yield _Watch(libc, memory).look
     finally:
         _set(libc, _DEFAULT)

@@ -21,6 +21,7 @@ from wsdeco.server.serving import ANYIO_THREAD, Server, join_threads
 from wsdeco.server.signals import ENDING_SIGNALS, handle_signal
 
 __all__ = [
+    "FLUSH",
     "NOTICE",
     "REPEAT",
     "SECOND_SIGNAL",
@@ -41,7 +42,7 @@ NOTICE: Final = 1.0
 REPEAT: Final = 0.3
 """Seconds in which a second signal is the same as the first."""
 
-_FLUSH: Final = 0.5
+FLUSH: Final = 0.5
 """Seconds that buffered output gets when the process is ended by force."""
 
 TERMINAL_SIGNALS: Final[list[signal.Signals]] = [
@@ -210,7 +211,7 @@ def briefly(function: Callable[..., object], *arguments: object) -> None:
     with suppress(RuntimeError, MemoryError):
         # RuntimeError says that the system has no room for a thread.
         writer.start()
-        writer.join(_FLUSH)
+        writer.join(FLUSH)
 
 
 def _write(line: str) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Final
 
-from wsdeco.server.memory import Memory
+from wsdeco.server.memory import STATM, Memory
 
 __all__ = ["collect_garbage_rarely"]
 
@@ -22,7 +23,7 @@ _OLD_GROWTH: Final = 1.5
 
 
 @contextmanager
-def collect_garbage_rarely() -> Generator[Callable[[], None]]:
+def collect_garbage_rarely(statm: Path = STATM) -> Generator[Callable[[], None]]:
     """Have the garbage collector look for cycles less often; what the context is must be called several times a second.
 
     What one turn of the loop makes for thousands of messages is gone with the next. But the collector counts what has
@@ -31,11 +32,14 @@ def collect_garbage_rarely() -> Generator[Callable[[], None]]:
     The count says nothing of sizes: a cycle of three objects may hold a message of a megabyte. So the collector looks
     as well when the process has grown. A program that has chosen a higher threshold, or switched the collector off,
     keeps that, and so does one on a system that does not tell its memory.
+
+    Args:
+        statm: The file that says how much memory the process has.
     """
     youngest, *older = before = gc.get_threshold()
     with ExitStack() as stack:
         try:
-            memory = stack.enter_context(Memory())
+            memory = stack.enter_context(Memory(statm))
         except OSError:
             memory = None
         if memory is None or not 0 < youngest < _YOUNGEST or not gc.isenabled():

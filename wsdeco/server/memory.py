@@ -7,14 +7,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-__all__ = ["Memory"]
+__all__ = ["STATM", "Memory"]
 
-_STATM: Final = Path("/proc/self/statm")
+STATM: Final = Path("/proc/self/statm")
 """Where Linux says so, in pages."""
 
 
 class Memory:
     """What `/proc` says of this process; a context manager.
+
+    Args:
+        statm: The file that says it.
 
     Its file stays open: where no descriptor is left, none can be opened, and the server has to go on.
 
@@ -22,9 +25,9 @@ class Memory:
         OSError: The system does not say so there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, statm: Path = STATM) -> None:
         self._page_size = os.sysconf("SC_PAGE_SIZE")
-        self._file = _STATM.open("rb", buffering=0)
+        self._file = statm.open("rb", buffering=0)
 
     def __enter__(self) -> Self:
         return self

@@ -8,14 +8,11 @@ import select
 import socket
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Any, Final
+from typing import Any
 
 from wsdeco.server.descriptors import Descriptors
 
 __all__ = ["Neighbours"]
-
-_AT_ONCE: Final = 64
-"""Connections that are taken from a socket at a look."""
 
 
 class Neighbours:
@@ -26,6 +23,7 @@ class Neighbours:
         protocol: Makes the protocol of a connection.
         tls: The arguments of the event loop for TLS.
         descriptors: Told if there are none left.
+        at_once: How many connections are taken from a socket at a look.
     """
 
     def __init__(
@@ -34,7 +32,9 @@ class Neighbours:
         protocol: Callable[[], asyncio.BaseProtocol],
         tls: dict[str, Any],
         descriptors: Descriptors,
+        at_once: int = 64,
     ) -> None:
+        self._at_once = at_once
         self._sockets = {each.fileno(): each for each in chain(*shares)}
         for each in self._sockets.values():
             each.setblocking(False)
@@ -59,7 +59,7 @@ class Neighbours:
 
     def _take_from(self, listener: socket.socket) -> None:
         try:
-            for _ in range(_AT_ONCE):
+            for _ in range(self._at_once):
                 accepted = listener.accept()[0]
                 task = asyncio.create_task(self._serve(accepted))
                 self._tasks.add(task)

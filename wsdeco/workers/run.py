@@ -22,7 +22,7 @@ from wsdeco.workers.link import Link
 from wsdeco.workers.process import Task
 from wsdeco.workers.reload import watching
 from wsdeco.workers.supervisor import Supervisor
-from wsdeco.workers.totals import NoShare, Totals, has_locks, no_locks
+from wsdeco.workers.totals import CLIENTS, ROUTES, NoShare, Totals, has_locks, no_locks
 
 __all__ = ["run_workers"]
 
@@ -98,7 +98,7 @@ def _totals(app: Application, workers: int) -> Generator[Totals | None]:
         yield None
         return
     clients = any(config is None or config.max_connections_per_client for _, config in configs)
-    with closing(Totals.create(workers + 1, clients=clients)) as totals:
+    with closing(Totals.create(workers + 1, CLIENTS if clients else ROUTES)) as totals:
         yield totals
 
 

@@ -32,17 +32,17 @@ from wsdeco.server.foreground import (
 from wsdeco.workers.link import END, FOLLOW, RETIRE, WARNED
 from wsdeco.workers.process import Slot, Task, Worker
 
-__all__ = ["Supervised", "Supervisor"]
+__all__ = ["MARGIN", "START", "Supervised", "Supervisor"]
 
 logger: Final = logging.getLogger("wsdeco")
 
 _TICK: Final = 0.5
 """Seconds between two looks at what announces nothing."""
 
-_MARGIN: Final = 2.0
+MARGIN: Final = 2.0
 """Seconds that a worker gets beyond the bound of its own end before it is killed."""
 
-_START: Final = 60.0
+START: Final = 60.0
 """Seconds in which a worker that is to replace another one has to serve."""
 
 _HANGUP: Final = getattr(signal, "SIGHUP", None)
@@ -240,7 +240,7 @@ class Supervisor:
             slot.failures = 0
             if worker is not None:
                 worker.end(RETIRE)
-        elif new is not None and now - new.started_at > _START:
+        elif new is not None and now - new.started_at > START:
             new.process.kill()
         if old is not None and now - (old.ending_at or now) > self._limit(old):
             say(f"the worker process {old.process.pid}, which has been replaced, has not ended: it is killed")
@@ -362,7 +362,7 @@ class Supervisor:
     def _limit(self, worker: Worker) -> float:
         if self._patience is not None and not self._ending:
             return self._patience
-        return (self._time_to_end if worker.limit is None else worker.limit) + _MARGIN
+        return (self._time_to_end if worker.limit is None else worker.limit) + MARGIN
 
     def _pids(self) -> str:
         return ", ".join(str(worker.process.pid) for worker in self._workers)

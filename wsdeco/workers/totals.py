@@ -19,7 +19,7 @@ from typing import Any, Final
 from wsdeco.reasons import ServerError
 from wsdeco.workers.memory import Memory
 
-__all__ = ["NoShare", "Share", "Totals", "has_locks", "no_locks"]
+__all__ = ["CLIENTS", "ROUTES", "NoShare", "Share", "Totals", "has_locks", "no_locks"]
 
 logger: Final = logging.getLogger("wsdeco")
 
@@ -30,10 +30,10 @@ _KEY: Final = 16
 
 _KEY_CELLS: Final = _KEY // _CELL.size
 
-_NAMES: Final = 1024
+ROUTES: Final = 1024
 """How many names can be counted at a time, if no route limits its clients."""
 
-_CLIENTS: Final = 128 * 1024
+CLIENTS: Final = 128 * 1024
 """The same, if one does."""
 
 _WINDOW: Final = 128
@@ -56,17 +56,16 @@ class Totals:
         self._cells = memoryview(memory.bytes).cast("I")
 
     @classmethod
-    def create(cls, workers: int, *, clients: bool = False) -> Totals:
+    def create(cls, workers: int, names: int = ROUTES) -> Totals:
         """Return the cells of so many workers, with nothing taken.
 
         Args:
             workers: How many there are.
-            clients: Whether clients are counted too, of which there are many more than routes.
+            names: How many names can be counted at a time.
 
         Raises:
             ServerError: The system has no room.
         """
-        names = _CLIENTS if clients else _NAMES
         size = names * (_KEY + workers * _CELL.size)
         return cls(workers, names, Memory.create(size, "counting connections"))
 

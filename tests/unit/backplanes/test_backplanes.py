@@ -20,7 +20,7 @@ from redis.asyncio import Redis as RedisClient
 from tests.support.brokers import BrokerProcess, nats_server, redis_server
 from tests.support.stacks import MEMORY, Server, soon, until
 from tests.support.wire import Logged
-from wsdeco import Address, App, Backplane, BackplaneError, Room, Sink, ws
+from wsdeco import Address, App, Backplane, BackplaneError, Room, Sink
 from wsdeco.backplanes.broker import BrokerBackplane
 from wsdeco.backplanes.envelope import subject_of
 from wsdeco.backplanes.nats import NatsBroker
@@ -246,11 +246,10 @@ async def test_the_environment_names_a_backplane(nats: BrokerProcess, monkeypatc
         await until(lambda: backplane_of(app).state == "connected")
 
 
-async def test_the_default_app_takes_the_backplane_of_the_environment(
+async def test_an_app_takes_the_backplane_that_the_environment_names_later(
     nats: BrokerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Other tests use the default app without a backplane.
-    monkeypatch.setattr(ws, "_rooms", vars(App())["_rooms"])
+    ws = App()
     monkeypatch.setenv("WSDECO_BACKPLANE", nats.url)
     async with parties(nats.url) as (party,):
         await party.connected()

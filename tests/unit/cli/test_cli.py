@@ -372,7 +372,7 @@ from pathlib import Path
 
 from wsdeco.workers import process
 
-process._LONGEST_DELAY = 0.1
+process.LONGEST_DELAY = 0.1
 if multiprocessing.parent_process() and Path("broken").exists():
     raise OSError("gone")
 {MAIN}

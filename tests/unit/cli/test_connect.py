@@ -388,7 +388,7 @@ def test_an_interrupt_that_comes_just_before_the_read_is_repeated(monkeypatch: p
     reads = threading.Event()
     monkeypatch.setattr(sys, "stdin", Pipe(lines()))
     monkeypatch.setattr(signal, "pthread_kill", second_counts)
-    monkeypatch.setattr(conversation, "_AGAIN", 0.2)
+    monkeypatch.setattr(conversation, "AGAIN", 0.2)
     receiving, sending = os.pipe()
     with os.fdopen(receiving, "rb") as source, os.fdopen(sending, "wb"):
         assert Conversation(cast("Any", Closes(reads)), binary=False, wait=0).run() == (1001, "")

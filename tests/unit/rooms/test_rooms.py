@@ -977,10 +977,7 @@ async def member_elsewhere(room: Room) -> tuple[asyncio.AbstractEventLoop, ListC
     return loop, await asyncio.to_thread(loop.run_until_complete, member())
 
 
-async def test_a_loop_that_closes_with_a_broadcast_handed_over_holds_nobody_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("wsdeco.rooms.loops._LOOK_AGAIN", 0.001)
+async def test_a_loop_that_closes_with_a_broadcast_handed_over_holds_nobody_up() -> None:
     room = Room("lobby", Rooms())
     loop, channel = await member_elsewhere(room)
     handed_over = asyncio.create_task(room.broadcast("x"))

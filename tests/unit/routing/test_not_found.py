@@ -156,7 +156,7 @@ def test_a_path_that_is_none_is_refused(docs: str) -> None:
 async def test_without_its_package_it_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     app = echo_app()
     not_found_of(app).on_loopback = True
-    monkeypatch.setattr("wsdeco.routing.not_found.find_spec", {"wsdeco.console": None}.get)
+    monkeypatch.setitem(sys.modules, "wsdeco.console", None)
     assert not_found_of(app).console_path is None
     assert await docs_of(app) == 404
 

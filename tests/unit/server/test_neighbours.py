@@ -40,8 +40,8 @@ def connected(listeners: Listeners) -> socket.socket:
     return client
 
 
-def neighbours_of(listeners: Listeners, place: int) -> Neighbours:
-    return Neighbours(listeners.of_worker(place).others, Greeting, {}, Descriptors())
+def neighbours_of(listeners: Listeners, place: int, **options: Any) -> Neighbours:
+    return Neighbours(listeners.of_worker(place).others, Greeting, {}, Descriptors(), **options)
 
 
 # The sockets.
@@ -155,11 +155,10 @@ async def test_a_client_is_taken_that_waits_from_one_look_to_the_next(listeners:
     neighbours.look()
 
 
-async def test_of_a_crowd_a_few_are_taken_at_a_look(listeners: Listeners, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsdeco.server.neighbours._AT_ONCE", 1)
+async def test_of_a_crowd_a_few_are_taken_at_a_look(listeners: Listeners) -> None:
     loop = asyncio.get_running_loop()
     with (
-        closing(neighbours_of(listeners, 1)) as neighbours,
+        closing(neighbours_of(listeners, 1, at_once=1)) as neighbours,
         connected(listeners) as first,
         connected(listeners) as last,
     ):

@@ -6,7 +6,6 @@ from typing import Any, Final
 
 import pytest
 
-from wsdeco.transport import departures
 from wsdeco.transport.departures import Departures, has_vanished
 
 
@@ -56,13 +55,6 @@ def test_a_peer_that_answers_is_there() -> None:
         opened.sendall(b"x")
         assert peer.recv(1) == b"x"
         assert not asked(opened)
-
-
-def test_a_system_that_does_not_tell_loses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(departures, "_TCP_INFO", None)
-    one, other = socket.socketpair()
-    with one, other:
-        assert not asked(one)
 
 
 def test_a_unix_socket_has_no_peer_that_could_vanish() -> None:

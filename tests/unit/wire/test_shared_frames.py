@@ -14,7 +14,7 @@ from websockets.protocol import Protocol, Side, State
 
 from tests.support.stacks import DIRECT, until
 from wsdeco import Address, App, Compression, Sink
-from wsdeco.transport.shared import _MOST_AT_ONCE, Shared  # pyright: ignore[reportPrivateUsage]
+from wsdeco.transport.shared import MOST_AT_ONCE, Shared
 from wsdeco.wire.deflate import Deflate
 from wsdeco.wire.incoming import Framing
 from wsdeco.wire.outgoing import Encoded, encode_message
@@ -195,7 +195,7 @@ class Counted:
 
 async def test_many_connections_are_flushed_in_several_turns_of_the_loop() -> None:
     shared, flushed = Shared(asyncio.get_running_loop()), list[int]()
-    for number in range(2 * _MOST_AT_ONCE + 1):
+    for number in range(2 * MOST_AT_ONCE + 1):
         shared.flush_later(Counted(flushed, number))
     seen: list[int] = []
     for _ in range(4):
@@ -203,5 +203,5 @@ async def test_many_connections_are_flushed_in_several_turns_of_the_loop() -> No
         seen.append(len(flushed))
         shared.flush_later(Counted(flushed, -1))
     await asyncio.sleep(0)
-    assert seen == [_MOST_AT_ONCE, 2 * _MOST_AT_ONCE, 2 * _MOST_AT_ONCE + 3, 2 * _MOST_AT_ONCE + 4]
-    assert [number for number in flushed if number >= 0] == list(range(2 * _MOST_AT_ONCE + 1))
+    assert seen == [MOST_AT_ONCE, 2 * MOST_AT_ONCE, 2 * MOST_AT_ONCE + 3, 2 * MOST_AT_ONCE + 4]
+    assert [number for number in flushed if number >= 0] == list(range(2 * MOST_AT_ONCE + 1))
