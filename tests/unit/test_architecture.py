@@ -102,6 +102,11 @@ LAZILY: Final[dict[tuple[str, str], str]] = {
 The type of what the function returns may be imported for type checkers besides.
 """
 
+PATCHED: Final = {
+    "_PAUSES_AFTER_WRITELINES": "what asyncio does depends on the Python that runs the tests",
+}
+"""Private names of the package that a test may set, and why."""
+
 FOLDERS: Final = frozenset(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 
 NO_EXPORTS: Final = frozenset({"__main__", *(f"{folder}/__init__" for folder in FOLDERS - {"testing"})})
@@ -314,3 +319,17 @@ def test_no_coroutine_is_compiled() -> None:
             if isinstance(node, ast.Await | ast.YieldFrom)
         ]
         assert awaits == [], name
+
+
+def test_no_test_sets_a_private_name_of_the_package() -> None:
+    """It would break with a move, and says nothing of how the package is used: bounds and times are arguments."""
+    private = re.compile(
+        r"""setattr\(\s*(?!os, )(?:[\w.]+, )?["'](?:wsdeco[\w.]*\.)?(_[A-Za-z]\w*)|\w\.(_[A-Z]\w*) =[^=]"""
+    )
+    found = {
+        f"{path.name}: {name}"
+        for path in (CHECKOUT / "tests").rglob("*.py")
+        for match in private.finditer(path.read_text("utf-8"))
+        if (name := match[1] or match[2]) not in PATCHED and path != Path(__file__)
+    }
+    assert sorted(found) == []
