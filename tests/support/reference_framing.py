@@ -38,7 +38,9 @@ class Inflating(Extension):
             self.compressed = frame.rsv1
         if not self.compressed or frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
             return frame
-        return Frame(frame.opcode, self.deflate.inflate(frame.data, self.room, ends=frame.fin), frame.fin)
+        return Frame(
+            frame.opcode, b"".join(self.deflate.inflated([bytes(frame.data)], self.room, ends=frame.fin)), frame.fin
+        )
 
     def encode(self, frame: Frame) -> Frame:
         return frame
@@ -54,6 +56,9 @@ class ReferenceFraming(Framing):
         self.inflating = None if deflate is None else Inflating(deflate)
         self.library.extensions = [] if self.inflating is None else [self.inflating]
         self._inline_limit = NEVER
+
+    def _take_deflated(self, first: int, size: int, payload: list[bytes | bytearray], messages: list[Data]) -> int:
+        return self._take_frame(first, b"".join(payload), messages)
 
     def _take_frame(self, first: int, payload: bytes, messages: list[Data]) -> int:
         if self.inflating is not None:
@@ -72,10 +77,10 @@ class ReferenceFraming(Framing):
             frame = cast(Frame, self.library.events_received()[0])
             if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
                 opcode, data = int(frame.opcode), bytes(frame.data)
-                self._take_data(opcode, data, messages, ends=frame.fin, rsv1=first & 0x40 != 0)
+                cost = self._take_data(opcode, data, messages, ends=frame.fin, rsv1=first & 0x40 != 0)
                 self._inline_limit = NEVER
-            else:
-                self._notice_control(frame, replies)
+                return cost
+            self._notice_control(frame, replies)
         return 1
 
     def _notice_control(self, frame: Frame, replies: list[bytes]) -> None:

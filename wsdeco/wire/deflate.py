@@ -91,13 +91,13 @@ class Deflate:
         self._inflater: _Inflater | None = None
         self._compressor: _Compressor | None = None
 
-    def inflate(  # noqa: C901 - pieces, blocks, and what may be wrong with them
-        self, payload: bytes | bytearray | memoryview, limit: int, *, ends: bool
-    ) -> bytes:
-        """Inflate the payload of a frame of a compressed message.
+    def inflated(  # noqa: C901 - pieces, blocks, and what may be wrong with them
+        self, payload: list[bytes | bytearray], limit: int, *, ends: bool
+    ) -> Iterator[bytes]:
+        """Yield what the payload of a frame of a compressed message inflates to, in pieces of 256 KiB at most.
 
         Args:
-            payload: The payload, unmasked.
+            payload: The payload, unmasked, in pieces, which are taken from the list.
             limit: Most bytes it may inflate to.
             ends: The message ends with this frame.
 
@@ -105,9 +105,16 @@ class Deflate:
             PayloadTooBig: It inflates to more than `limit`.
             ProtocolError: It is not a deflate stream, or hardly anything but blocks without content.
         """
-        output: list[bytes] = []
         size = final_blocks = consumed = 0
-        for data in _pieces(payload, ends=ends):
+        if ends:
+            payload[-1] = payload[-1] + _EMPTY_BLOCK
+        payload.reverse()
+        while payload:
+            data = bytes(payload.pop())
+            if len(data) > _INPUT_PIECE:
+                # zlib copies what it has not consumed: given all at once, it would copy the whole piece.
+                payload += [data[start : start + _INPUT_PIECE] for start in range(0, len(data), _INPUT_PIECE)][::-1]
+                continue
             consumed += len(data)
             while data:
                 inflater = self._inflater
@@ -121,20 +128,19 @@ class Deflate:
                 if size > limit:
                     raise PayloadTooBig(None, limit)
                 if inflated:
-                    output.append(inflated)
-                data = inflater.unconsumed_tail  # noqa: PLW2901 - what is left of it
+                    yield inflated
+                data = inflater.unconsumed_tail
                 if inflater.eof:
                     final_blocks += 1
                     if final_blocks > _MAX_FINAL_BLOCKS:
                         raise ProtocolError("too many final blocks in one compressed frame")
-                    data = inflater.unused_data  # noqa: PLW2901
+                    data = inflater.unused_data
                     self._inflater = None
             # Data that cannot be compressed grows by an eighth at most.
             if consumed - size * 9 // 8 > _MAX_WASTE:
                 raise ProtocolError("compressed data that inflates to hardly anything")
         if ends and not self._client_context:
             self._inflater = None
-        return output[0] if len(output) == 1 else b"".join(output)
 
     def encode_message(self, message: Data) -> bytes:
         """Return the whole frame of a message, compressed unless it is too short (RFC 7692, section 6).
@@ -207,18 +213,6 @@ class Deflate:
         alone = Deflate(server_context=False, server_window_bits=self._server_window_bits, settings=self._settings)
         frame = alone.encode_message(message.data)
         return frame if len(frame) < len(message.frame) else message.frame
-
-
-def _pieces(payload: bytes | bytearray | memoryview, *, ends: bool) -> Iterator[bytes]:
-    # zlib copies what it has not consumed: given all at once, it would copy the whole frame.
-    if len(payload) <= _INPUT_PIECE:
-        yield bytes(payload) + _EMPTY_BLOCK if ends else bytes(payload)
-        return
-    view = memoryview(payload)
-    for start in range(0, len(view), _INPUT_PIECE):
-        yield bytes(view[start : start + _INPUT_PIECE])
-    if ends:
-        yield _EMPTY_BLOCK
 
 
 def negotiate(offers: str, settings: Compression | None = None) -> tuple[str, Deflate] | None:

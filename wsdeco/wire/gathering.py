@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from codecs import utf_8_decode
+from collections.abc import Iterator
 from typing import Final
 
 from wsdeco.messages import Data
@@ -47,13 +48,14 @@ class Fragments:
         is_text: Each fragment is checked as it comes.
 
     Attributes:
+        is_text: Each fragment has been checked.
         size: Bytes of payload that are here.
     """
 
-    __slots__ = ("_is_text", "_pieces", "_tail", "size")
+    __slots__ = ("_pieces", "_tail", "is_text", "size")
 
     def __init__(self, *, is_text: bool) -> None:
-        self._is_text = is_text
+        self.is_text: bool = is_text
         self._pieces: list[bytes | bytearray] = []
         self._tail = b""
         self.size: int = 0
@@ -70,14 +72,24 @@ class Fragments:
             self._pieces.append(payload)
         else:
             _add(self._pieces, payload)
-        if self._is_text and (self._tail or not payload.isascii()):
+        if self.is_text and (self._tail or not payload.isascii()):
             unchecked = self._tail + payload
             self._tail = unchecked[utf_8_decode(unchecked, "strict", ends)[1] :]
 
     def message(self) -> Data:
         """Return the message, all of whose fragments have been added."""
         payload = b"".join(self._pieces)
-        return payload.decode() if self._is_text else payload
+        return payload.decode() if self.is_text else payload
+
+    def take(self) -> Iterator[bytes]:
+        """Yield the pieces of the message, none of which is kept."""
+        return _taken(self._pieces)
+
+
+def _taken(pieces: list[bytes | bytearray]) -> Iterator[bytes]:
+    pieces.reverse()
+    while pieces:
+        yield bytes(pieces.pop())
 
 
 class LargeFrame:
@@ -93,15 +105,32 @@ class LargeFrame:
     Attributes:
         first: The first byte of its header.
         missing: Bytes of its payload that have yet to arrive.
-        rest: What has arrived behind it, while it is decoded.
+        rest: What has arrived behind it, while there is something left to do with it.
+        is_inflated: What is left to do with it takes longer than decoding.
     """
 
-    __slots__ = ("_decodes", "_is_text", "_key", "_pieces", "_tail", "_texts", "first", "missing", "rest")
+    __slots__ = (
+        "_decodes",
+        "_fragments",
+        "_is_text",
+        "_key",
+        "_left",
+        "_pieces",
+        "_tail",
+        "_texts",
+        "first",
+        "is_inflated",
+        "missing",
+        "rest",
+    )
 
     def __init__(self, first: int, key: bytes, length: int, *, is_text: bool) -> None:
         self.first: int = first
         self.missing: int = length
         self.rest: bytes = b""
+        self.is_inflated: bool = False
+        self._left: Iterator[bytes] | None = None
+        self._fragments: Fragments | None = None
         self._is_text = self._decodes = is_text
         self._key = key
         self._pieces: list[bytes | bytearray] = []
@@ -134,33 +163,55 @@ class LargeFrame:
             self._decodes = False
         _add(self._pieces, piece)
         if self._is_text and self.missing == 0:
-            # `decode` takes them from the end.
-            self._pieces.reverse()
+            self._left = _taken(self._pieces)
 
-    def decode(self, most: int) -> bool:
-        """Decode what is left of a text that is whole, `most` bytes and a piece of it; return whether that was all.
+    def begin(self, pieces: Iterator[bytes], fragments: Fragments | None = None, *, is_inflated: bool = False) -> None:
+        """Have `finish` take these pieces for the payload, which add to a message in `fragments` if it is in such."""
+        self._left = pieces
+        self._fragments = fragments
+        self.is_inflated = is_inflated
+
+    def finish(self, most: int) -> bool:
+        """Inflate and decode `most` bytes and a piece of what is left of a frame that is whole.
+
+        Returns:
+            Whether that was all.
 
         Raises:
             UnicodeDecodeError: The text is no UTF-8.
+            PayloadTooBig: As `wsdeco.wire.deflate.Deflate.inflated` does.
+            ProtocolError: The same.
         """
-        if not self._is_text:
+        left = self._left
+        if left is None:
             return True
-        pieces = self._pieces
-        while pieces:
+        for piece in left:
+            most -= len(piece)
+            if self._fragments is not None:
+                self._fragments.add(piece, ends=False)
+            elif self._is_text:
+                encoded = self._tail + piece
+                text, used = utf_8_decode(encoded, "strict", False)
+                self._texts.append(text)
+                self._tail = encoded[used:]
+            else:
+                self._pieces.append(piece)
             if most <= 0:
                 return False
-            piece = self._tail + pieces.pop()
-            most -= len(piece)
-            text, used = utf_8_decode(piece, "strict", not pieces)
-            self._texts.append(text)
-            self._tail = piece[used:]
+        # Raises an exception if the last character is not whole.
+        utf_8_decode(self._tail, "strict", True)
+        self._left = None
         return True
 
-    def payload(self) -> bytes:
-        """Return the payload of a frame that is no whole text; once, as nothing of it is kept."""
+    def take(self) -> list[bytes | bytearray]:
+        """Return the pieces of the payload of a frame that is no whole text; nothing of it is kept."""
         pieces, self._pieces = self._pieces, []
-        first = pieces[0]
-        return first if len(pieces) == 1 and isinstance(first, bytes) else b"".join(pieces)
+        return pieces
+
+    def payload(self) -> bytes:
+        """Return the payload of such a frame; once, as nothing of it is kept."""
+        pieces = self.take()
+        return pieces[0] if len(pieces) == 1 and isinstance(pieces[0], bytes) else b"".join(pieces)
 
     def message(self) -> Data:
         """Return the payload of a frame that is a whole message, a text all decoded; once, as nothing of it is kept."""

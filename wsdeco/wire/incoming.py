@@ -17,7 +17,7 @@ time for a fragment and ten times for a ping, and leaves UTF-8 to its owner.
 - **UTF-8.** Fragments of a text are checked as they arrive, so that a message is refused (1007) at the first fragment
   that makes it invalid.
 - **Time.** Tiny messages and fragments, pings and compressed messages cost far more time and memory than their bytes
-  say. One call of `receive` does a bounded amount of such work; if it stops before the end of its input, `unread`
+  say. One call of `receive` does a bounded amount of such work; if it stops before the end, `unread`
   says so, and the rest waits for the next call.
 - **The end.** A close frame from the peer, or a fault of the peer, ends the input: `ended` says how. The messages
   before it are all returned. What to answer, `close` encodes; when, the owner decides.
@@ -29,6 +29,7 @@ A pong is due for every ping, but a peer that does not read its pongs must not f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Final, cast
 
 from websockets import frames
@@ -74,6 +75,10 @@ _LARGE: Final = 16 * 1024
 """Payload size of a frame from which it is unmasked as it arrives, if it does not arrive in one read."""
 _DECODED_AT_ONCE: Final = 1024 * 1024
 """Bytes of text that one call of `receive` decodes of a larger message: 1 or 2 ms beyond ASCII."""
+_INFLATED_AT_ONCE: Final = 512 * 1024
+"""Bytes to which one call of `receive` inflates a larger message: 1 to 3 ms."""
+_BEGUN: Final = -1
+"""What work costs that has only been begun."""
 _MESSAGE_BUDGET: Final = 250
 """Messages after which one call of `receive` stops: looked at once in `_STRETCH`, not for each message."""
 _STRETCH: Final = 2048
@@ -109,7 +114,7 @@ class Framing:
         ended: How the peer ended the input: its close frame (`by="client"`; 1005 for one without a code), or the close
             that its fault calls for (`by="server"`). Nothing that arrives later is looked at.
         close_sent: A close frame has been encoded by `close`.
-        unread: `receive` stopped before the end of its input: call it again, with `b""` if nothing new came.
+        unread: `receive` stopped before the end of its work: call it again, with `b""` if nothing new came.
         noticed: There is something besides messages: look at `ended` and `unread`, and call `notice`.
         ping_payload: The payload of our ping that has not been answered; the owner sets it when it sends one.
         hold_pongs: Keep the newest pong until `release_pong`, instead of handing out all of them.
@@ -204,12 +209,15 @@ class Framing:
                 else:
                     data = held.rest + data
                     chunk = data
-                if not held.decode(_DECODED_AT_ONCE):
-                    held.rest = data[position:]
-                    self.unread = self.noticed = True
+                if not held.finish(_INFLATED_AT_ONCE if held.is_inflated else _DECODED_AT_ONCE):
+                    self._go_on_later(held, data[position:])
                     return messages
                 self._held = None
-                budget -= self._take_large(held, messages)
+                cost = self._take_large(held, messages)
+                if cost == _BEGUN:
+                    self._go_on_later(self._held, data[position:])
+                    return messages
+                budget -= cost
                 if budget <= 0 and position < len(data):
                     self._held = bytearray(memoryview(data)[position:])
                     self._wanted = 0
@@ -255,9 +263,13 @@ class Framing:
                     if stop == size:
                         # Frees a large frame before its message is made.
                         chunk, held = b"", None
-                    budget -= self._take_frame(first, payload, messages)
+                    cost = self._take_frame(first, payload, messages)
                     if self.ended is not None:
                         return messages
+                    if cost == _BEGUN:
+                        self._go_on_later(self._held, bytes(chunk[position:]))
+                        return messages
+                    budget -= cost
                     limit = self._inline_limit
                     short_limit = limit if limit < _LONG else _LONG - 1
                     if budget <= 0 and position < size:
@@ -272,14 +284,22 @@ class Framing:
                 break
         except UnicodeDecodeError:
             self._end(Close(CloseCode.INVALID_UTF8, "invalid UTF-8 in a text message", by="server"))
+        except PayloadTooBig:
+            self._fail(self._too_big())
+        except ProtocolError as error:
+            self._fail(_Fault(CloseCode.PROTOCOL_ERROR, str(error)))
         except _Fault as fault:
-            self._end(Close(fault.code, fault.reason, by="server"))
+            self._fail(fault)
         else:
             if position < size:
                 self._held = bytearray(memoryview(chunk)[position:])
                 self._wanted = wanted
             self.unread = wanted == 0
         return messages
+
+    def _go_on_later(self, frame: bytearray | LargeFrame | None, rest: bytes) -> None:
+        cast(LargeFrame, frame).rest = rest
+        self.unread = self.noticed = True
 
     def _begin_large(self, first: int, rest: memoryview, length: int) -> LargeFrame:
         frame = LargeFrame(first, bytes(rest[:4]), length, is_text=first == _TEXT)
@@ -338,7 +358,10 @@ class Framing:
         return _Fault(CloseCode.TOO_BIG, f"message is longer than {self._max_message_size} bytes")
 
     def _take_frame(self, first: int, payload: bytes, messages: list[Data]) -> int:
-        """Take a whole frame, and return what that cost, in small frames."""
+        """Take a whole frame, and return what that cost, in small frames.
+
+        `_BEGUN` says that there is more to do, and what is held is to be finished by the next calls.
+        """
         fragments = self._fragments
         if first == _CONTINUATION and fragments is not None and not self._message_is_compressed:
             # Most frames of a message in many fragments.
@@ -348,46 +371,70 @@ class Framing:
         if first & _CONTROL:
             self._take_control(first & _OPCODE, payload)
             return 1
-        ends = first >= _FIN
-        rsv1 = first & _RSV1 != 0
-        cost = 1
-        if rsv1 or self._message_is_compressed:
-            cost += len(payload) // _DEFLATED_BYTES_PER_FRAME
-            payload = self._inflate(payload, ends=ends)
-            cost += len(payload) // _INFLATED_BYTES_PER_FRAME
-        self._take_data(first & _OPCODE, payload, messages, ends=ends, rsv1=rsv1)
-        return cost
+        if first & _RSV1 or self._message_is_compressed:
+            return self._take_deflated(first, len(payload), [payload], messages)
+        return self._take_data(first & _OPCODE, payload, messages, ends=first >= _FIN, rsv1=False)
 
     def _take_large(self, frame: LargeFrame, messages: list[Data]) -> int:
-        if frame.first & _RSV1 == 0 and frame.first >= _FIN and self._fragments is None:
+        first = frame.first
+        if frame.is_inflated and self._fragments is not None:
+            return self._take_data(first & _OPCODE, b"", messages, ends=first >= _FIN, rsv1=False)
+        if first & _RSV1 == 0 and first >= _FIN and self._fragments is None:
             messages.append(frame.message())
             return 1
-        return self._take_frame(frame.first, frame.payload(), messages)
+        if first & _RSV1 or self._message_is_compressed:
+            pieces = frame.take()
+            return self._take_deflated(first, sum(map(len, pieces)), pieces, messages)
+        return self._take_frame(first, frame.payload(), messages)
 
-    def _inflate(self, payload: bytes, *, ends: bool) -> bytes:
-        room = self._max_message_size - self._reassembled
-        try:
-            return cast(Deflate, self._deflate).inflate(payload, room, ends=ends)
-        except PayloadTooBig:
-            raise self._too_big() from None
-        except ProtocolError as error:
-            raise _Fault(CloseCode.PROTOCOL_ERROR, str(error)) from None
+    def _take_deflated(self, first: int, size: int, payload: list[bytes | bytearray], messages: list[Data]) -> int:
+        ends = first >= _FIN
+        rsv1 = first & _RSV1 != 0
+        opcode = first & _OPCODE
+        inflating = cast(Deflate, self._deflate).inflated(
+            payload, self._max_message_size - self._reassembled, ends=ends
+        )
+        pieces: list[bytes] = []
+        cost = 1 + size // _DEFLATED_BYTES_PER_FRAME
+        size = 0
+        for piece in inflating:
+            pieces.append(piece)
+            size += len(piece)
+            if size > _INFLATED_AT_ONCE:
+                break
+        else:
+            whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            begun = self._take_data(opcode, whole, messages, ends=ends, rsv1=rsv1)
+            return begun if begun == _BEGUN else cost + size // _INFLATED_BYTES_PER_FRAME
+        if not ends and self._fragments is None:
+            self._take_data(opcode, b"", messages, ends=False, rsv1=rsv1)
+        fragments = self._fragments
+        held = LargeFrame(first & ~_RSV1, b"", 0, is_text=fragments is None and opcode == _OPENS_TEXT)
+        held.begin(chain(pieces, inflating), fragments, is_inflated=True)
+        self._held = held
+        return _BEGUN
 
-    def _take_data(self, opcode: int, payload: bytes, messages: list[Data], *, ends: bool, rsv1: bool) -> None:
+    def _take_data(self, opcode: int, payload: bytes, messages: list[Data], *, ends: bool, rsv1: bool) -> int:
         fragments = self._fragments
         if fragments is None:
             if ends:
                 messages.append(payload.decode() if opcode == _OPENS_TEXT else payload)
-                return
+                return 1
             fragments = self._fragments = Fragments(is_text=opcode == _OPENS_TEXT)
             self._inline_limit = _INLINE_SHUT
             self._message_is_compressed = rsv1
         fragments.add(payload, ends=ends)
-        if ends:
-            messages.append(fragments.message())
-            self._drop_fragments()
-        else:
+        if not ends:
             self._active = self.noticed = True
+            return 1
+        self._drop_fragments()
+        if fragments.is_text and fragments.size > _DECODED_AT_ONCE:
+            held = LargeFrame(_TEXT, b"", 0, is_text=True)
+            held.begin(fragments.take())
+            self._held = held
+            return _BEGUN
+        messages.append(fragments.message())
+        return 1
 
     def _take_control(self, opcode: int, payload: bytes) -> None:
         if opcode == _CLOSE:
@@ -412,6 +459,9 @@ class Framing:
         self._fragments = None
         self._message_is_compressed = False
         self._inline_limit = self._max_message_size
+
+    def _fail(self, fault: _Fault) -> None:
+        self._end(Close(fault.code, fault.reason, by="server"))
 
     def _end(self, how: Close) -> None:
         self.ended = how
@@ -473,8 +523,6 @@ class Framing:
 def _parsed_close(payload: bytes) -> Close:
     try:
         close = frames.Close.parse(payload)
-    except ProtocolError as error:
-        raise _Fault(CloseCode.PROTOCOL_ERROR, str(error)) from None
     except UnicodeDecodeError as error:
         raise _Fault(CloseCode.INVALID_UTF8, f"{error.reason} at position {error.start}") from None
     return Close(int(close.code), close.reason)

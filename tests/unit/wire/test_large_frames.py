@@ -81,11 +81,12 @@ def test_a_character_that_the_end_cuts_in_two_is_refused() -> None:
     assert ended.code == 1007
 
 
-def random_stream(source: random.Random, *, deflate: bool) -> bytes:
+def random_stream(source: random.Random, *, deflate: bool, repeated: int = 1) -> bytes:
     """Return messages, large and small, whole and in fragments, with a ping now and then; some of them invalid."""
     frames: list[bytes] = []
     for _ in range(source.randrange(1, 5)):
         content = source.choice(list(TEXTS.values())).encode()[: source.choice([10, 5_000, 40_000, 290_000])]
+        content *= source.choice([1, repeated])
         if source.random() < 0.2:
             content += source.choice([b"\xff", b"\xe2\x82", b"ok"])
         opcode = source.choice([TEXT, BINARY])
@@ -105,16 +106,17 @@ def random_stream(source: random.Random, *, deflate: bool) -> bytes:
     return b"".join(frames)
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_as_the_reference(seed: int) -> None:
+@pytest.mark.parametrize(("seed", "repeated"), [*((seed, 1) for seed in range(60)), *((seed, 8) for seed in range(60))])
+def test_as_the_reference(seed: int, repeated: int) -> None:
     source = random.Random(seed)  # noqa: S311 - the same in every run
     deflate = source.random() < 0.4
-    stream = random_stream(source, deflate=deflate)
+    stream = random_stream(source, deflate=deflate, repeated=repeated)
     most = source.choice([3_000, 70_000, 256_000])
+    limit = SIZE * repeated
     found = outcome(
-        Framing(SIZE, deflate=Deflate() if deflate else None), in_reads(stream, lambda: source.randrange(1, most))
+        Framing(limit, deflate=Deflate() if deflate else None), in_reads(stream, lambda: source.randrange(1, most))
     )
-    expected = outcome(ReferenceFraming(SIZE, deflate=Deflate() if deflate else None), iter([stream]))
+    expected = outcome(ReferenceFraming(limit, deflate=Deflate() if deflate else None), iter([stream]))
     assert found == expected
 
 
@@ -223,6 +225,105 @@ def test_bytes_take_no_steps() -> None:
         messages += framing.receive(data)
         assert not framing.unread
     assert messages == [content]
+
+
+def as_fragments(payload: bytes, size: int, *, compressed: bool) -> bytes:
+    """Return the frames of a text in fragments of `size` bytes."""
+    content = wire.deflated(payload) if compressed else payload
+    starts = range(0, len(content), size)
+    return b"".join(
+        client_frame(
+            CONT if start else TEXT,
+            content[start : start + size],
+            fin=start == starts[-1],
+            reserved=0x40 if compressed and not start else 0,
+        )
+        for start in starts
+    )
+
+
+NOISE = random.Random(4).randbytes(3 * MIB).decode("latin-1")  # noqa: S311 - the same in every run
+SMOOTH = "größe und 時刻, " * (3 * MIB // 20)
+
+
+@pytest.mark.parametrize("content", [NOISE, SMOOTH], ids=["noise", "smooth"])
+@pytest.mark.parametrize("as_text", [True, False])
+@pytest.mark.parametrize("size", [300, 65_536, 1 << 24])
+@pytest.mark.parametrize("in_fragments", [None, 50_000, 2 * MIB])
+def test_a_long_compressed_message_is_inflated_in_steps(
+    content: str, as_text: bool, size: int, in_fragments: int | None
+) -> None:
+    payload = content.encode()
+    opcode = TEXT if as_text else BINARY
+    stream = as_fragments(payload, in_fragments or 8 * MIB, compressed=True)
+    stream = bytes((stream[0] ^ TEXT ^ opcode,)) + stream[1:]
+    stream += client_frame(opcode, wire.deflated(b"behind it"), reserved=0x40) + wire.text("later")
+    framing = Framing(8 * MIB, deflate=Deflate())
+    messages: list[Data] = []
+    steps = 0
+    for data in in_reads(stream, lambda: size):
+        messages += framing.receive(data)
+        steps += in_steps(framing, messages)
+    assert messages == [content if as_text else payload, "behind it" if as_text else b"behind it", "later"]
+    assert steps >= 2
+    assert framing.ended is None
+
+
+@pytest.mark.parametrize("size", [4096, 2 * MIB])
+def test_a_long_text_in_fragments_is_decoded_in_steps(size: int) -> None:
+    framing = Framing(4 * MIB)
+    stream = as_fragments(LONG.encode(), size, compressed=False)
+    messages, _ = outcome(framing, in_reads(stream[:-1], lambda: 65_536))
+    messages += framing.receive(stream[-1:] + wire.text("behind it"))
+    assert (messages, framing.unread) == ([], True)
+    messages += framing.receive(wire.text("later"))
+    assert in_steps(framing, messages) in (2, 3)
+    assert messages == [LONG, "behind it", "later"]
+
+
+@pytest.mark.parametrize("in_fragments", [None, 50_000, 2 * MIB])
+@pytest.mark.parametrize(
+    ("payload", "code"),
+    [
+        (SMOOTH.encode() + b"\xff" + SMOOTH.encode(), 1007),
+        (SMOOTH.encode() + b"\xe2\x82", 1007),
+        (SMOOTH.encode() * 3, 1009),
+    ],
+    ids=["invalid", "cut", "too big"],
+)
+def test_what_is_wrong_in_a_later_step_ends_the_input(payload: bytes, code: int, in_fragments: int | None) -> None:
+    stream = as_fragments(payload, in_fragments or len(payload), compressed=True) + wire.text("late")
+    framing = Framing(7 * MIB, deflate=Deflate())
+    messages, ended = outcome(framing, in_reads(stream, lambda: 65_536))
+    assert messages == []
+    assert ended is not None
+    assert (ended.code, ended.by) == (code, "server")
+    assert not framing.unread
+
+
+def test_broken_data_in_a_later_step_ends_the_input() -> None:
+    # A block that is stored has its length twice.
+    content = wire.deflated(NOISE.encode()) + b"\x00\x00\xff\xff" + b"\x00\x01\x02\x03\x04"
+    stream = client_frame(BINARY, content, reserved=0x40)
+    ended = outcome(Framing(8 * MIB, deflate=Deflate()), in_reads(stream, lambda: 65_536))[1]
+    assert ended == Close(1002, "invalid compressed data", by="server")
+
+
+def test_a_compressed_message_that_is_half_inflated_takes_no_more_memory_than_a_whole_one() -> None:
+    content = random.Random(5).randbytes(3 * MIB)  # noqa: S311 - the same in every run
+    frame = client_frame(BINARY, wire.deflated(content), reserved=0x40)
+    framing = Framing(4 * MIB, deflate=Deflate())
+    received: list[Data] = []
+    tracemalloc.start()
+    try:
+        for data in in_reads(frame, lambda: 65_536):
+            received += framing.receive(data)
+        while framing.unread:
+            assert tracemalloc.get_traced_memory()[0] < 1.2 * len(content)
+            received += framing.receive(b"")
+    finally:
+        tracemalloc.stop()
+    assert received == [content]
 
 
 def test_inflating_a_large_frame_counts_as_work() -> None:
