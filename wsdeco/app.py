@@ -199,7 +199,7 @@ class App(Application):
         Raises:
             RouteError: `name` is the path of a route.
             TypeError: `name` is not a `str`.
-            ValueError: `name` is empty, or too long. In `on_connect` that is a 500, as any exception: where peers
+            ValueError: `name` is empty, or too long. In `on_connect` that is a 500, as any exception: if peers
                 choose the name, `raise HTTPException(404)` before.
         """
         room = Room(name, self._rooms)

@@ -18,7 +18,7 @@ _MAX_LATENESS: Final = 0.5
 _SECOND_LOOK: Final = 0.1
 """Seconds that a loop which has stood still gets to read what has arrived meanwhile."""
 _AT_ONCE: Final = 256
-"""Who is told in one turn of the loop that its time has come: others wait for that."""
+"""How many are told in one turn of the loop that their time has come: others wait for that."""
 _FEW_TIMES: Final = 64
 """Times that may be kept although nobody waits for them any more."""
 
@@ -92,14 +92,14 @@ class Due(Protocol):
 
 
 class Wheel:
-    """All that waits for a time of one clock, by one timer.
+    """Tells everything that waits for a time of one clock, by one timer.
 
-    Who waits takes about 60 bytes here, a twelfth of a timer of the event loop. Times are exact: nobody is told
+    What waits takes about 60 bytes here, a twelfth of a timer of the event loop. Times are exact: nobody is told
     early, or later than the timer comes.
 
     A loop that stood still (a stopped process, a hook that blocked) runs its timers before it reads what has arrived
     meanwhile, so a peer would be judged by a silence that was not its own. When the timer is late, the wheel therefore
-    gives the loop a moment to read, once, and then tells who has waited: one late each time has read by then.
+    gives the loop a moment to read, once. It tells everything that is due afterwards, even if it is late again then.
 
     Args:
         clock: Where time and the timer come from.
@@ -115,11 +115,11 @@ class Wheel:
         self.clock: Clock = clock
         # Held, so that no other one gets its number while the wheel is found by it.
         self._loop = loop
-        # Mostly one waits for one time. It leaves without a trace, as it may be a connection that has ended.
+        # Mostly one object waits for a time. Nothing is kept of one that waits no more: it may be an ended connection.
         self._waiting: dict[float, Due | dict[Due, None]] = {}
         # A heap of the keys above, with some that are there no more.
         self._times: list[float] = []
-        # Those whose time has come, the last one first.
+        # What is due and has yet to be told, the last one first.
         self._ready: dict[Due, None] = {}
         self._timer: Timer | None = None
         self._timer_due: float = math.inf
@@ -256,7 +256,7 @@ class Deadline:
 
     def __init__(self, clock: Clock, seconds: float, action: Callable[[], object]) -> None:
         self._wheel = wheel_of(clock)
-        # Gone when it is over: each refers to an object that may refer to this one.
+        # Dropped when it is over: it refers to an object that may refer to this one.
         self._action: Callable[[], object] | None = action
         self.due: float | None = None
         self._wheel.set(self, clock.time() + seconds)

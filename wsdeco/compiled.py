@@ -27,4 +27,4 @@ COMPILED: Final[bool] = find_spec("wsdeco._compiled__mypyc") is not None
 """Whether the modules that each message passes are compiled: so they are in a wheel made with `WSDECO_COMPILE=1`."""
 
 FORM: Final = "compiled" if COMPILED else "pure Python"
-"""The same in words."""
+"""The form of the hot modules, in words."""

@@ -1,4 +1,4 @@
-"""Read by PyInstaller where a program has the console: its page is data, which no analyser sees."""
+"""Read by PyInstaller if a program has the console: its page is data, which no analyser sees."""
 
 from PyInstaller.utils.hooks import collect_data_files
 

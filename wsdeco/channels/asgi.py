@@ -208,7 +208,7 @@ class AsgiChannel(Channel):
                 self._receiving = False
 
     async def accept(self, subprotocol: str | None = None, headers: HeaderItems = ()) -> None:
-        """Accept the upgrade; does nothing if that has been done."""
+        """Accept the upgrade; does nothing if it is accepted already."""
         if not self.accepted:
             await self._write(self._accept_message(subprotocol, headers))
 

@@ -385,7 +385,7 @@ class Channel(metaclass=ABCMeta):
             self.undelivered += len(messages)
             return
         if self._inbox is None and len(messages) == 1:
-            # Nearly always. A call would cost more than the work.
+            # A message mostly comes alone, while none waits: a call would cost more than this work.
             self._inbox = messages
             self._inbox_size = sys.getsizeof(messages[0])
             waiter = self._message_waiter
@@ -556,6 +556,6 @@ class Channel(metaclass=ABCMeta):
 
 
 def wake(waiter: asyncio.Future[Any] | None, result: bool | None = None) -> None:
-    """Let go on who waits for an event, if somebody does."""
+    """Wake the one who waits for an event, if anybody does."""
     if waiter is not None and not waiter.done():
         waiter.set_result(result)

@@ -58,7 +58,7 @@ _HANDSHAKE_HEADERS: Final = frozenset({"connection", "upgrade", "content-length"
 _SAMPLE: Final = 1024
 """Characters of a text by which its size is estimated."""
 _LONG_TEXT: Final = 16 * 1024
-"""Length of a text from which UTF-16, which has no form for lone surrogates either, is the faster one to find them."""
+"""Length of a text from which an encoding to UTF-16 finds lone surrogates faster: it has no form for them either."""
 _PIECE: Final = 32 * 1024
 """Characters of it that are looked at together, so that what comes out is still in the processor's cache."""
 

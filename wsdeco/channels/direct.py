@@ -136,7 +136,7 @@ class DirectChannel(Channel):
             packed.drop_dead_reference()
 
     async def accept(self, subprotocol: str | None = None, headers: HeaderItems = ()) -> None:
-        """Accept the upgrade; does nothing if that has been done."""
+        """Accept the upgrade; does nothing if it is accepted already."""
         if self.accepted:
             return
         if self.closed:

@@ -28,7 +28,7 @@ def wire_options(config: ConnectionConfig) -> Options:
         "max_message_size": config.max_message_size,
         "compression": config.compression,
         "keepalive": (config.ping_interval, config.ping_timeout),
-        # Else what is held of one read is within what the limits allow to be held anyhow.
+        # With higher limits, what one read brings is within what they allow to be held anyhow.
         "small_reads": config.max_message_size + 2 * config.max_outbox < _ONE_READ,
     }
 

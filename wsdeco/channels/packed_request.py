@@ -19,7 +19,7 @@ __all__ = ["PackedRequest"]
 
 _ASGI: Final = {"version": "3.0", "spec_version": "2.4"}
 _NUMBER_OF_KEYS: Final = 18
-"""Those of `build_scope`, and the four that routing adds."""
+"""The keys of `build_scope`, and the four that routing adds."""
 
 
 class PackedRequest:

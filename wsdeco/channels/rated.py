@@ -32,7 +32,7 @@ _SLOTS: Final[tuple[str, ...]] = ("_bytes_full_at", "_messages_full_at", "_timer
 
 
 class _Rated(Channel):
-    """What both channels do; its classes stand in front of theirs.
+    """What rates add to a channel: a base in front of the channel's own class.
 
     The times are those of the clock at which the peer may send as much at once as ever. The timer ends the time that it
     has to wait; `None` while it has none.

@@ -96,7 +96,7 @@ class Sink:
 
         Raises:
             ConnectionClosed: The connection has ended.
-            RuntimeError: The upgrade has been accepted before, or the call comes from another event loop.
+            RuntimeError: The upgrade was accepted before, or the call comes from another event loop.
             TypeError: A header is not a pair of `str`.
             ValueError: The subprotocol was not offered, or a header cannot be sent.
         """
@@ -106,7 +106,7 @@ class Sink:
         await self._channel.accept(subprotocol, headers)
 
     async def first_message(self, timeout: float = 10.0) -> str | bytes:  # noqa: ASYNC109 - the clock of the connection
-        """Return the first message as it came, in `on_connect`: a token, say, where a browser can send no header.
+        """Return the first message as it came, in `on_connect`: a token, say, since a browser can send no header.
 
         Accepts the upgrade, if that has not been done. What comes next goes to `on_message`, or is returned if this is
         called again.

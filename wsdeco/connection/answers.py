@@ -1,4 +1,4 @@
-"""What the peer, the log and who watches are told of an exception that leaves a hook, and of the end."""
+"""What the peer, the log and observers are told of an exception that leaves a hook, and of the end."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def close_of(exc: WebSocketException) -> Close | TypeError | ValueError:
 
 
 def tell_end(channel: Channel, observer: Observer) -> None:
-    """Tell who watches that everything about a connection, or a handshake that came to nothing, has ended."""
+    """Tell the observer that everything about a connection, or a handshake that came to nothing, has ended."""
     if channel.accepted:
         observer.ended(channel)
     else:
@@ -65,7 +65,7 @@ def tell_end(channel: Channel, observer: Observer) -> None:
 
 
 def tell_refusal(channel: Channel, status: int) -> None:
-    """Tell who watches, if somebody does, that the handler has refused the handshake; nothing more is told."""
+    """Tell the observer, if there is one, that the handler has refused the handshake; it is told nothing more."""
     observer, channel.observer = channel.observer, None
     if observer is not None:
         observer.refused(channel.request.scope, status, "handler")

@@ -60,7 +60,7 @@ class Lifecycle(LimitedConnection):
 
     Attributes:
         channel: The channel.
-        conversation: What reads and writes messages with types; `None` where there are none.
+        conversation: What reads and writes messages with types; `None` if there are none.
         handler: The instance; what makes it until it is made.
     """
 
@@ -79,7 +79,7 @@ class Lifecycle(LimitedConnection):
     def start(self, done: Callable[[Lifecycle], None]) -> None:
         """Serve a connection whose channel reads by itself; call `done` when everything about it has ended.
 
-        The channel has been connected.
+        The caller has connected the channel.
         """
         self._done = done
         self._hooks_task = self._start_hooks()
@@ -162,7 +162,7 @@ class Lifecycle(LimitedConnection):
         # An eager task runs before `create_task` returns it.
         self._hooks_task = self._hooks_task or asyncio.current_task()
         if channel.accepted or not channel.closed:
-            # Otherwise the peer has gone, and nothing is built for it.
+            # For a peer that has gone already nothing is built.
             if channel.accepted:
                 self.channel_accepted()
             else:
@@ -273,7 +273,7 @@ class Lifecycle(LimitedConnection):
                             reply = checked_kind(reply, advice=ADVICE)
                         if not channel.try_send(reply):
                             await channel.send(reply)
-                        # Otherwise this frame keeps the reply as long as the connection is idle.
+                        # This frame would keep the reply for as long as the connection is idle.
                         reply = None
             except (ConnectionClosed, BaseExceptionGroup) as exc:
                 if not is_departure(self.channel, exc, self._hook) and not is_end_of_another(

@@ -36,7 +36,7 @@ _CALLS: Final = "message_timeout"
 _DURATION: Final = "max_connection_duration"
 
 _OF_OPEN: Final = (_DURATION, _IDLE, _FIRST)
-"""The deadlines of an open connection, which need no more than the time since when it is."""
+"""The deadlines of an open connection: they follow from the time at which it was opened."""
 
 _NEVER: Final = (math.inf, None)
 
@@ -50,8 +50,8 @@ AWAITS_FIRST: Final = 2
 class LimitedConnection:
     """A connection whose hooks are called one after the other in one task, as its subclass does, within its limits.
 
-    It has any number of deadlines by name, and waits on the wheel of its clock for the first of them. Those that it has
-    as long as it is open are told from two times, so that an idle connection keeps no more of them.
+    It has any number of deadlines by name, and waits on the wheel of its clock for the first of them. Those of an open
+    connection are computed from two times, so that an idle one keeps nothing else of them.
 
     Attributes:
         channel: The channel.
@@ -74,7 +74,7 @@ class LimitedConnection:
         """Prepare to limit what happens on `channel`."""
         self.channel: Channel = channel
         self.due: float | None = None
-        # None, once it is empty: nothing is kept of the deadlines that a connection begins with.
+        # `None` while it would be empty: nothing is kept of the deadlines that a connection begins with.
         self._deadlines: dict[str, tuple[float, Callable[[], object]]] | None = None
         self._opened_at: float | None = None
         self._hook: str | None = None
@@ -124,7 +124,7 @@ class LimitedConnection:
         """Return the first message; close with 1008 if it does not come in so many seconds.
 
         Raises:
-            ConnectionClosed: The connection has ended before.
+            ConnectionClosed: The connection ended before it came.
             RuntimeError: `on_connect` is over.
         """
         channel = self.channel

@@ -27,7 +27,7 @@ class Slots:
     """Counts the connections of a route against `max_connections` and `max_connections_total`; its own ticket.
 
     Attributes:
-        share: Where those of all worker processes are counted; `None` if this process is the only one.
+        share: Counts the connections of all worker processes; `None` if this process is the only one.
         limit: Connections at a time in this process; `None` for no limit.
         total: Connections at a time in all worker processes; `None` for no limit.
         name: What the route is called in all of them.

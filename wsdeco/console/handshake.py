@@ -30,7 +30,7 @@ _OWN_HEADERS: Final = (b"content-", b"sec-websocket-", b"connection", b"transfer
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Which handshake failed.
+    """The handshake that has failed, and whose answer is asked for.
 
     Attributes:
         path: Its path in the app, encoded for URLs.

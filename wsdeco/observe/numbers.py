@@ -71,7 +71,7 @@ class Histogram:
 class Stats:
     """The numbers of an app, as `App.stats` returns them: a copy, which changes no more.
 
-    Those of several worker processes of `run` are added up.
+    The numbers of several worker processes of `run` are added up.
 
     Attributes:
         open: Connections that are open now.
@@ -189,7 +189,7 @@ class Visit(Observer):
         self.messages_in += len(messages)
         size = 0
         for message in messages:
-            # Nearly always, and a call costs more than this.
+            # Most messages are text in ASCII, and a call costs more than this.
             size += len(message) if message.__class__ is str and message.isascii() else payload_estimate(message)
         self.bytes_in += size
 
@@ -256,7 +256,7 @@ class DetailedVisit(Visit):
 
     def __init__(self, numbers: Numbers, channel: Channel) -> None:
         super().__init__(numbers, channel)
-        # That of uvloop stands still for one turn, and with it while a hook blocks.
+        # The clock of uvloop stands still in each turn of the loop, and so while a hook blocks.
         self._time = perf_counter if channel.clock is channel.loop else channel.clock.time
         self._hook_began = 0.0
 

@@ -1,9 +1,8 @@
 """Traces through the OpenTelemetry API (extra `otel`): spans of handshakes, calls of hooks, and what others broadcast.
 
 A span of a connection would be as long as the connection, and no backend shows one before it has ended. So each call of
-a hook is a trace of its own with a link to the handshake. A broadcast takes the context of its caller along, and where
-it is delivered in another process a span has a link to that. Which spans are kept, and where they go, is for the SDK to
-say.
+a hook is a trace of its own with a link to the handshake. A broadcast takes the context of its caller along, and a span
+in each other process that delivers it has a link to that. The SDK says which spans are kept, and where they go.
 """
 
 from __future__ import annotations
@@ -58,12 +57,12 @@ class _Propagator:
         except Exception:
             logger.exception("a propagator of traces failed: a broadcast carries no context")
             return b""
-        # No code of the user runs where a broadcast is delivered, so nobody would read the baggage.
+        # No code of the user runs when a broadcast is delivered, so nobody would read the baggage.
         fields.pop("baggage", None)
         context = b""
         for name, value in fields.items():
             line = f"{name}: {value}\n".encode()
-            # That of the trace comes first, and is short.
+            # The field of the trace comes first, and is short.
             if len(context) + len(line) <= MAX_CONTEXT:
                 context += line
         return context

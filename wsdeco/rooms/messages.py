@@ -25,8 +25,8 @@ class Messages:
     def encode(self, key: str, message: object) -> Data:
         """Return the frame of a message to the members of a room.
 
-        That of a route is written as its handler does; another room is one of all handlers with types, of which those
-        decide that give such messages themselves.
+        To the members of a route it is written as the handler of that route writes. Any other room may have members of
+        each handler with types: those handlers decide that are annotated to give such messages themselves.
 
         Raises:
             TypeError: No handler has types, or several write the message in different ways.

@@ -87,8 +87,8 @@ class Application:
                 same machine; `None` turns it off. A route of the app's own on that path wins.
             metrics: Path of the numbers of the app as Prometheus text, such as `"/metrics"` (extra `metrics`).
             traces: Trace handshakes, calls of hooks, and broadcasts to other processes through the API of OpenTelemetry
-                (extra `otel`). A small echo takes 1.7 times the CPU time where the SDK keeps one trace of a hundred,
-                and 3.3 times where it keeps all.
+                (extra `otel`). A small echo takes 1.7 times the CPU time if the SDK keeps one trace of a hundred,
+                and 3.3 times if it keeps all.
             health: Path that answers 200, and 503 as soon as the app shuts down, such as `"/health"`.
             allowed_hosts: Further names of this machine, without a port, such as `["myapp.test"]`; `["*"]` for every
                 name. A server that listens on loopback answers 403 to who reaches it directly under another name than
@@ -224,7 +224,7 @@ class Application:
     def backplane(self) -> Backplane | None:
         """What carries broadcasts to other processes, with its `state` and its `counters`; `None` without one.
 
-        That of the environment variable is there as soon as an event loop serves the app. In worker processes without a
+        One that the environment names is there as soon as an event loop serves the app. In worker processes without a
         broker it is one that reaches nobody, and counts what the others do not get.
         """
         return self._rooms.backplane

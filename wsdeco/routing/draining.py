@@ -25,7 +25,7 @@ WarningFunction: TypeAlias = Callable[[], Awaitable[object]]
 DecoratedWarning = TypeVar("DecoratedWarning", bound=WarningFunction)
 
 Warn: TypeAlias = Callable[[WarningFunction], Awaitable[object]]
-"""What has such a function called."""
+"""Calls such a function, or sees to it that another process does."""
 
 _WARNING: Final = 5.0
 """Seconds that the function may take beyond the delay of the drain."""
@@ -81,7 +81,7 @@ class Draining:
         if warning is not None:
             await _end(warning, clock)
         if seconds:
-            # Who was told first comes back when the last one has been told: the returns are as far apart.
+            # The first client comes back when the last one is told, so the returns are spread as far.
             retry = 1 if is_replaced else whole_seconds(seconds)
             await drain(connections, clock, seconds, f"service restart; retry={retry}")
 

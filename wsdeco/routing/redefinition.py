@@ -1,6 +1,6 @@
 """A handler class that is defined anew, by a cell that runs again or a reloaded module, while connections of it live.
 
-Their instances become instances of the new class: Python lets `__class__` be set where the layout of both is the same.
+Their instances become instances of the new class: Python lets `__class__` be set if the layout of both is the same.
 """
 
 from __future__ import annotations

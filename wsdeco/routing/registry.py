@@ -93,7 +93,7 @@ class Registry:
         }
 
     def register(self, new: Registered) -> list[Registered]:
-        """Register, in the place of the same target where it stands on the same path; return what has been replaced.
+        """Register, in the place of the same target if it stands on the same path; return what has been replaced.
 
         Raises:
             RouteError: Something else is registered there.
@@ -170,7 +170,7 @@ def _is_same(old: object, new: object) -> bool:
     """Return whether `new` is `old`, made anew.
 
     One file may be imported under several names: `__main__` if it is run, `__mp_main__` in a process of its own, and
-    its own name where a server or another module imports it.
+    its own name if a server or another module imports it.
     """
     if full_name(old) == full_name(new):
         return True

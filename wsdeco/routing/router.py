@@ -111,7 +111,7 @@ class _Index:
     It grows with the routes alone, never with what peers ask for.
 
     Attributes:
-        known: What `candidates` has returned for paths of routes.
+        known: What `candidates` returned for paths of routes.
     """
 
     def __init__(self, routes: list[BaseRoute]) -> None:

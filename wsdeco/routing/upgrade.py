@@ -68,7 +68,7 @@ class WebSocketUpgrade(HTTPConnection):
         """Return the channel that answers the handshake, and the connections it belongs to (for `handle_upgrade`).
 
         Raises:
-            RuntimeError: It has been called before.
+            RuntimeError: It was called before.
         """
         if self._handled:
             raise RuntimeError("this upgrade has been handled already: call handle_upgrade() once per request")
@@ -91,7 +91,7 @@ async def handle_upgrade(
 
     Raises:
         HandlerError: The handler cannot work as it is written.
-        RuntimeError: The upgrade has been handled before.
+        RuntimeError: The upgrade was handled before.
         TypeError: An argument has the wrong type.
         ValueError: A limit is out of its range.
     """

@@ -19,7 +19,7 @@ _VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
 
 def activated_descriptors() -> Sequence[int]:
-    """Return the descriptors that systemd has opened for this process, which become its own; none where it has not.
+    """Return the descriptors that systemd has opened for this process, which become its own, if it has opened any.
 
     As sd_listen_fds(3) does, it forgets the variables, so that no program which this one starts takes them for its own.
     """

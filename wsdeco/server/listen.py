@@ -38,8 +38,8 @@ class Listeners:
     """The sockets of one server: a name such as `localhost` may stand for several addresses.
 
     Attributes:
-        host: The host to put into a URL; empty where the first socket is a Unix socket.
-        port: The port of all of them, or of the first; 0 where that is a Unix socket.
+        host: The host to put into a URL; empty if the first socket is a Unix socket.
+        port: The port of all of them, or of the first; 0 if that is a Unix socket.
         sockets: The sockets.
         others: Those of the other worker processes, which have sockets of their own at the same addresses.
         process: The process that has opened them. Workers have them as well, and so do children that hooks fork.
@@ -78,7 +78,7 @@ class Listeners:
 
     def refuse(self) -> None:
         """Take no more connections, also if a forked child holds the sockets; no worker can refuse for all."""
-        # Those of another program would be shut down for its next server too.
+        # Sockets of another program would be shut down for its next server too.
         if self.process == os.getpid() and not self.is_inherited:
             for each in self.sockets:
                 with suppress(OSError):
@@ -243,7 +243,7 @@ def inherit(descriptor: int) -> Listeners:
 
 
 def inherit_activated() -> Listeners | None:
-    """Return the sockets that systemd has opened for this process; `None` where it has not, or they are taken already.
+    """Return the sockets that systemd has opened for this process; `None` if there are none, or they are taken already.
 
     Raises:
         ServerError: One of them is no socket that can listen.

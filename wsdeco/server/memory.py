@@ -19,7 +19,7 @@ class Memory:
     Args:
         statm: The file that says it.
 
-    Its file stays open: where no descriptor is left, none can be opened, and the server has to go on.
+    Its file stays open: without a descriptor left none could be opened, and the server has to go on.
 
     Raises:
         OSError: The system does not say so there.

@@ -21,7 +21,7 @@ from wsdeco.server.serving import Server
 __all__ = ["check_options", "make_server"]
 
 _UVICORN_MAX_SIZE: Final = 16 * 1024 * 1024
-"""Largest message, in bytes, where functions and mounted apps have limits of their own."""
+"""Largest message, in bytes, if functions and mounted apps have limits of their own."""
 
 _COMMAND_LINE: Final = (
     "write `uvicorn module:ws --ws wsdeco.protocol:WebSocketProtocol --{}` in a shell, with the name of your module"

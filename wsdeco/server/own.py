@@ -74,7 +74,7 @@ class OwnOptions:
                 raise ValueError("uds_permissions are those of a Unix socket: name it in uds")
 
     def check_place(self, host: object, port: object) -> None:
-        """Refuse a host and a port where the server listens on something else.
+        """Refuse a host and a port if the server listens on something else.
 
         Raises:
             ValueError: They are not those by default.

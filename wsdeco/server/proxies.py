@@ -24,7 +24,7 @@ class _LocalPeers:
 def trust_local_peers(config: uvicorn.Config) -> None:
     """Let X-Forwarded-* of a peer without an address count, as gunicorn does, unless `proxy_headers` is off.
 
-    Only where all sockets are Unix sockets, and their permissions say who may connect: elsewhere a peer has no address
+    Only if all sockets are Unix sockets, and their permissions say who may connect: elsewhere a peer has no address
     if it has gone already.
     """
     app: Any = cast("Any", config).loaded_app

@@ -37,7 +37,7 @@ class HookThreads(ThreadPoolExecutor):
         super().shutdown(wait, cancel_futures=cancel_futures)
 
     def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Call `function` in a thread, or at once where the interpreter has begun to end and starts no more of them."""
+        """Call `function` in a thread, or at once if the interpreter has begun to end and starts no more of them."""
         try:
             return super().submit(function, *args, **kwargs)
         except RuntimeError as exc:

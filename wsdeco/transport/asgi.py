@@ -249,7 +249,7 @@ class AsgiCycle:
             told()
 
     def abort(self) -> None:
-        """Drop the connection, which `receive` does not lead to where a middleware has wrapped it."""
+        """Drop the connection, which `receive` does not lead to if a middleware has wrapped it."""
         self._connection.abort()
 
     @property
@@ -317,7 +317,7 @@ class AsgiCycle:
         self._told_disconnect = True
         if self._options is None or not isinstance(end, Close) or (end.code, end.by) != (CloseCode.TOO_BIG, "server"):
             self._connection.finish()
-        # Otherwise the channel closes, once the messages before have been answered; a deadline bounds that.
+        # If a message was too big, the channel closes when those before it are answered; a deadline bounds that.
         code, reason = (end.code, end.reason) if isinstance(end, Close) else (CloseCode.ABNORMAL, "")
         return {"type": "websocket.disconnect", "code": code, "reason": reason}
 

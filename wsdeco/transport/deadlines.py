@@ -97,7 +97,7 @@ def take_due(queue: dict[T, float], now: float) -> list[T]:
 
 
 class HttpDeadlines:
-    """Those that the connections of one server share.
+    """The deadlines of the HTTP connections of one server.
 
     Attributes:
         clock: Time and timers.
@@ -122,7 +122,7 @@ class HttpDeadlines:
     def first_heads(self, accepted_at: float) -> Deadlines:
         """Return the deadline for the first head of a connection, which counts from `accepted_at`.
 
-        Those of about one age share it, since each must keep its connections in the order of time.
+        Connections of about one age share it, since each deadline keeps its connections in the order of time.
         """
         steps = min(round((self.clock.time() - accepted_at) / _AGE_STEP), round(HEAD_TIMEOUT / _AGE_STEP) - 1)
         found = self._first_heads.get(steps)

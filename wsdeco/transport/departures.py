@@ -35,7 +35,7 @@ answered yet, and `tcpi_last_ack_recv`, the milliseconds since anything was ackn
 def has_vanished(transport: asyncio.BaseTransport, seconds: float) -> bool:
     """Return whether TCP has heard nothing of the peer for `seconds`, though it has asked again.
 
-    `False` where the system does not tell.
+    `False` if the system does not tell.
 
     Args:
         transport: A transport to which something was written at least `seconds` ago.
@@ -64,7 +64,7 @@ class Watched(Protocol):
 
 
 class Departures:
-    """Those of the connections of one server.
+    """Notices which peers of one server leave.
 
     Args:
         loop: The event loop of the server.

@@ -93,12 +93,12 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
     _awaits_head = False
     """It may be there."""
     _body: Deadlines
-    """The same for a body."""
+    """Where the deadline for a body is, or will be."""
     _awaits_body = False
     _body_size = 0
     """Bytes of a body since its deadline began."""
     _response: Deadlines
-    """The same for a response that is not read."""
+    """Where the deadline for a response that is not read is, or will be."""
     _unread = 0
     """Bytes of a response that the system had not taken when its deadline began."""
     _silent = True

@@ -17,7 +17,7 @@ __all__ = ["BoundedHttpToolsProtocol"]
 _PIECE: Final = 1024
 """Bytes that are parsed at once outside of a body: up to 57 requests, each of which takes about 6 KiB of memory."""
 _PIECE_OF_BODY: Final = 4096
-"""The same inside of a body, whose end may lie in it with requests behind it."""
+"""Bytes of a body that are parsed at once: its end may be among them, with requests behind it."""
 
 _ENDLESS_SIZE: Final = MAX_HEAD_SIZE + len(b"\r\n")
 """Bytes in which a head has come with its empty line, or is too large."""
@@ -136,7 +136,7 @@ class BoundedHttpToolsProtocol(BoundedHttpProtocol, HttpToolsProtocol):
         else:
             is_ambiguous = len(fields) < len(headers) and sum(name == b"host" for name, _ in headers) > 1
         if is_ambiguous:
-            # Which site is meant would be anybody's choice (RFC 9112, section 3.2). h11 sees to it by itself.
+            # It is open which site is meant (RFC 9112, section 3.2). h11 refuses such a request by itself.
             raise _HostAmbiguous
         if self._awaits_head:
             self._end_head()

@@ -7,7 +7,7 @@ one deadline, set to the earliest of the three heads, serves ten thousand connec
 Any byte counts as life, not only the pong. And silence counts only while it could have been broken:
 
 - A connection that is not being read (its inbox is full) is judged by what TCP says instead, as its pongs are not seen:
-  the peer's system acknowledges our pings, or it has vanished. Where the system does not tell (it does on Linux), such
+  the peer's system acknowledges our pings, or it has vanished. If the system does not tell (Linux does), such
   a connection is not judged, and ends when TCP gives up the ping.
 - A deadline that runs out puts a connection in doubt for a moment, since a loop that has been busy runs its timers
   before it reads what has arrived meanwhile.

@@ -143,7 +143,7 @@ class WebSocketProtocol(Outgoing):
     # What asyncio and uvicorn call.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the transport that uvicorn's HTTP class has owned."""
+        """Take the transport, which uvicorn's HTTP class owned until now."""
         super().connection_made(transport)
         # A transport says once that it is full: if it has, uvicorn's flow control knows it, and nobody else will.
         owner: Any = self.transport.get_protocol()
@@ -235,12 +235,12 @@ class WebSocketProtocol(Outgoing):
         self._start_app(self.request, self.transport.get_extra_info("peername"))
 
     def start(self, request: handshake.Request, early: bytes, peer_name: PeerName) -> None:
-        """Begin with a handshake that has been parsed before.
+        """Begin with a handshake that was parsed before.
 
         Args:
             request: The handshake.
             early: The bytes behind it.
-            peer_name: What the transport has called the peer.
+            peer_name: What the transport called the peer.
         """
         self.request = request
         self._start_app(request, peer_name)

@@ -1,6 +1,6 @@
 """The opening handshake, without I/O: the request's head in, the response's head out (RFC 6455, section 4.2).
 
-The server has parsed the request before and hands on its head, so this parser is small. It is strict all the
+The server parsed the request before and hands on its head, so this parser is small. It is strict all the
 same, since whoever owns the socket may hand on bytes as they came: it takes linear time, accepts nothing that two
 parsers could read differently (folded lines, bare line feeds, a body), and every refusal closes the connection,
 so that nothing behind a failed upgrade is ever taken for a request.
@@ -44,7 +44,7 @@ MAX_HEAD_LINES: Final = 128
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
 _UPGRADE_FIELD: Final = b"\r\nUpgrade: websocket\r\n"
-"""As nearly all clients write it; those that do not take the longer way."""
+"""The field as nearly all clients write it; a handshake that has another form of it takes the longer way."""
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _KEY_BYTES: Final = 16
 _VERSION: Final = b"13"
@@ -63,7 +63,7 @@ _USUAL_NAMES: Final = {
     )
     for form in (name, name.lower())
 }
-"""Header names as clients write them, which need no look: in lower case."""
+"""Header names as most clients write them, each with its form in lower case: these need no check."""
 _OUR_HEADERS: Final = frozenset({b"connection", b"content-length", b"transfer-encoding"})
 _BODILESS: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 
@@ -109,7 +109,7 @@ def take_head(buffer: bytearray, searched: int) -> bytes | None:
 
     Args:
         buffer: What has arrived.
-        searched: How much of it has been looked at before.
+        searched: How much of it was looked at before.
 
     Returns:
         The head without the empty line, all there is if that is too much for a head, or `None` if more must come.

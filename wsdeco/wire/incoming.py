@@ -66,7 +66,7 @@ _LONG: Final = 126
 _SHORT_HEADER: Final = 6
 """Bytes of a short frame in front of its payload, the masking key among them."""
 _LONG_HEADER: Final = 8
-"""The same of a frame of 126 bytes and more, up to 64 KiB."""
+"""Bytes of a frame with 126 bytes to 64 KiB of payload in front of that, the masking key among them."""
 _INLINE_SHUT: Final = -1
 
 _TURN_BUDGET: Final = 1000
@@ -88,7 +88,7 @@ _VIEW_FROM: Final = 4096
 _INFLATED_BYTES_PER_FRAME: Final = 256
 """Inflated bytes that take about the time of one small frame."""
 _DEFLATED_BYTES_PER_FRAME: Final = 32
-"""The same of deflated bytes, at worst: those that inflate to nothing."""
+"""Deflated bytes that take about that time, at worst: those that inflate to nothing."""
 
 
 class _Fault(Exception):

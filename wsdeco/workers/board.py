@@ -16,7 +16,7 @@ from wsdeco.workers.memory import Memory
 __all__ = ["Board", "Place"]
 
 _HEAD: Final = struct.Struct("<QII")
-"""Which writing it is, how many bytes there are, and the checksum of both and of the bytes."""
+"""The head of a place: the number of the writing, how many bytes it has, and the checksum of both and of the bytes."""
 
 _PLACE: Final = 16 * 1024
 """Bytes of a place, with its head."""

@@ -38,7 +38,7 @@ class Memory:
         """
         try:
             with tempfile.TemporaryFile(buffering=0) as file:
-                # No holes: a process ends where the disk is full when it writes into one.
+                # No holes: a process that writes into one ends if the disk is full.
                 file.write(bytes(size))
                 return cls(size, os.dup(file.fileno()))
         except OSError as exc:

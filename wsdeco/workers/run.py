@@ -48,7 +48,7 @@ def run_workers(
         stack.enter_context(server.claimed())
         server.listen(workers)
         totals = stack.enter_context(_totals(app, workers))
-        # Where there are no locks, no memory is handed to processes either.
+        # A system without locks hands no memory to processes either.
         board = None if totals is None else stack.enter_context(closing(Board.create(workers + 1)))
         backplane, brokers = choose_backplane(app)
         for broker in brokers:

@@ -144,7 +144,7 @@ class Supervisor:
                 waker.send_bytes(b"wake")
 
         def on_signal(number: int, _frame: FrameType | None) -> None:
-            # The same signal says that the terminal of the program has been closed.
+            # SIGHUP asks for a restart, unless it says that the terminal of the program was closed.
             if number == _HANGUP and not self._ending and (not has_terminal or _has_terminal()):
                 self._restarts.put("SIGHUP")
             else:

@@ -34,7 +34,7 @@ ROUTES: Final = 1024
 """How many names can be counted at a time, if no route limits its clients."""
 
 CLIENTS: Final = 128 * 1024
-"""The same, if one does."""
+"""How many names can be counted at a time, if a route limits its clients."""
 
 _WINDOW: Final = 128
 """Among how many sets of cells a name looks for its own."""
