@@ -115,12 +115,12 @@ async def test_a_process_says_that_it_is_here_once_there_is_a_broker() -> None:
     backplane = FakeBackplane()
     backplane.state = "closed"
     rooms = Rooms(backplane)
-    rooms.begin()
+    rooms.people.begin()
     assert backplane.said == []
     backplane.state = "connected"
-    rooms.begin()
+    rooms.people.begin()
     assert [said["do"] for said in backplane.said] == ["here"]
-    Rooms().begin()
+    Rooms().people.begin()
 
 
 async def test_many_are_closed_in_turns_of_the_loop() -> None:

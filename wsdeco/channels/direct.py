@@ -11,11 +11,11 @@ from contextlib import suppress
 from typing import Final, cast
 
 from starlette.requests import HTTPConnection
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope
 
 from wsdeco.channels.base import Channel, wake
 from wsdeco.channels.data import Data, HeaderItems, checked_headers, exceeds, payload_estimate, unsendable, wire_size
-from wsdeco.channels.extension import extension_of, wire_options
+from wsdeco.channels.extension import wire_options
 from wsdeco.channels.packed_request import PackedRequest
 from wsdeco.clock import Clock, Deadline
 from wsdeco.compiled import mypyc_attr
@@ -25,24 +25,11 @@ from wsdeco.wire.contract import Connection
 from wsdeco.wire.handshake import Request
 from wsdeco.wire.outgoing import Encoded
 
-__all__ = ["Connection", "DirectChannel", "direct_connection", "is_direct"]
+__all__ = ["Connection", "DirectChannel"]
 
 _OVERHEAD: Final = 64
 """Bytes that each message before the upgrade counts for besides its own, once `_FREE_OBJECTS` are there."""
 _FREE_OBJECTS: Final = 1024
-
-
-def is_direct(scope: Scope) -> bool:
-    """Return whether the server speaks wsdeco's own protocol."""
-    return extension_of(scope) is not None
-
-
-def direct_connection(scope: Scope, receive: Receive, send: Send) -> Connection | None:
-    """Return the protocol's connection, if the server is ours and nothing on the way wants to see the messages."""
-    extension = extension_of(scope)
-    if extension is None:
-        return None
-    return extension.yield_connection(receive, send)
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from starlette.types import Scope
@@ -84,71 +85,35 @@ def _overrides(cls: type[Observer], *names: str) -> bool:
 
 
 class Observers(Observer):
-    """Several observers as one.
+    """Several observers as one: each event is told to all of them.
 
-    Args:
+    Attributes:
         observers: Those that are told, in this order.
     """
 
     def __init__(self, *observers: Observer) -> None:
-        self._observers = observers
+        self.observers: tuple[Observer, ...] = observers
         self.sees_messages: bool = any(each.sees_messages for each in observers)
         self.sees_hooks: bool = any(each.sees_hooks for each in observers)
 
     def begin(self, channel: Channel) -> Observer:
         """Return those who watch this one connection."""
-        return Observers(*(each.begin(channel) for each in self._observers))
+        return Observers(*(each.begin(channel) for each in self.observers))
 
     def parts(self) -> tuple[Observer, ...]:
         """Return those of all."""
-        return tuple(part for each in self._observers for part in each.parts())
+        return tuple(part for each in self.observers for part in each.parts())
 
-    def refused(self, scope: Scope, status: int, cause: str) -> None:
-        """Tell all of them."""
-        for each in self._observers:
-            each.refused(scope, status, cause)
 
-    def accepted(self, channel: Channel) -> None:
-        """Tell all of them."""
-        for each in self._observers:
-            each.accepted(channel)
+def _telling_all(event: str) -> Callable[..., None]:
+    def tell(self: Observers, *details: object) -> None:
+        for each in self.observers:
+            getattr(each, event)(*details)
 
-    def messages_received(self, channel: Channel, messages: list[Data]) -> None:
-        """Tell all of them."""
-        for each in self._observers:
-            each.messages_received(channel, messages)
+    return tell
 
-    def message_sent(self, channel: Channel, size: int) -> None:
-        """Tell all of them."""
-        for each in self._observers:
-            each.message_sent(channel, size)
 
-    def message_dropped(self, channel: Channel) -> None:
-        """Tell all of them."""
-        for each in self._observers:
-            each.message_dropped(channel)
-
-    def message_over_rate(self, channel: Channel) -> None:
-        """Tell all of them."""
-        for each in self._observers:
-            each.message_over_rate(channel)
-
-    def message_invalid(self, channel: Channel) -> None:
-        """Tell all of them."""
-        for each in self._observers:
-            each.message_invalid(channel)
-
-    def hook_started(self, channel: Channel, hook: str) -> None:
-        """Tell all of them."""
-        for each in self._observers:
-            each.hook_started(channel, hook)
-
-    def hook_ended(self, channel: Channel, hook: str, exception: BaseException | None) -> None:
-        """Tell all of them."""
-        for each in self._observers:
-            each.hook_ended(channel, hook, exception)
-
-    def ended(self, channel: Channel) -> None:
-        """Tell all of them."""
-        for each in self._observers:
-            each.ended(channel)
+# Every event there is, so that none can be forgotten here.
+for _name in vars(Observer):
+    if not _name.startswith("_") and _name not in vars(Observers) and callable(getattr(Observer, _name)):
+        setattr(Observers, _name, _telling_all(_name))

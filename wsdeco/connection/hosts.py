@@ -14,9 +14,9 @@ from wsdeco.origins import is_loopback
 from wsdeco.reasons import CloseCode, printable
 from wsdeco.values import texts
 
-__all__ = ["Hosts", "checked_hosts"]
+__all__ = ["FORWARDING", "Hosts", "checked_hosts"]
 
-_FORWARDING: Final = frozenset(
+FORWARDING: Final = frozenset(
     {b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip"}
 )
 """Header fields that reverse proxies add to a handshake, and that the WebSocket of a page cannot."""
@@ -75,7 +75,7 @@ class Hosts:
 
 def _is_proxied(scope: Scope) -> bool:
     # The script of a page can give a plain request any of these fields, once its site is of the same origin.
-    return scope["type"] == "websocket" and any(field in _FORWARDING for field, _ in scope["headers"])
+    return scope["type"] == "websocket" and any(field in FORWARDING for field, _ in scope["headers"])
 
 
 def _refusal(host: str, listener: str) -> Refusal:

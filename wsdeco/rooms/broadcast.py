@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Iterable
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from wsdeco.backplanes.interface import PublishErrors
 from wsdeco.channels.base import Channel
@@ -19,7 +19,9 @@ from wsdeco.clock import running_loop
 from wsdeco.reasons import BackplaneError, printable
 from wsdeco.rooms.loops import run_in
 from wsdeco.rooms.messages import Messages
-from wsdeco.rooms.registry import Registry
+
+if TYPE_CHECKING:
+    from wsdeco.rooms.rooms import Rooms
 
 __all__ = ["Broadcasts"]
 
@@ -36,16 +38,16 @@ class Broadcasts:
     """The broadcasts to the rooms of one app.
 
     Args:
-        registry: The rooms.
+        rooms: The rooms.
         publish_errors: Whether a broadcast that could not be published raises, or is only counted.
 
     Attributes:
         messages: How those with types are written.
     """
 
-    def __init__(self, registry: Registry, publish_errors: PublishErrors) -> None:
+    def __init__(self, rooms: Rooms, publish_errors: PublishErrors) -> None:
         self.messages: Messages = Messages()
-        self._registry = registry
+        self._rooms = rooms
         self._raises = publish_errors == "raise"
         self._burst_bytes = 0
         self._burst_messages = 0
@@ -59,7 +61,7 @@ class Broadcasts:
         """Send a message to all members: see `Room.broadcast`."""
         checked, excluded = self._checked(key, data), _excluded(exclude)
         running = asyncio.get_running_loop()
-        home = self._registry.home(running)
+        home = self._rooms.home(running)
         if home is None or home is running:
             return await self._broadcast(key, checked, excluded)
         return await run_in(home, self._broadcast(key, checked, excluded), 0)
@@ -68,8 +70,8 @@ class Broadcasts:
         taken = 0
         try:
             taken = self._publish(key, data, excluded)
-            if self._registry.backplane is not None:
-                await self._registry.backplane.drained()
+            if self._rooms.backplane is not None:
+                await self._rooms.backplane.drained()
         finally:
             if self._is_turn_over(len(data), taken):
                 await asyncio.sleep(0)
@@ -91,10 +93,10 @@ class Broadcasts:
 
     def _hand_over(self, key: str, data: Data, excluded: Collection[Channel]) -> None:
         running = running_loop()
-        home = self._registry.home(running)
+        home = self._rooms.home(running)
         if home is None:
             # A script, or a worker of a task queue: the members are in other processes.
-            self._check_published(key, 0, published=self._registry.publish_alone(key, data))
+            self._check_published(key, 0, published=self._rooms.publish_alone(key, data))
             return
         if home is running:
             self._publish(key, data, excluded)
@@ -112,11 +114,11 @@ class Broadcasts:
             logger.exception("a broadcast to %s from another thread failed", printable(key))
 
     def _publish(self, key: str, data: Data, excluded: Collection[Channel]) -> int:
-        backplane = self._registry.backplane
+        backplane = self._rooms.backplane
         if backplane is None:
-            return self._registry.deliver(key, data, excluded)
+            return self._rooms.deliver(key, data, excluded)
         is_published = backplane.publish_nowait(key, data)
-        taken = self._registry.deliver(key, data, excluded)
+        taken = self._rooms.deliver(key, data, excluded)
         self._check_published(key, taken, published=is_published)
         return taken
 

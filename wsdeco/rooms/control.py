@@ -12,7 +12,7 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from wsdeco.backplanes.interface import CONTROL
 from wsdeco.channels.sink import Sink
@@ -20,7 +20,9 @@ from wsdeco.clock import Clock
 from wsdeco.messages import Data
 from wsdeco.reasons import BackplaneError, check_close_code, cut_close_reason
 from wsdeco.rooms.loops import run_in
-from wsdeco.rooms.registry import Registry
+
+if TYPE_CHECKING:
+    from wsdeco.rooms.rooms import Rooms
 
 __all__ = ["Control", "RoomCount"]
 
@@ -102,13 +104,13 @@ class Control:
     """Closes and counts the members of rooms.
 
     Args:
-        registry: The rooms.
+        rooms: The rooms.
         raises: Whether what could not be published raises.
         clock: What the time for answers is measured by; by default the event loop.
     """
 
-    def __init__(self, registry: Registry, clock: Clock | None, *, raises: bool) -> None:
-        self._registry = registry
+    def __init__(self, rooms: Rooms, clock: Clock | None, *, raises: bool) -> None:
+        self._rooms = rooms
         self._clock = clock
         self._raises = raises
         self._name = ""
@@ -123,7 +125,7 @@ class Control:
         """Close the connections of a room: see `Room.close`."""
         code, reason = check_close_code(code), cut_close_reason(reason)
         running = asyncio.get_running_loop()
-        home = self._registry.home(running)
+        home = self._rooms.home(running)
         if home is None or home is running:
             return await self._close(key, code, reason)
         return await run_in(home, self._close(key, code, reason), 0)
@@ -134,8 +136,8 @@ class Control:
         number = len([sink for sink in sinks if sink.reason is None])
         for _ in _close_some(sinks, code, reason):
             await asyncio.sleep(0)
-        if self._registry.backplane is not None:
-            await self._registry.backplane.drained()
+        if self._rooms.backplane is not None:
+            await self._rooms.backplane.drained()
         if not is_published and self._raises:
             raise BackplaneError(
                 f"the {number} connections of the room {key!a} in this process are closed and those of no other "
@@ -146,13 +148,13 @@ class Control:
     async def count(self, key: str) -> RoomCount:
         """Count the members of a room: see `Room.count`."""
         running = asyncio.get_running_loop()
-        home = self._registry.home(running)
+        home = self._rooms.home(running)
         if home is None or home is running:
             return await self._count(key)
         return await run_in(home, self._count(key), RoomCount(0, math.inf))
 
     async def _count(self, key: str) -> RoomCount:
-        backplane = self._registry.backplane
+        backplane = self._rooms.backplane
         if backplane is None:
             return RoomCount(len(self._members(key)))
         clock = self._time()
@@ -195,7 +197,7 @@ class Control:
         return RoomCount(total, age)
 
     def _members(self, key: str) -> list[Sink]:
-        members = self._registry.find(key)
+        members = self._rooms.find(key)
         return [] if members is None else [sink for sink in members.channels.values() if sink is not None]
 
     # What processes tell each other.
@@ -207,7 +209,7 @@ class Control:
         self._processes.clear()
         self._known.clear()
         self._looked_over = None
-        backplane = self._registry.backplane
+        backplane = self._rooms.backplane
         if backplane is not None:
             backplane.subscribe(CONTROL)
             if backplane.state != "closed":
@@ -215,13 +217,13 @@ class Control:
 
     def end(self) -> None:
         """Say goodbye."""
-        backplane = self._registry.backplane
+        backplane = self._rooms.backplane
         if backplane is not None and self._name and backplane.state == "connected":
             self._say({"do": "gone"})
         self._name = ""
 
     def _say(self, what: dict[str, object]) -> bool:
-        backplane = self._registry.backplane
+        backplane = self._rooms.backplane
         return backplane is None or backplane.publish_nowait(CONTROL, json.dumps({**what, "by": self._name}))
 
     def receive(self, data: Data) -> None:

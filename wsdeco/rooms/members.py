@@ -13,7 +13,7 @@ from wsdeco.reasons import printable
 from wsdeco.wire.outgoing import Encoded
 
 if TYPE_CHECKING:
-    from wsdeco.rooms.registry import Registry
+    from wsdeco.rooms.rooms import Rooms
 
 __all__ = ["Members", "route_key"]
 
@@ -30,7 +30,7 @@ class Members:
 
     __slots__ = ("_rooms", "channels", "key")
 
-    def __init__(self, key: str, rooms: Registry) -> None:
+    def __init__(self, key: str, rooms: Rooms) -> None:
         self.key: str = key
         self.channels: dict[Channel, Sink | None] = {}
         self._rooms = rooms

@@ -18,7 +18,8 @@ from starlette.types import ExceptionHandler, Receive, Scope, Send
 
 from wsdeco.backplanes.choice import backplane_of_environment, checked_backplane, checked_errors
 from wsdeco.backplanes.interface import Backplane, PublishErrors
-from wsdeco.channels.direct import Connection, is_direct
+from wsdeco.channels.direct import Connection
+from wsdeco.channels.extension import extension_of
 from wsdeco.clock import Clock
 from wsdeco.connection.hosts import Hosts, checked_hosts
 from wsdeco.definition.paths import check_path
@@ -151,7 +152,7 @@ class Application:
                 announce_missing_lifespan()
         endpoint = None
         if scope["type"] == "websocket":
-            if not self._idle_announced and not is_direct(scope):
+            if not self._idle_announced and extension_of(scope) is None:
                 self._announce_idle()
             endpoint = self._handler_endpoint(scope)
         if endpoint is not None:

@@ -12,7 +12,8 @@ from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
 from wsdeco.channels.base import Channel
-from wsdeco.channels.direct import Connection, direct_connection
+from wsdeco.channels.direct import Connection
+from wsdeco.channels.extension import extension_of
 from wsdeco.channels.observer import Observer, Observers
 from wsdeco.channels.rated import channel_types
 from wsdeco.clock import Clock
@@ -144,7 +145,8 @@ def open_channel(
     scope: Scope, receive: Receive, send: Send, config: ConnectionConfig, context: Context, room: Members | None
 ) -> Channel:
     """Return the channel of a handshake that waits for an answer: direct, if nothing on the way sees the messages."""
-    connection = direct_connection(scope, receive, send)
+    extension = extension_of(scope)
+    connection = None if extension is None else extension.yield_connection(receive, send)
     # A test may bring a clock for this connection alone.
     clock: Clock | None = scope.get("wsdeco.clock", context.clock)
     direct, asgi = channel_types(config)

@@ -14,6 +14,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
+from wsdeco.connection.hosts import FORWARDING
 from wsdeco.definition.paths import check_path
 from wsdeco.origins import is_loopback, parse_origin
 from wsdeco.reasons import RouteError
@@ -29,9 +30,6 @@ _PATH: Final = "/docs"
 
 _CONSOLE: Final = "wsdeco.console"
 """The package that serves it, without which it is off."""
-
-_FORWARDING: Final = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
-"""What proxies add to requests: behind one, a server that listens on loopback is seen by others."""
 
 _UPGRADE: Final = {"Upgrade": "websocket", "Connection": "Upgrade"}
 
@@ -151,6 +149,7 @@ class NotFound:
 
 
 def _is_from_here(request: Request) -> bool:
-    # The Host header counts as well: the name of another site may resolve to this machine.
+    # Behind a proxy, a server that listens on loopback is seen by others. The Host header counts as well: the name of
+    # another site may resolve to this machine.
     origin = parse_origin(f"http://{request.headers.get('host', '')}")
-    return origin is not None and is_loopback(origin[1]) and not any(name in request.headers for name in _FORWARDING)
+    return origin is not None and is_loopback(origin[1]) and FORWARDING.isdisjoint(dict(request.scope["headers"]))
