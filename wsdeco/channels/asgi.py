@@ -17,7 +17,7 @@ from wsdeco.channels.data import (
     Data,
     HeaderItems,
     check_sendable,
-    checked_headers,
+    encoded_headers,
     exceeds,
     payload_estimate,
     wire_size,
@@ -27,6 +27,7 @@ from wsdeco.channels.extension import end_of, extension_of, wire_options
 from wsdeco.clock import Clock, Deadline
 from wsdeco.config import ConnectionConfig
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, Error, Unknown
+from wsdeco.wire.handshake import check_headers, check_subprotocol
 
 __all__ = ["AsgiChannel"]
 
@@ -216,7 +217,10 @@ class AsgiChannel(Channel):
         if self.closed:
             raise self.closed_error()
         chosen = self.choose_subprotocol(subprotocol)
-        items = checked_headers(headers)
+        if subprotocol is not None:
+            check_subprotocol(subprotocol, self.request.scope.get("subprotocols") or ())
+        # Not all servers check what they send.
+        items = check_headers(encoded_headers(headers))
         self.mark_accepted(chosen)
         return {"type": "websocket.accept", "subprotocol": chosen, "headers": items}
 
@@ -226,7 +230,7 @@ class AsgiChannel(Channel):
         fields = {"content-type": "text/plain; charset=utf-8"}
         fields |= {name.lower(): value for name, value in (headers or {}).items()}
         fields.pop("content-length", None)
-        items = [*checked_headers(fields), (b"content-length", str(len(payload)).encode())]
+        items = [*check_headers(encoded_headers(fields)), (b"content-length", str(len(payload)).encode())]
         self.end(Error(f"the handshake was refused with HTTP {status}"))
         self._discard_outbox()
         if "websocket.http.response" not in (self.request.scope.get("extensions") or {}):

@@ -539,20 +539,13 @@ class Channel(metaclass=ABCMeta):
     def choose_subprotocol(self, wanted: str | None) -> str | None:
         """Return the subprotocol to agree on (RFC 6455, section 4.2.2).
 
-        Raises:
-            ValueError: `wanted` is not among those the client offered.
+        Args:
+            wanted: What the handler wants; whether the client offers it is for those to check who send it.
         """
-        if wanted is None and not self.config.subprotocols:
-            return None
+        if wanted is not None or not self.config.subprotocols:
+            return wanted
         offered: list[str] = list(self.request.scope.get("subprotocols") or ())
-        if wanted is None:
-            return next((name for name in self.config.subprotocols if name in offered), None)
-        if wanted not in offered:
-            raise ValueError(
-                f"subprotocol {wanted!r} was not offered by the client, which offers {len(offered)} others: "
-                "agree on one of these, or on none"
-            )
-        return wanted
+        return next((name for name in self.config.subprotocols if name in offered), None)
 
 
 def wake(waiter: asyncio.Future[Any] | None, result: bool | None = None) -> None:

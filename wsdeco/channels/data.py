@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol, Ty
 
 from wsdeco.messages import Data
 from wsdeco.reasons import printable
-from wsdeco.tokens import is_token
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -20,8 +19,8 @@ __all__ = [
     "Outgoing",
     "check_sendable",
     "checked_data",
-    "checked_headers",
     "checked_kind",
+    "encoded_headers",
     "exceeds",
     "header_pairs",
     "payload_estimate",
@@ -182,26 +181,26 @@ def header_pairs(headers: HeaderItems) -> Iterable[tuple[str, str]]:
     return cast("Mapping[str, str]", headers).items() if isinstance(headers, Mapping) else headers
 
 
-def checked_headers(headers: HeaderItems) -> list[tuple[bytes, bytes]]:
-    """Return `headers` as ASGI wants them.
+def encoded_headers(headers: HeaderItems) -> list[tuple[bytes, bytes]]:
+    """Return `headers` as bytes; whether these can be sent is for `check_headers` to find out, of who sends them.
 
     Raises:
         TypeError: A name or value is not a `str`.
-        ValueError: A name is not a token, a value holds CR, LF, NUL or a character outside ISO-8859-1, or the
-            name belongs to the handshake itself.
+        ValueError: A value holds a character outside ISO-8859-1, or a name belongs to the handshake itself.
     """
-    checked: list[tuple[bytes, bytes]] = []
+    if not headers:
+        return []
+    encoded: list[tuple[bytes, bytes]] = []
     pairs: Iterable[tuple[object, object]] = header_pairs(headers)
     for name, value in pairs:
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"headers must be pairs of str, not {type(name).__name__} and {type(value).__name__}")
-        if not is_token(name):
-            raise ValueError(f"header name {name!r} is not a token (RFC 9110, section 5.1)")
         if name.lower() in _HANDSHAKE_HEADERS or name.lower().startswith("sec-websocket-"):
             raise ValueError(f"header {name!r} belongs to the handshake: for a subprotocol write subprotocol=...")
-        if any(c in "\r\n\0" for c in value) or any(ord(c) > 0xFF for c in value):
+        try:
+            encoded.append((name.encode(errors="replace"), value.strip(" \t").encode("latin-1")))
+        except UnicodeEncodeError:
             raise ValueError(
-                f"header {name!r} has a value that no header can carry: CR, LF, NUL, or some outside of ISO-8859-1"
-            )
-        checked.append((name.lower().encode("ascii"), value.strip(" \t").encode("latin-1")))
-    return checked
+                f"header {name!r} has a value that no header can carry: some of it is outside of ISO-8859-1"
+            ) from None
+    return encoded

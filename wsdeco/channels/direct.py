@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Final, cast
 
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
 from wsdeco.channels.base import Channel, wake
-from wsdeco.channels.data import Data, HeaderItems, checked_headers, exceeds, payload_estimate, unsendable, wire_size
+from wsdeco.channels.data import Data, HeaderItems, encoded_headers, exceeds, payload_estimate, unsendable, wire_size
 from wsdeco.channels.extension import wire_options
 from wsdeco.channels.packed_request import PackedRequest
 from wsdeco.clock import Clock, Deadline
@@ -116,11 +115,13 @@ class DirectChannel(Channel):
     def pack_request(self) -> None:
         """Keep the head of the request; the app's middleware is left behind with the end of the call that began it."""
         parsed, self._parsed = cast(Request, self._parsed), None
-        with suppress(ValueError):
-            client = self.addr if self.addr.host else None
-            packed = PackedRequest(self.request, parsed, self._connection.app_state, client)
-            self._request = packed
-            packed.drop_dead_reference()
+        addr = self.addr
+        try:
+            packed = PackedRequest(self.request, parsed, self._connection.app_state, addr if addr.host else None)
+        except ValueError:
+            return
+        self._request = packed
+        packed.drop_dead_reference()
 
     async def accept(self, subprotocol: str | None = None, headers: HeaderItems = ()) -> None:
         """Accept the upgrade; does nothing if it is accepted already."""
@@ -129,7 +130,8 @@ class DirectChannel(Channel):
         if self.closed:
             raise self.closed_error()
         chosen = self.choose_subprotocol(subprotocol)
-        self._connection.accept(chosen, checked_headers(headers), **wire_options(self.config))
+        # The connection checks them, as it does for all who have one: nobody splits a response.
+        self._connection.accept(chosen, encoded_headers(headers), **wire_options(self.config))
         self.mark_accepted(chosen)
         early, self._early = self._early, None
         for data in early or ():
@@ -142,7 +144,7 @@ class DirectChannel(Channel):
     def _refuse(self, status: int, body: str, headers: Mapping[str, str] | None) -> None:
         self._early = None
         if self._connection.handshake_pending:
-            self._connection.refuse(status, checked_headers(headers or {}), body.encode())
+            self._connection.refuse(status, encoded_headers(headers or {}), body.encode())
 
     async def send(self, data: Data) -> None:
         """Write by the end of the loop's turn; wait while the peer does not read."""

@@ -12,7 +12,7 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from http import HTTPStatus
 from typing import Final, NamedTuple, TypeAlias, cast
 
@@ -28,6 +28,7 @@ __all__ = [
     "check_acceptance",
     "check_headers",
     "check_refusal",
+    "check_subprotocol",
     "parse_request",
     "read_handshake",
     "refusal_response",
@@ -210,17 +211,19 @@ def _check_upgrade(fields: dict[bytes, bytes]) -> None:
         raise Refusal(HTTPStatus.BAD_REQUEST, "The request needs one Host header.")
     if b"transfer-encoding" in fields or fields.get(b"content-length", b"0") != b"0":
         raise Refusal(HTTPStatus.BAD_REQUEST, "A WebSocket handshake has no body.")
-    if not _has_token(fields, b"connection", b"Upgrade") or not _has_token(fields, b"upgrade", b"websocket"):
+    # Nearly all clients write just the token; a list is taken apart.
+    is_usual = fields.get(b"connection") == b"Upgrade" and fields.get(b"upgrade") == b"websocket"
+    if not is_usual and not (
+        _has_token(fields, b"connection", "upgrade") and _has_token(fields, b"upgrade", "websocket")
+    ):
         raise Refusal(HTTPStatus.UPGRADE_REQUIRED, "This is a WebSocket endpoint.", [(b"upgrade", b"websocket")])
     if fields.get(b"sec-websocket-version") != _VERSION:
         message = "The request needs one Sec-WebSocket-Version header, with the value 13."
         raise Refusal(HTTPStatus.UPGRADE_REQUIRED, message, [(b"sec-websocket-version", _VERSION)])
 
 
-def _has_token(fields: dict[bytes, bytes], name: bytes, token: bytes) -> bool:
-    value = fields.get(name)
-    # Nearly all clients write just the token; a list is taken apart.
-    return value == token or (value is not None and token.decode().lower() in _split(value.lower()))
+def _has_token(fields: dict[bytes, bytes], name: bytes, token: str) -> bool:
+    return token in _split(fields.get(name, b"").lower())
 
 
 def _check_key(fields: dict[bytes, bytes]) -> bytes:
@@ -248,9 +251,11 @@ def check_headers(headers: Iterable[tuple[object, object]]) -> list[tuple[bytes,
             kinds = f"{type(name).__name__} and {type(value).__name__}"
             raise TypeError(f"a response header is a pair of bytes, not {kinds}: write b'name', b'value'")
         if not is_token_of_bytes(name):
-            raise ValueError(f"response header name {name!r} is not a token (RFC 9110, section 5.1)")
+            raise ValueError(f"header name {name.decode(errors='replace')!r} is not a token (RFC 9110, section 5.1)")
         if _CONTROL.search(value) is not None:
-            raise ValueError(f"the value of response header {name!r} holds a control character")
+            raise ValueError(
+                f"header {name.decode()!r} has a value that no header can carry: it holds a control character"
+            )
         checked.append((name.lower(), value))
     return checked
 
@@ -258,6 +263,19 @@ def check_headers(headers: Iterable[tuple[object, object]]) -> list[tuple[bytes,
 def _as_bytes(part: object) -> object:
     # Other servers take these as well.
     return bytes(cast("bytearray | memoryview[int]", part)) if isinstance(part, bytearray | memoryview) else part
+
+
+def check_subprotocol(subprotocol: str, offered: Collection[str]) -> None:
+    """Refuse to agree on a subprotocol that the client does not offer.
+
+    Raises:
+        ValueError: It is not offered.
+    """
+    if subprotocol not in offered:
+        raise ValueError(
+            f"subprotocol {subprotocol!r} was not offered by the client, which offers {len(offered)} others: "
+            "agree on one of these, or on none (RFC 6455, section 4.1)"
+        )
 
 
 def check_acceptance(
@@ -271,11 +289,7 @@ def check_acceptance(
     """
     if subprotocol is None:
         return check_headers(headers)
-    if subprotocol not in request.subprotocols:
-        raise ValueError(
-            f"subprotocol {subprotocol!r} is not among the {len(request.subprotocols)} that the peer offers "
-            "(RFC 6455, section 4.1): accept without one"
-        )
+    check_subprotocol(subprotocol, request.subprotocols)
     return [*check_headers(headers), (b"Sec-WebSocket-Protocol", subprotocol.encode("latin-1"))]
 
 
