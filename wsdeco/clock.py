@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import Final, Protocol, cast
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 __all__ = ["Clock", "Deadline", "Due", "Timer", "Wheel", "running_loop", "seconds_until", "sleep", "wheel_of"]
 
@@ -107,12 +107,17 @@ class Wheel:
 
     Attributes:
         clock: The clock.
+        is_of_loop: The clock is the event loop itself.
     """
 
-    __slots__ = ("__weakref__", "_has_read", "_loop", "_ready", "_timer", "_timer_due", "_times", "_waiting", "clock")
+    __slots__ = (
+        *("__weakref__", "_has_read", "_loop", "_ready", "_timer", "_timer_due", "_times", "_waiting"),
+        *("clock", "is_of_loop"),
+    )
 
     def __init__(self, clock: Clock, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self.clock: Clock = clock
+        self.is_of_loop: bool = loop is clock
         # Held, so that no other one gets its number while the wheel is found by it.
         self._loop = loop
         # Mostly one object waits for a time. Nothing is kept of one that waits no more: it may be an ended connection.
@@ -224,6 +229,9 @@ class Wheel:
 
 _wheels: Final[WeakValueDictionary[tuple[int, int], Wheel]] = WeakValueDictionary()
 
+_newest: Final[list[Callable[[], Wheel | None]]] = [lambda: None]
+"""Of those above, the one that was found last: a connection asks several times, and mostly there is one."""
+
 
 def wheel_of(clock: Clock) -> Wheel:
     """Return the wheel of a clock in the event loop that runs. It lives as long as somebody waits.
@@ -231,12 +239,16 @@ def wheel_of(clock: Clock) -> Wheel:
     A clock that is no event loop may serve several of them, one after the other or in several threads. The timers that
     it has set in one end with that.
     """
+    newest = _newest[0]()
+    if newest is not None and newest.clock is clock and newest.is_of_loop:
+        return newest
     loop = running_loop()
     # A wheel that lives holds both, so no other object can have the number of one.
     place = id(clock), id(loop)
     wheel = _wheels.get(place)
     if wheel is None:
         wheel = _wheels[place] = Wheel(clock, loop)
+    _newest[0] = ref(wheel)
     return wheel
 
 

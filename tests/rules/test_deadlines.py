@@ -10,6 +10,8 @@ from typing import Any, Final
 import pytest
 from starlette.datastructures import Headers
 
+from tests.support import raw
+from tests.support.in_memory import REQUEST, Session
 from tests.support.wire import CountingClock, Logged, Wire, assert_at_rest, slots_taken, websocket_scope
 from wsdeco import Address, App, Close, ConnectionClosed, DisconnectReason, Sink, Timeout, Unknown
 from wsdeco.channels.asgi import AsgiChannel
@@ -290,6 +292,24 @@ async def test_connect_timeout_refuses_the_handshake_and_cancels_on_connect() ->
     assert world.seen == [(5, "on_connect left"), (5, reason)]
     assert wire.seen == [("http", 503)]
     await world.over(wire)
+
+
+async def test_a_connection_that_is_accepted_at_once_needs_no_timer() -> None:
+    class Prompt:
+        async def on_connect(self, addr: Address, sink: Sink) -> None:
+            await sink.send("hello")
+
+        async def on_message(self, text: str) -> str:
+            return text
+
+    clock = CountingClock()
+    app = App(clock=clock)
+    app.add("/chat", Prompt, ping_interval=None)
+    session = Session(app)
+    assert (await session.feed(REQUEST)).endswith(b"\x81\x05hello")
+    assert await session.feed(raw.text("echo")) == b"\x81\x04echo"
+    assert clock.made == 0
+    await session.end()
 
 
 async def test_connect_timeout_is_off_behind_the_upgrade() -> None:

@@ -28,10 +28,12 @@ class _Origins:
         self._allowed: Literal["*"] | tuple[str, ...] | None = config.allowed_origins
 
     def enter(self, scope: Scope) -> Refusal | None:
-        origins = _values(scope, b"origin")
-        if not origins:
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        sent = [value for name, value in headers if name == b"origin"]
+        if not sent:
             return None
-        host = next(iter(_values(scope, b"host")), None)
+        origins = [value.decode("latin-1") for value in sent]
+        host = next((value.decode("latin-1") for name, value in headers if name == b"host"), None)
         if origin_allowed(origins, host, scope["scheme"], self._allowed):
             return None
         advice = (
@@ -41,10 +43,6 @@ class _Origins:
             "its X-Forwarded-Proto"
         )
         return Refusal("origin", 403, CloseCode.POLICY, advice=advice)
-
-
-def _values(scope: Scope, name: bytes) -> list[str]:
-    return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
 
 
 class Admission:

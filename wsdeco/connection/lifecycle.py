@@ -166,12 +166,13 @@ class Lifecycle(LimitedConnection):
             if channel.accepted:
                 self.channel_accepted()
             else:
-                self._set_deadline("connect_timeout", self.channel.config.connect_timeout, self._connect_over)
+                channel.loop.call_soon(self._limit_connecting)
             connected: object = None
             try:
                 handler: object = self.handler(channel.request)
                 self.handler = handler
-                plan = plan_of(type(handler), self.channel.config.codec)
+                cls = type(handler)
+                plan = plan_of(cls, self.channel.config.codec)
                 on_connect = bound_hook(handler, "on_connect")
                 connected = handler
                 await self._call_on_connect(plan, handler, on_connect)
@@ -183,7 +184,7 @@ class Lifecycle(LimitedConnection):
                     while not channel.waiting and channel.reason is None:
                         await channel.event()
                     self._first_message_there()
-                await (self._call_in_tasks() if self._has_tasks else self._call_on_message())
+                await (self._call_in_tasks() if self._has_tasks else self._call_on_message(plan, cls))
             except BaseException as exc:
                 if self._is_thrown_away():
                     raise
@@ -235,14 +236,15 @@ class Lifecycle(LimitedConnection):
         if observer is not None and self._hook is not None:
             observer.hook_ended(self.channel, self._hook, exception)
 
-    def _look_up(self) -> tuple[Plan, Callable[[Data], Any]]:
+    def _look_up(self, plan: Plan | None = None, cls: type | None = None) -> tuple[Plan, Callable[[Data], Any]]:
         handler: object = self.handler
-        plan = plan_of(type(handler), self.channel.config.codec)
+        if plan is None or type(handler) is not cls:
+            plan = plan_of(type(handler), self.channel.config.codec)
         self.conversation = continue_conversation(plan, self.conversation, self.channel)
         return plan, bound_on_message(plan, handler, self.conversation)
 
-    async def _call_on_message(self) -> None:  # noqa: C901, PLR0912 - the fast path: a call costs
-        plan, on_message = self._look_up()
+    async def _call_on_message(self, plan: Plan, cls: type) -> None:  # noqa: C901, PLR0912 - the fast path: a call costs
+        plan, on_message = self._look_up(plan, cls)
         channel = self.channel
         task = cast("asyncio.Task[None]", self._hooks_task)
         observer = channel.observer if channel.observer is not None and channel.observer.sees_hooks else None

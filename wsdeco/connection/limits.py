@@ -85,9 +85,11 @@ class LimitedConnection:
 
     def channel_accepted(self) -> None:
         """Start the deadlines of an open connection."""
-        self._opened_at = self.channel.clock.time()
-        if self.channel.config.first_message_timeout is not None:
+        config = self.channel.config
+        if config.first_message_timeout is not None:
             self._state |= AWAITS_FIRST
+        if self._state & AWAITS_FIRST or config.max_connection_duration is not None or config.idle_timeout is not None:
+            self._opened_at = self.channel.clock.time()
         self._drop_deadlines("connect_timeout")
         self._wait_for_first()
 
@@ -106,6 +108,12 @@ class LimitedConnection:
             self._limit_hook(self.channel.config.close_timeout)
         elif (grace := self.channel.grace) is not None:
             self._limit_hook(grace)
+
+    def _limit_connecting(self) -> None:
+        # Called behind the first step of the hooks' task, in which most are accepted: these need no deadline.
+        task = self._hooks_task
+        if not self.channel.accepted and self.channel.reason is None and task is not None and not task.done():
+            self._set_deadline("connect_timeout", self.channel.config.connect_timeout, self._connect_over)
 
     def _connect_over(self) -> None:
         self._time_out("connect_timeout", self.channel.config.connect_timeout)
@@ -186,9 +194,12 @@ class LimitedConnection:
         deadlines = self._deadlines
         if deadlines is None:
             return False
-        dropped = [name for name in names if deadlines.pop(name, None) is not None]
-        self._deadlines = deadlines or None
-        return bool(dropped)
+        before = len(deadlines)
+        for name in names:
+            deadlines.pop(name, None)
+        if not deadlines:
+            self._deadlines = None
+        return len(deadlines) < before
 
     def _cancel_deadlines(self, *names: str) -> None:
         if self._drop_deadlines(*names):
@@ -215,6 +226,10 @@ class LimitedConnection:
         return found
 
     def _wait_for_first(self) -> None:
+        if self._deadlines is None and self._opened_at is None:
+            if self.due is not None:
+                wheel_of(self.channel.clock).set(self, None)
+            return
         clock = self.channel.clock
         deadlines = self._all_deadlines(clock.time())
         first = min(deadlines, key=itemgetter(0))[0] if deadlines else None

@@ -419,16 +419,15 @@ def task_free_start(config: Config) -> TaskFreeStart:
     def take(scope: Scope, connection: Connection) -> bool:
         if start is None or config.reset_contextvars:
             return False
-        return (proxies is None or _forward(proxies, scope)) and start(scope, connection)
+        is_forwarded = proxies is not None and not _FORWARDED.isdisjoint(dict(scope["headers"]))
+        return (not is_forwarded or _forward(proxies, scope)) and start(scope, connection)
 
     return take
 
 
-def _forward(proxies: ProxyHeadersMiddleware, scope: Scope) -> bool:
-    if _FORWARDED.isdisjoint(dict(scope["headers"])):
-        return True
+def _forward(proxies: ProxyHeadersMiddleware | None, scope: Scope) -> bool:
     try:
-        proxies(cast(Any, scope), cast(Any, None), cast(Any, None)).send(None)
+        cast(Any, proxies)(cast(Any, scope), cast(Any, None), cast(Any, None)).send(None)
     except StopIteration:
         return True
     except Exception as exc:

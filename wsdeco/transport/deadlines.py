@@ -124,7 +124,10 @@ class HttpDeadlines:
 
         Connections of about one age share it, since each deadline keeps its connections in the order of time.
         """
-        steps = min(round((self.clock.time() - accepted_at) / _AGE_STEP), round(HEAD_TIMEOUT / _AGE_STEP) - 1)
+        age = self.clock.time() - accepted_at
+        if age < _AGE_STEP / 2:
+            return self.heads
+        steps = min(round(age / _AGE_STEP), round(HEAD_TIMEOUT / _AGE_STEP) - 1)
         found = self._first_heads.get(steps)
         if found is None:
             found = self._first_heads[steps] = Deadlines(self.clock, HEAD_TIMEOUT - steps * _AGE_STEP, _expire)

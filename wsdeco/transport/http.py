@@ -119,9 +119,10 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
         self.server_state = server_state
         self.app_state = app_state
         self.connections: set[Any] = server_state.connections
-        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop() if _loop is None else _loop
+        shared = shared_of(server_state, _loop)
+        self.loop: asyncio.AbstractEventLoop = shared.loop
         # With TLS the transport comes later, behind the TLS handshake, which the deadline includes.
-        self._deadlines = shared_of(server_state, self.loop).http_deadlines(self.clock)
+        self._deadlines = shared.http_deadlines(self.clock)
         self._accepted_at = self._deadlines.clock.time()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -155,8 +156,11 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
         """Take bytes that are not those of a handshake in one piece."""
 
     def _take_handshake(self, data: bytes) -> bool:
-        protocol_class = self.config.ws_protocol_class
-        if protocol_class is None or not issubclass(protocol_class, WebSocketProtocol):
+        protocol_class: Any = self.config.ws_protocol_class
+        # An abstract base class takes its time to say what is a subclass of it.
+        if protocol_class is not WebSocketProtocol and (
+            protocol_class is None or not issubclass(protocol_class, WebSocketProtocol)
+        ):
             return False
         found = read_handshake(data)
         if found is None:

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from uvicorn.server import ServerState
 
@@ -49,13 +49,15 @@ class Shared:
 
     Attributes:
         loop: The event loop of the server.
+        is_of: Returns what uvicorn's connections of that server share, as long as it is there.
         task_free_start: What takes connections without a task to call the app in; `None` until there is one.
         departures: What notices the end of peers that are not read.
         small_buffer: What is read into of connections with small reads.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, is_of: Callable[[], ServerState | None] = lambda: None) -> None:
         self.loop = loop
+        self.is_of = is_of
         self.task_free_start: Callable[[Any, Any], bool] | None = None
         self._written_to: list[Flushed] = []
         self._waiting: deque[Waiting] = deque()
@@ -134,10 +136,18 @@ class Shared:
 
 _shared: Final[WeakKeyDictionary[ServerState, Shared]] = WeakKeyDictionary()
 
+_newest: Final[list[Callable[[], Shared | None]]] = [lambda: None]
+"""Of those above, the one that was found last: most processes have one server."""
+
 
 def shared_of(server_state: ServerState, loop: asyncio.AbstractEventLoop | None) -> Shared:
     """Return what the connections of `server_state` share; `loop` is the running one, if not given."""
+    newest = _newest[0]()
+    if newest is not None and newest.is_of() is server_state:
+        return newest
     shared = _shared.get(server_state)
     if shared is None:
-        shared = _shared[server_state] = Shared(asyncio.get_running_loop() if loop is None else loop)
+        running = asyncio.get_running_loop() if loop is None else loop
+        shared = _shared[server_state] = Shared(running, ref(server_state))
+    _newest[0] = ref(shared)
     return shared

@@ -22,6 +22,7 @@ def build_scope(
 ) -> dict[str, Any]:
     """Return the ASGI scope of a handshake request, equal to that of uvicorn's own classes."""
     raw_path, _, query_string = request.target.partition(b"?")
+    path = raw_path.decode("ascii")
     return {
         "type": "websocket",
         "asgi": asgi,
@@ -30,8 +31,8 @@ def build_scope(
         "server": server,
         "client": client,
         "root_path": root_path,
-        "path": root_path + unquote(raw_path.decode("ascii")),
-        "raw_path": root_path.encode("ascii") + raw_path,
+        "path": root_path + (unquote(path) if "%" in path else path),
+        "raw_path": root_path.encode("ascii") + raw_path if root_path else raw_path,
         "query_string": query_string,
         "headers": request.headers,
         "subprotocols": request.subprotocols,
