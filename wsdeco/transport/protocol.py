@@ -292,7 +292,7 @@ class WebSocketProtocol(Outgoing):
                 deflate = agreed[1]
         self._log_outcome("[accepted]")
         if options.get("small_reads"):
-            self.transport.set_protocol(SmallReads(self, self._shared.small_buffer))
+            self.transport.set_protocol(SmallReads(cast(Any, self), self._shared.small_buffer))
         self._framing = Framing(options.get("max_message_size", self.config.ws_max_size), deflate=deflate)
         self._framing.hold_pongs = self.write_paused
         self.send(handshake.accept_response(request.key, sent))

@@ -8,31 +8,12 @@ a further call, so no other connection has them.
 from __future__ import annotations
 
 import asyncio
-from typing import Final, Protocol
+from typing import Final
 
 __all__ = ["READ_SIZE", "SmallReads"]
 
 READ_SIZE: Final = 16 * 1024
 """Bytes of one read."""
-
-
-class Stream(Protocol):
-    """What takes bytes as `asyncio.Protocol` does."""
-
-    def data_received(self, data: bytes) -> None:
-        """Take bytes from the peer."""
-
-    def eof_received(self) -> bool | None:
-        """Take the end of the peer's stream."""
-
-    def pause_writing(self) -> None:
-        """The peer does not read."""
-
-    def resume_writing(self) -> None:
-        """The peer reads again."""
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The transport is lost."""
 
 
 class SmallReads(asyncio.BufferedProtocol):
@@ -45,7 +26,7 @@ class SmallReads(asyncio.BufferedProtocol):
 
     __slots__ = ("_buffer", "_protocol")
 
-    def __init__(self, protocol: Stream, buffer: bytearray) -> None:
+    def __init__(self, protocol: asyncio.Protocol, buffer: bytearray) -> None:
         self._protocol = protocol
         self._buffer = buffer
 
