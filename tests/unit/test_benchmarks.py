@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import endings, fairness, growth, levels, rooms, sizes, typed, workers
+from benchmarks import afterwards, endings, fairness, growth, levels, rooms, sizes, typed, workers
 from benchmarks.chart import to_svg
 from benchmarks.loads import Effort
 from benchmarks.machine import LOAD
@@ -377,6 +377,12 @@ def test_what_others_wait_for_large_messages_is_measured(
     fairness.main(["--rounds=1", "--messages=2", "--servers=wsdeco-direct"])
     rows = re.findall(r"^\| ([\w-]+) \| wsdeco-direct \| [0-9.]+ \| [0-9.]+ \|$", capsys.readouterr().out, re.MULTILINE)
     assert rows == sorted(sizes.KINDS)
+
+
+def test_what_stays_of_large_messages_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    afterwards.main(["--echoes=5", "--quiet=0", "--servers=wsdeco-direct"])
+    rows = re.findall(r"^\| (\w+) \| wsdeco-direct \| [-0-9.]+ \| [-0-9.]+ \|$", capsys.readouterr().out, re.MULTILINE)
+    assert rows == list(afterwards.KIND_NAMES)
 
 
 def test_rooms_are_not_measured_without_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:
