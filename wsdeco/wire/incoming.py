@@ -210,12 +210,12 @@ class Framing:
                     data = held.rest + data
                     chunk = data
                 if not held.finish(_INFLATED_AT_ONCE if held.is_inflated else _DECODED_AT_ONCE):
-                    self._go_on_later(held, data[position:])
+                    self._go_on_later(data[position:])
                     return messages
                 self._held = None
                 cost = self._take_large(held, messages)
                 if cost == _BEGUN:
-                    self._go_on_later(self._held, data[position:])
+                    self._go_on_later(data[position:])
                     return messages
                 budget -= cost
                 if budget <= 0 and position < len(data):
@@ -267,7 +267,7 @@ class Framing:
                     if self.ended is not None:
                         return messages
                     if cost == _BEGUN:
-                        self._go_on_later(self._held, bytes(chunk[position:]))
+                        self._go_on_later(bytes(chunk[position:]))
                         return messages
                     budget -= cost
                     limit = self._inline_limit
@@ -297,8 +297,9 @@ class Framing:
             self.unread = wanted == 0
         return messages
 
-    def _go_on_later(self, frame: bytearray | LargeFrame | None, rest: bytes) -> None:
-        cast(LargeFrame, frame).rest = rest
+    def _go_on_later(self, rest: bytes) -> None:
+        # Looked up here: where it has been set to `None` before, mypy, and so mypyc, takes it for `None`.
+        cast(LargeFrame, self._held).rest = rest
         self.unread = self.noticed = True
 
     def _begin_large(self, first: int, rest: memoryview, length: int) -> LargeFrame:
