@@ -14,7 +14,7 @@ from starlette.requests import HTTPConnection
 
 from wsdeco.channels.base import Channel, Owner
 from wsdeco.channels.data import Address, HeaderItems, Outgoing, checked_data, checked_kind, exceeds, wire_size
-from wsdeco.clock import Clock, running_loop, seconds_until
+from wsdeco.clock import Clock, seconds_until
 from wsdeco.reasons import CloseCode, ConnectionClosed, DisconnectReason, check_close_code, cut_close_reason
 
 __all__ = ["Sink", "channel_of"]
@@ -319,7 +319,11 @@ class Sink:
         return channel.owner
 
     def _is_at_home(self) -> bool:
-        return running_loop() is self._channel.loop
+        # Not `running_loop`: each message that is sent comes here, and a call costs.
+        try:
+            return asyncio.get_running_loop() is self._channel.loop
+        except RuntimeError:
+            return False
 
     def _hand_over(self, call: Callable[..., object], *arguments: object) -> bool:
         try:
