@@ -91,8 +91,9 @@ class BrokerBackplane:
 
     async def drained(self) -> None:
         """Wait while the broker has too much to read."""
-        if self._session is not None:
-            await self._session.drained()
+        session = self._session
+        if session is not None and not session.has_room:
+            await session.drained()
 
     async def close(self) -> None:
         """Send what is in the queue, unless that takes too long, and disconnect."""

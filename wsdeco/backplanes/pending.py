@@ -118,7 +118,7 @@ class Pending:
         self._unsettled_bytes = self._queued = 0
 
     def _note_room(self) -> None:
-        if self._queued <= self._supervision.high_water:
+        if self._queued <= self._supervision.high_water and not self.has_room.is_set():
             self.has_room.set()
         if not self._queue and not self._unsettled:
             self.idle.set()

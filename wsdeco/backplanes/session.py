@@ -104,6 +104,11 @@ class Session:
         else:
             self._subscriptions.note(subject)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether `drained` returns at once, as it nearly always does: a call of it costs more than this."""
+        return self._pending.has_room.is_set()
+
     async def drained(self) -> None:
         """Wait until there is room in the queue, or no connection to send it on."""
         await self._pending.has_room.wait()

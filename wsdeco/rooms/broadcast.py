@@ -63,23 +63,25 @@ class Broadcasts:
         running = asyncio.get_running_loop()
         home = self._rooms.home(running)
         if home is None or home is running:
-            return await self._broadcast(key, checked, excluded)
-        return await run_in(home, self._broadcast(key, checked, excluded), 0)
+            return await self._broadcast(running, key, checked, excluded)
+        return await run_in(home, self._broadcast(home, key, checked, excluded), 0)
 
-    async def _broadcast(self, key: str, data: Data, excluded: Collection[Channel]) -> int:
+    async def _broadcast(
+        self, loop: asyncio.AbstractEventLoop, key: str, data: Data, excluded: Collection[Channel]
+    ) -> int:
         taken = 0
         try:
             taken = self._publish(key, data, excluded)
             if self._rooms.backplane is not None:
                 await self._rooms.backplane.drained()
         finally:
-            if self._is_turn_over(len(data), taken):
+            if self._is_turn_over(loop, len(data), taken):
                 await asyncio.sleep(0)
         return taken
 
-    def _is_turn_over(self, size: int, messages: int) -> bool:
+    def _is_turn_over(self, loop: asyncio.AbstractEventLoop, size: int, messages: int) -> bool:
         if not self._burst_messages:
-            asyncio.get_running_loop().call_soon(self._begin_burst)
+            loop.call_soon(self._begin_burst)
         self._burst_bytes += size
         self._burst_messages += 1 + messages
         return self._burst_bytes >= _MAX_BURST_BYTES or self._burst_messages >= _MAX_BURST_MESSAGES
