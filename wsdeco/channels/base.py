@@ -24,6 +24,7 @@ from wsdeco.clock import Clock, Deadline
 from wsdeco.compiled import mypyc_attr
 from wsdeco.config import ConnectionConfig
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, Error, Unknown
+from wsdeco.wire.contract import Connection
 from wsdeco.wire.outgoing import Encoded
 
 __all__ = ["Channel", "Membership", "Owner", "RouteRoom", "wake"]
@@ -104,6 +105,8 @@ class Channel(metaclass=ABCMeta):
         owner: Who is told when the upgrade is accepted and when the channel ends.
         route_room: The room of its route, whose member it is from the upgrade to its end.
         rooms: What else it is a member of; it leaves all of them as soon as `reason` is set.
+        shortcut: What a broadcast may be written to past the channel, by who tells its `message_observer`; `None` if
+            there is nothing.
     """
 
     __slots__ = (
@@ -126,6 +129,7 @@ class Channel(metaclass=ABCMeta):
         "reason",
         "rooms",
         "route_room",
+        "shortcut",
         "subprotocol",
         "undelivered",
     )
@@ -141,6 +145,7 @@ class Channel(metaclass=ABCMeta):
         self.dropped: int = 0
         self.undelivered: int = 0
         self.route_room: RouteRoom | None = None
+        self.shortcut: Connection | None = None
         self.rooms: tuple[Membership, ...] | dict[Membership, None] = ()
         self._last_frame_at = self.clock.time()
         self.observer: Observer | None = None

@@ -20,7 +20,7 @@ from wsdeco.clock import Clock, Deadline
 from wsdeco.compiled import mypyc_attr
 from wsdeco.config import ConnectionConfig
 from wsdeco.reasons import Close, DisconnectReason, Unknown
-from wsdeco.wire.contract import Connection
+from wsdeco.wire.contract import ROOMY_OUTBOX, Connection
 from wsdeco.wire.handshake import Request
 from wsdeco.wire.outgoing import Encoded
 
@@ -36,6 +36,8 @@ class DirectChannel(Channel):
     """A channel that is the protocol's receiver."""
 
     __slots__ = ("_connection", "_early", "_early_size", "_lost", "_parsed", "_reader")
+
+    shortcut: Connection | None
 
     def __init__(
         self, scope: Scope, connection: Connection, config: ConnectionConfig, clock: Clock | None = None
@@ -232,6 +234,8 @@ class DirectChannel(Channel):
     def mark_accepted(self, subprotocol: str | None) -> None:
         """Note that the upgrade is being accepted; what waited for it goes out."""
         self._early_size = 0
+        if self.config.max_outbox >= ROOMY_OUTBOX:
+            self.shortcut = self._connection
         super().mark_accepted(subprotocol)
 
     def close(self, code: int, text: str, reason: DisconnectReason) -> None:

@@ -68,7 +68,20 @@ class Members:
         channels = list(self.channels)
         if excluded:
             channels = [channel for channel in channels if channel not in excluded]
-        return sum([channel.send_encoded(message) for channel in channels])
+        # One loop for those with a shortcut: a chain of calls for each member costs more than all else but the write.
+        connections = [channel.shortcut for channel in channels]
+        first = next(filter(None, connections), None)
+        if first is None:
+            return sum([channel.send_encoded(message) for channel in channels])
+        left = first.send_to_all(connections, message)
+        taken = channels
+        if left:
+            skipped = set(left)
+            taken = [channel for position, channel in enumerate(channels) if position not in skipped]
+        for channel in taken:
+            if channel.message_observer is not None:
+                channel.message_observer.message_sent(channel, message.size)
+        return len(taken) + sum([channels[position].send_encoded(message) for position in left])
 
 
 def route_key(path: str) -> str:

@@ -15,12 +15,12 @@ from abc import ABCMeta, abstractmethod
 from collections import OrderedDict
 from collections.abc import Awaitable
 from itertools import chain
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from wsdeco.compiled import mypyc_attr
 from wsdeco.messages import Data
 from wsdeco.transport.senders import Pieces, Senders, wait_for_turn
-from wsdeco.transport.shared import Shared
+from wsdeco.transport.shared import Flushed, Shared
 from wsdeco.wire.incoming import Framing
 from wsdeco.wire.outgoing import Encoded
 
@@ -184,6 +184,47 @@ class Outgoing(metaclass=ABCMeta):
             return False
         self.send(cast(Framing, self._framing).encode_shared(message))
         return True
+
+    def send_to_all(self, connections: list[Any], message: Encoded) -> list[int]:
+        """Write a message to each of many connections that has room for it without being asked.
+
+        One loop, as a call for each member of a room costs several times what there is to do.
+
+        Args:
+            connections: The connections, with an outbox of `ROOMY_OUTBOX` or more; `None` for one that is left out.
+            message: The message.
+
+        Returns:
+            The positions of those that have not taken it: it is to be sent to each of them by itself.
+        """
+        plain = message.frame
+        most = _MAX_OUTBOX_BYTES - _FRAME_OVERHEAD - len(plain)
+        left: list[int] = []
+        to_flush: list[Flushed] = []
+        connection: Outgoing | None
+        for position, connection in enumerate(connections):
+            if (
+                connection is None
+                or connection.closed
+                or connection.write_paused
+                or connection._outbox_size > most
+                or (framing := connection._framing) is None
+            ):
+                left.append(position)
+                continue
+            frame = plain if framing.deflate is None else framing.encode_shared(message)
+            outbox = connection._outbox
+            if outbox is None:
+                connection._outbox = [frame]
+                connection._outbox_size = len(frame) + _FRAME_OVERHEAD
+                connection._flush_pending = True
+                to_flush.append(connection)
+            else:
+                # Not empty, and not paused: so it will be flushed.
+                outbox.append(frame)
+                connection._outbox_size += len(frame) + _FRAME_OVERHEAD
+        self._shared.flush_all_later(to_flush)
+        return left
 
     def send(self, frame: bytes) -> None:
         """Write a frame by the end of the loop's turn, in order; whether the peer reads is the caller's to ask.

@@ -17,11 +17,15 @@ from wsdeco.wire.outgoing import Encoded
 if TYPE_CHECKING:
     from starlette.types import Receive, Send
 
-__all__ = ["EXTENSION", "NOBODY", "Connection", "Extension", "Options", "Receiver"]
+__all__ = ["EXTENSION", "NOBODY", "ROOMY_OUTBOX", "Connection", "Extension", "Options", "Receiver"]
 
 
 EXTENSION: Final = "wsdeco"
 """The key of `scope["extensions"]` under which wsdeco's own protocol offers an `Extension`."""
+
+ROOMY_OUTBOX: Final = 128 * 1024
+"""`max_outbox` from which `send_to_all` need not ask for it: while the peer reads, 64 KiB at most wait in
+the outbox, and as many in the buffer of the transport."""
 
 
 class Options(TypedDict, total=False):
@@ -127,6 +131,13 @@ class Connection(Protocol):
 
     def send_encoded(self, message: Encoded, most_unsent: int) -> bool:
         """Write a message that goes to many connections by the end of the loop's turn, within a bound."""
+        ...
+
+    def send_to_all(self, connections: list[Any], message: Encoded) -> list[int]:
+        """Write a message to each of many connections that has room for it without being asked.
+
+        Any of them can be told to. It returns the positions of those that have not taken it.
+        """
         ...
 
     def send_in_turn(self, message: Data | None) -> Awaitable[bool]:

@@ -114,6 +114,7 @@ class Framing:
         ended: How the peer ended the input: its close frame (`by="client"`; 1005 for one without a code), or the close
             that its fault calls for (`by="server"`). Nothing that arrives later is looked at.
         close_sent: A close frame has been encoded by `close`.
+        deflate: The compression agreed on; `None` for none.
         unread: `receive` stopped before the end of its work: call it again, with `b""` if nothing new came.
         noticed: There is something besides messages: look at `ended` and `unread`, and call `notice`.
         ping_payload: The payload of our ping that has not been answered; the owner sets it when it sends one.
@@ -122,7 +123,6 @@ class Framing:
 
     __slots__ = (
         "_active",
-        "_deflate",
         "_fragments",
         "_held",
         "_held_pong",
@@ -132,6 +132,7 @@ class Framing:
         "_pongs",
         "_wanted",
         "close_sent",
+        "deflate",
         "encode",
         "ended",
         "hold_pongs",
@@ -142,7 +143,7 @@ class Framing:
 
     def __init__(self, max_message_size: int, *, deflate: Deflate | None = None) -> None:
         self._max_message_size = max_message_size
-        self._deflate = deflate
+        self.deflate: Deflate | None = deflate
         self.encode: Callable[[Data], bytes] = encode_message if deflate is None else deflate.encode_message
         self._inline_limit = max_message_size
         self._held: bytearray | LargeFrame | None = None
@@ -318,7 +319,7 @@ class Framing:
         fragments = self._fragments
         opcode = first & _OPCODE
         reserved = first & _RESERVED
-        if reserved != 0 and (reserved != _RSV1 or self._deflate is None or opcode not in (_OPENS_TEXT, _OPENS_BINARY)):
+        if reserved != 0 and (reserved != _RSV1 or self.deflate is None or opcode not in (_OPENS_TEXT, _OPENS_BINARY)):
             raise _Fault(CloseCode.PROTOCOL_ERROR, "reserved bits are set")
         if opcode not in _OPCODES:
             raise _Fault(CloseCode.PROTOCOL_ERROR, "reserved opcode")
@@ -392,9 +393,7 @@ class Framing:
         ends = first >= _FIN
         rsv1 = first & _RSV1 != 0
         opcode = first & _OPCODE
-        inflating = cast(Deflate, self._deflate).inflated(
-            payload, self._max_message_size - self._reassembled, ends=ends
-        )
+        inflating = cast(Deflate, self.deflate).inflated(payload, self._max_message_size - self._reassembled, ends=ends)
         pieces: list[bytes] = []
         cost = 1 + size // _DEFLATED_BYTES_PER_FRAME
         size = 0
@@ -490,14 +489,14 @@ class Framing:
 
     def takes_turns(self, message: Data) -> bool:
         """Return whether a message takes longer to encode than others should wait for it."""
-        return takes_turns(message) if self._deflate is None else self._deflate.takes_turns(message)
+        return takes_turns(message) if self.deflate is None else self.deflate.takes_turns(message)
 
     def encode_large(self, message: Data) -> Iterator[bytes | memoryview]:
         """Return the pieces of the frame of a large message, compressed if that was agreed on.
 
         Of one that takes turns, the first pieces are empty: between two of them others can have theirs.
         """
-        deflate = self._deflate
+        deflate = self.deflate
         if deflate is None:
             return frame_pieces(message)
         return (
@@ -506,7 +505,7 @@ class Framing:
 
     def encode_shared(self, message: Encoded) -> bytes:
         """Return the frame of a message that goes to many connections, compressed if that was agreed on."""
-        return message.frame if self._deflate is None else self._deflate.encode_alone(message)
+        return message.frame if self.deflate is None else self.deflate.encode_alone(message)
 
     def close(self, code: int = CloseCode.NO_STATUS, reason: str = "") -> bytes:
         """Return a close frame, or nothing if there has been one; it is the last frame to be sent.

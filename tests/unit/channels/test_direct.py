@@ -196,6 +196,9 @@ class Stuck:
         self.unsent += len(message.frame)
         return True
 
+    def send_to_all(self, connections: list[Any], message: Encoded) -> list[int]:
+        raise NotImplementedError
+
     async def send_in_turn(self, message: str | bytes | None) -> bool:
         await self.room.wait()
         if message is not None and not self.closed:

@@ -123,6 +123,36 @@ async def test_messages_of_members_reach_all_in_one_order(stack: Stack) -> None:
         assert sorted(map(str, seen[0])) == sorted(f"{name}{number}" for name in "abc" for number in range(10))
 
 
+async def test_broadcasts_and_own_messages_of_one_turn_arrive_in_the_order_of_the_calls(stack: Stack) -> None:
+    app = App()
+    first, second = app.room("first"), app.room("second")
+
+    @app.handler("/chat")
+    class Member:
+        async def on_connect(self, addr: Address, sink: Sink) -> None:
+            self.sink = sink
+            first.join(sink)
+            second.join(sink)
+
+        async def on_message(self, text: str) -> str:
+            first.broadcast_nowait("1")
+            self.sink.send_nowait("own 2")
+            second.broadcast_nowait("3")
+            first.broadcast_nowait("4", exclude=self.sink)
+            second.broadcast_nowait("5")
+            await self.sink.send("own 6")
+            first.broadcast_nowait("7")
+            return "own 8"
+
+    async with stack.serve(app) as server, AsyncExitStack() as connections:
+        peers = [await connections.enter_async_context(server.connect("/chat")) for _ in range(3)]
+        await until(lambda: len(second) == 3)
+        await peers[1].send("go")
+        assert await take(peers[1], 7) == ["1", "own 2", "3", "5", "own 6", "7", "own 8"]
+        for peer in (peers[0], peers[2]):
+            assert await take(peer, 5) == ["1", "3", "4", "5", "7"]
+
+
 async def test_who_leaves_gets_nothing_that_is_sent_afterwards(stack: Stack) -> None:
     chat = Chat()
     async with stack.serve(chat.app) as server, AsyncExitStack() as connections:
@@ -873,7 +903,7 @@ async def test_a_connection_may_be_in_many_rooms(number_of_rooms: int) -> None:
     assert [name for name in names if rooms.find(f"room:{name}") is not None] == []
 
 
-async def test_a_burst_coalesces_and_then_gives_the_loop_a_turn() -> None:
+async def test_a_burst_coalesces_and_then_gives_the_loop_two_turns() -> None:
     room = Room("lobby", Rooms())
     turns = 0
 
@@ -890,10 +920,11 @@ async def test_a_burst_coalesces_and_then_gives_the_loop_a_turn() -> None:
         await room.broadcast(b"x" * 4096)
     assert turns == 0
     await room.broadcast(b"x" * 4096)
-    assert turns == 1
+    assert turns == 2
     for _ in range(15):
         await room.broadcast(b"x" * 4096)
-    assert turns == 1
+    assert turns == 2
+    await asyncio.sleep(0)
     await asyncio.sleep(0)
     for _ in range(99):
         list_channel(room)
@@ -902,7 +933,7 @@ async def test_a_burst_coalesces_and_then_gives_the_loop_a_turn() -> None:
         await room.broadcast("x")
     assert turns == 0
     await room.broadcast("x")
-    assert turns == 1
+    assert turns == 2
     counting.cancel()
 
 
