@@ -9,24 +9,23 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, cast
 
-from starlette.requests import HTTPConnection
 from starlette.types import Message, Receive, Scope, Send
 
-from wsdeco.channels.base import Channel, wake
+from wsdeco.channels.base import wake
 from wsdeco.channels.data import (
     Data,
     HeaderItems,
     check_sendable,
     encoded_headers,
-    exceeds,
     payload_estimate,
     wire_size,
 )
-from wsdeco.channels.events import GONE, abort_of, disconnect_reason, nothing_more, refusal_done, sent_event
-from wsdeco.channels.extension import end_of, extension_of, wire_options
+from wsdeco.channels.events import GONE, abort_of, nothing_more, refusal_done, sent_event
+from wsdeco.channels.extension import wire_options
+from wsdeco.channels.receiving import ReceivingChannel
 from wsdeco.clock import Clock, Deadline
 from wsdeco.config import ConnectionConfig
-from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, Error, Unknown
+from wsdeco.reasons import CloseCode, ConnectionClosed, DisconnectReason, Error, Unknown
 from wsdeco.wire.handshake import check_headers, check_subprotocol
 
 __all__ = ["AsgiChannel"]
@@ -50,13 +49,8 @@ class _Queued(NamedTuple):
     written: asyncio.Future[None] | None
 
 
-class _ReadingPause(NamedTuple):
-    begun: asyncio.Future[None]
-    over: asyncio.Future[None]
-
-
-class AsgiChannel(Channel):
-    """A channel over ASGI's `receive` and `send` (specification 2.0 and later).
+class AsgiChannel(ReceivingChannel):
+    """A channel over ASGI's `receive` and `send` (specification 2.0 and later): the half that sends.
 
     One write at a time reaches the server. A `send` that finds no other one in progress writes by itself; the rest
     waits in the outbox, which a task empties that lives only as long as there is something in it.
@@ -64,20 +58,13 @@ class AsgiChannel(Channel):
 
     __slots__ = (
         "_abort_transport",
-        "_broken",
         "_burst",
         "_close_frame",
-        "_drained",
-        "_extension",
         "_flusher",
         "_given_up",
         "_lost_timer",
         "_outbox",
         "_outbox_size",
-        "_pause",
-        "_reader",
-        "_receive",
-        "_receiving",
         "_send",
         "_send_timer",
         "_write_began",
@@ -95,8 +82,7 @@ class AsgiChannel(Channel):
         *,
         accepted: bool = False,
     ) -> None:
-        super().__init__(HTTPConnection(scope), config, clock)
-        self._receive = receive
+        super().__init__(scope, receive, config, clock)
         self._send = send
         self.accepted = accepted
         self._outbox: deque[_Queued] = deque()
@@ -109,104 +95,12 @@ class AsgiChannel(Channel):
         self._send_timer: Deadline | None = None
         self._flusher: asyncio.Task[None] | None = None
         self._close_frame: tuple[int, str] | None = None
-        self._broken = False
-        self._reader: asyncio.Task[Any] | None = None
-        self._receiving = False
-        self._drained: asyncio.Future[None] | None = None
-        self._pause: _ReadingPause | None = None
         self._lost_timer: Deadline | None = None
-        self._extension = extension = extension_of(scope)
+        extension = self._extension
         self._abort_transport = abort_of(receive) if extension is None else extension.abort
         if extension is not None:
             # So they hold whatever middleware stands between the wire and the route.
             extension.set_options(close_timeout=config.close_timeout, **wire_options(config))
-
-    async def connect(self) -> bool:
-        """Take `websocket.connect` from the server, unless the upgrade was accepted before."""
-        if self.accepted:
-            return True
-        message = await self._receive()
-        return bool(message["type"] == "websocket.connect")
-
-    async def read(self) -> None:
-        """Read until `websocket.disconnect`."""
-        self._reader = asyncio.current_task()
-        if self._extension is not None:
-            self._extension.tell_departure(self.peer_left)
-        events = 0
-        while True:
-            message = await self._next_event()
-            if message["type"] != "websocket.receive":
-                await self._take_end(message)
-                return
-            text: str | None = message.get("text")
-            self.deliver(text if text is not None else message["bytes"])
-            events += 1
-            if self._reading_paused and not self._broken:
-                await self._resumed()
-            elif not events % _EVENTS_AT_ONCE:
-                await asyncio.sleep(0)
-
-    def peer_left(self) -> None:
-        """The peer, or the server, has ended the connection, though nobody may receive at present."""
-        end = self.unread_end
-        stops = isinstance(end, Close) and (end.code, end.by) == (CloseCode.SERVICE_RESTART, "server")
-        if stops and self._reading_paused:
-            # Nothing more can be sent, whatever the hooks still do, and the process wants to end.
-            self.end(end)
-        else:
-            super().peer_left()
-
-    @property
-    def unread_end(self) -> Close | Unknown:
-        """How the connection has ended, as far as wsdeco's own protocol tells."""
-        return (None if self._extension is None else self._extension.end) or Unknown()
-
-    async def _take_end(self, message: Message) -> None:
-        end = end_of(self._extension, message)
-        if isinstance(end, Close) and end.by == "server" and end.code == CloseCode.TOO_BIG:
-            # wsdeco's protocol waits with its close frame until the messages before have been answered.
-            self._put_too_big()
-            while self.reason is None:
-                await self._resumed()
-        else:
-            self.end(end or disconnect_reason(message))
-
-    def deliver(self, data: Data) -> None:
-        """Put a message that has arrived into the inbox; one that is too big ends the connection in its turn."""
-        self._last_frame_at = self.clock.time()
-        if self.reason is not None or not exceeds(data, self.config.max_message_size):
-            self.messages_received([data])
-            return
-        if self.message_observer is not None:
-            self.message_observer.messages_received(self, [data])
-        self._put_too_big()
-
-    async def _resumed(self) -> None:
-        self._drained = self.loop.create_future()
-        try:
-            await self._drained
-        finally:
-            self._drained = None
-
-    def _resume_reading(self) -> None:
-        super()._resume_reading()
-        wake(self._drained)
-
-    async def _next_event(self) -> Message:
-        while True:
-            self._receiving = True
-            try:
-                return await self._receive()
-            except asyncio.CancelledError:
-                if self._pause is None or self._pause.begun.done():
-                    raise
-                self._pause.begun.set_result(None)
-                if cast("asyncio.Task[Any]", self._reader).uncancel():
-                    raise
-                await self._pause.over
-            finally:
-                self._receiving = False
 
     async def accept(self, subprotocol: str | None = None, headers: HeaderItems = ()) -> None:
         """Accept the upgrade; does nothing if it is accepted already."""
@@ -242,14 +136,23 @@ class AsgiChannel(Channel):
 
     async def send(self, data: Data) -> None:
         """Write at once, or behind what waits already."""
-        if self.closed:
+        if self._broken or self.reason is not None:
             raise self.closed_error()
         # Each server fails in a way of its own if UTF-8 cannot carry a text.
-        check_sendable(data)
+        if isinstance(data, str) and not data.isascii():
+            check_sendable(data)
         if self._writing or self._outbox:
             await self._write_in_turn(data)
         elif self.accepted:
-            await self._write(sent_event(data))
+            # As `_write` does, without its frame.
+            self._write_begins()
+            try:
+                await self._send({"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data})
+            except BaseException as exc:
+                await self._write_failed(exc)
+                raise
+            finally:
+                self._write_over()
         else:
             await self._write(self._accept_message(), sent_event(data))
         if self.message_observer is not None:
@@ -328,23 +231,12 @@ class AsgiChannel(Channel):
             self._writer.cancel()
 
     def release(self) -> None:
-        """Cancel the timers, and let go of what is the server's.
-
-        Its task keeps the exception that has cancelled it; and granian keeps a refused connection open as long as
-        anybody has its `send`, such as a log that keeps the traceback of what has failed here.
-        """
-        self._reader = None
-        self._receive = self._send = nothing_more
-        if self._extension is not None:
-            self._extension.tell_departure(None)
+        """Cancel the timers as well."""
+        super().release()
+        self._send = nothing_more
         for timer in (self._send_timer, self._lost_timer):
             if timer is not None:
                 timer.cancel()
-
-    @property
-    def last_frame_at(self) -> float:
-        """The time of the last frame, as far as the server shows frames: wsdeco's own shows all of them."""
-        return super().last_frame_at if self._extension is None else self._extension.last_activity
 
     @property
     def closed(self) -> bool:
@@ -352,31 +244,46 @@ class AsgiChannel(Channel):
         return self._broken or self.reason is not None
 
     async def _write(self, *messages: Message) -> None:
-        self._writing = True
-        self._writer = asyncio.current_task()
-        self._write_began = self.clock.time()
-        if self._send_timer is None and self.config.send_timeout is not None:
-            self._send_timer = Deadline(self.clock, self.config.send_timeout, self._check_send)
+        self._write_begins()
         try:
             for message in messages:
                 await self._send(message)
-        except asyncio.CancelledError as exc:
-            if not self._given_up or cast("asyncio.Task[Any]", self._writer).uncancel():
-                raise
-            raise self.closed_error() from exc
-        except Exception as exc:
+        except BaseException as exc:
+            await self._write_failed(exc)
+            raise
+        finally:
+            self._write_over()
+
+    def _write_begins(self) -> None:
+        self._writing = True
+        if self._abort_transport is None:
+            # Otherwise nobody has to be cancelled; and Python 3.11 asks the kernel for the process first.
+            self._writer = asyncio.current_task()
+        timeout = self.config.send_timeout
+        if timeout is not None:
+            self._write_began = self.clock.time()
+            if self._send_timer is None:
+                self._send_timer = Deadline(self.clock, timeout, self._check_send)
+
+    async def _write_failed(self, exc: BaseException) -> None:
+        """Raise what a sender gets, unless that is `exc`."""
+        if isinstance(exc, asyncio.CancelledError):
+            if self._given_up and not cast("asyncio.Task[Any]", self._writer).uncancel():
+                raise self.closed_error() from exc
+        elif isinstance(exc, Exception):
             if not isinstance(exc, GONE):
-                logger.exception("the server's send() failed for %s", self.addr)
+                logger.error("the server's send() failed for %s", self.addr, exc_info=exc)
             self._writer = None
             self._break()
             # The event that says why the peer has gone may be waiting to be read.
             await asyncio.sleep(0)
             raise self.closed_error() from exc
-        finally:
-            self._writing = False
-            self._writer = None
-            if self._outbox or self._close_frame is not None:
-                self._flush_soon()
+
+    def _write_over(self) -> None:
+        self._writing = False
+        self._writer = None
+        if self._outbox or self._close_frame is not None:
+            self._flush_soon()
 
     def _check_send(self) -> None:
         self._send_timer = None
@@ -439,14 +346,11 @@ class AsgiChannel(Channel):
 
     async def _write_close_frame(self, code: int, text: str) -> None:
         # granian holds a close back while a receive() is under way, and that ends only when the peer sends something.
-        pause = self._pause = _ReadingPause(self.loop.create_future(), self.loop.create_future())
-        if self._receiving:
-            cast("asyncio.Task[Any]", self._reader).cancel()
-            await pause.begun
+        over = await self._pause_receiving()
         try:
             await self._write({"type": "websocket.close", "code": code, "reason": text})
         finally:
-            wake(pause.over)
+            wake(over)
 
     def _break(self) -> None:
         self._broken = True

@@ -143,6 +143,10 @@ class RatedAsgiChannel(_Rated, AsgiChannel):
 
     __slots__ = _SLOTS
 
+    async def event(self) -> bool | None:
+        """Wait while the server's task reads: a message may have to wait though the hooks are idle."""
+        return await self.next_event()
+
 
 def channel_types(config: ConnectionConfig) -> tuple[type[DirectChannel], type[AsgiChannel]]:
     """Return the channels for these limits."""

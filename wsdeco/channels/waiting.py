@@ -20,14 +20,14 @@ __all__ = ["accept_and_close", "end_of", "next_message"]
 async def next_message(channel: Channel) -> Data | None:
     """Do what `Channel.receive` says."""
     while (data := channel.take()) is None and channel.reason is None:
-        await channel.event()
+        await channel.next_event()
     return data
 
 
 async def end_of(channel: Channel, finish: Callable[[], None]) -> DisconnectReason:
     """Return why a channel has ended, once it has, and `finish` has been called."""
     while channel.reason is None:
-        await channel.event()
+        await channel.next_event()
     finish()
     return channel.reason
 

@@ -2,7 +2,8 @@
 
 A task of its own calls the hooks, one after the other, and is the only place that does; a hook is interrupted by
 cancelling that task. The channel is read beside it, so a peer's close, a timeout or a shutdown is seen while a hook
-runs: the direct channel by its protocol, the ASGI channel by the server's task (`wsdeco.connection.reading`).
+runs: the direct channel by its protocol, the ASGI channel by the server's task (`wsdeco.connection.reading`), unless no
+hook runs (`wsdeco.channels.receiving`).
 
     state        event                               next
     CONNECTING   on_connect sends or returns         OPEN
@@ -182,7 +183,7 @@ class Lifecycle(LimitedConnection):
                 if self._state & AWAITS_FIRST:
                     # Not in a frame of its own: it would be there as long as the peer says nothing.
                     while not channel.waiting and channel.reason is None:
-                        await channel.event()
+                        await channel.next_event()
                     self._first_message_there()
                 await (self._call_in_tasks() if self._has_tasks else self._call_on_message(plan, cls))
             except BaseException as exc:
@@ -315,7 +316,7 @@ class Lifecycle(LimitedConnection):
             del told, timed
             if channel.reason is not None:
                 return
-            if await channel.event():
+            if await channel.next_event():
                 plan, on_message = self._look_up()
 
     def _call_late(self, call: asyncio.Task[None]) -> None:

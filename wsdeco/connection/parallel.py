@@ -74,7 +74,7 @@ async def _wait(channel: Channel, running: set[asyncio.Task[None]]) -> bool:
     waits: list[asyncio.Future[Any]] = [*running]
     event: asyncio.Future[bool | None] | None = None
     if len(running) < channel.config.parallel and channel.reason is None:
-        event = channel.event()
+        event = channel.next_event()
         waits.append(event)
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     return event is not None and event.done() and bool(event.result())

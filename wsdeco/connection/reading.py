@@ -1,6 +1,7 @@
 """A lifecycle whose channel is read by the task in which the server calls the app.
 
-So a peer's close, a timeout or a shutdown is seen while a hook runs in the task beside it.
+So a peer's close, a timeout or a shutdown is seen while a hook runs in the task beside it. While none runs, that task
+may read (`wsdeco.channels.receiving`).
 """
 
 from __future__ import annotations

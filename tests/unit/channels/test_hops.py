@@ -18,7 +18,7 @@ from tests.support.in_memory import REQUEST, FakeTransport, Session, settle
 from wsdeco import App
 from wsdeco.transport.httptools_impl import BoundedHttpToolsProtocol
 
-BUDGET: Final = {"direct": 12, "asgi": 38}
+BUDGET: Final = {"direct": 12, "asgi": 27}
 """Calls of functions of wsdeco, Starlette and uvicorn, and resumptions of their coroutines, from bytes to bytes."""
 
 REQUEST_BUDGET: Final = 16
