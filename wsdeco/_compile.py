@@ -67,8 +67,9 @@ class CompilingHook(BuildHookInterface[Any]):
         self._folder = TemporaryDirectory()
         folder = Path(self._folder.name).resolve()
         shutil.copytree(Path(self.root) / "wsdeco", folder / "wsdeco", ignore=shutil.ignore_patterns("__pycache__"))
+        # `-P`, or `http.py` beside this file would be taken for the one of the standard library.
         result = subprocess.run(  # noqa: S603 - the interpreter that builds
-            [sys.executable, __file__],
+            [sys.executable, "-P", __file__],
             check=False,
             cwd=folder,
             text=True,
