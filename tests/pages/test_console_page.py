@@ -124,11 +124,14 @@ async def test_a_newcomer_connects_sends_and_receives_text_and_json(browser: Bro
         await echo.see("This is no JSON", echo.root.get_by_role("alert"))
         await echo.text.fill('{"a": [1, {"b": null}], "c": "d"}')
         await echo.text.press("Control+Enter")
-        folded = echo.lines.last.locator("summary").first
+        # What was sent, and the reply, which comes later.
+        both = echo.lines.filter(has_text='"c": "d"')
+        await expect(both).to_have_count(2)
+        folded = both.last.locator("summary").first
         await expect(folded).to_have_text('{"a": [1, {"b": null}], "c": "d"}')
         await folded.click()
         await echo.see('c: "d"')
-        await echo.lines.last.get_by_text("a: [2]").click()
+        await both.last.get_by_text("a: [2]").click()
         await echo.see("0: 1")
 
 
@@ -282,6 +285,8 @@ async def test_markup_and_bidi_stay_text(browser: Browser) -> None:
         for sent, shown in ((MARKUP, MARKUP), (BIDI, "abc\\u{202e}def"), (json.dumps([MARKUP]), "onerror")):
             await echo.say(sent)
             await echo.see(shown)
+        # The greeting, and each with its reply.
+        await expect(echo.lines).to_have_count(8)
         await echo.lines.last.locator("summary").click()
         await echo.see("hacked = 1</script>")
         await expect(echo.root.locator("img, script")).to_have_count(0)
