@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from tests.rules.test_lifecycle import Served
 from tests.support.recording import closing
-from tests.support.stacks import Peer, Stack, until
+from tests.support.stacks import Peer, Stack, soon, until
 from tests.support.wire import Logged
 from wsdeco import Address, App, Close, ConnectionClosed, HandlerError, Sink, WebSocketHandler
 from wsdeco.describe.document import asyncapi
@@ -673,6 +673,42 @@ async def test_a_task_asks_while_no_hook_runs(stack: Stack) -> None:
         for each in reversed(asked):
             await peer.send(json.dumps({"id": each["id"], "m": each["n"] * 10}))
         assert json.loads(await peer.receive()) == [0, 10, 20]
+
+
+async def test_a_task_has_its_answer_while_a_hook_runs_that_came_after_others(stack: Stack) -> None:
+    app = App()
+    answers: list[str] = []
+    begun, gate = asyncio.Event(), asyncio.Event()
+
+    @app.handler("/ws")
+    class Asks:
+        sink: Sink
+
+        async def wonder(self) -> None:
+            answers.append((await self.sink.ask(Join("sure?"), Say)).text)
+
+        async def on_message(self, message: Say) -> Say:
+            if message.text == "ask":
+                _ = self.sink.create_task(self.wonder())
+            elif message.text == "wait":
+                begun.set()
+                await gate.wait()
+            else:
+                # Whoever watches the inbox begins to wait before the hooks do.
+                await asyncio.sleep(0)
+            return message
+
+    async with stack.serve(app) as server, server.connect("/ws") as peer:
+        await ask(peer, {"text": "ask"})
+        asked = json.loads(await peer.receive())
+        for _ in range(3):
+            await ask(peer, {"text": "hi"})
+        await peer.send(json.dumps({"text": "wait"}))
+        await soon(begun.wait())
+        await peer.send(json.dumps({"id": asked["id"], "text": "yes"}))
+        await until(lambda: answers == ["yes"])
+        gate.set()
+        assert json.loads(await peer.receive())["text"] == "wait"
 
 
 async def test_an_answer_of_another_type_is_invalid_and_waited_on() -> None:
