@@ -18,3 +18,16 @@ class Looking:
             await send({key: value for key, value in message.items() if key in known})
 
         await self.app(dict(scope), receive_and_look, send_and_look)
+
+
+class SeesMessages:
+    """A middleware that wraps `receive`, so that messages go the way of ASGI."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def watched() -> Message:
+            return await receive()
+
+        await self.app(scope, watched, send)

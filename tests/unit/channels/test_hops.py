@@ -10,11 +10,12 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tests.support import raw
 from tests.support.in_memory import REQUEST, FakeTransport, Session, settle
+from tests.support.middleware import SeesMessages
 from wsdeco import App
 from wsdeco.transport.httptools_impl import BoundedHttpToolsProtocol
 
@@ -25,19 +26,6 @@ REQUEST_BUDGET: Final = 16
 """What a plain HTTP request may have besides those that it has with Starlette on uvicorn."""
 
 COUNTED: Final = ("wsdeco.", "starlette.", "uvicorn.")
-
-
-class SeesMessages:
-    """A middleware that wraps `receive`, so that messages go the way of ASGI."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def watched() -> Message:
-            return await receive()
-
-        await self.app(scope, watched, send)
 
 
 class Calls:

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis.strategies import SearchStrategy, integers, just, lists, one_of, sampled_from, sets, tuples
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from tests.support.client_frames import PING, client_frame, text
 from tests.support.in_memory import REQUEST, Session, request, settle
+from tests.support.middleware import SeesMessages
 from wsdeco import App, Compression, ConnectionClosed, Room, Sink
 from wsdeco.channels.base import Channel
 from wsdeco.channels.observer import Observer
@@ -39,19 +39,6 @@ KINDS: Final[tuple[tuple[str, bytes, dict[str, Any]], ...]] = (
     ("early", REQUEST, {}),
 )
 SIZES: Final = (0, 30, 400, 5_000, 40_000, 70_000)
-
-
-class SeesMessages:
-    """A middleware that wraps `receive`, so that messages go the way of ASGI."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def watched() -> Message:
-            return await receive()
-
-        await self.app(scope, watched, send)
 
 
 class Sizes(Observer):
