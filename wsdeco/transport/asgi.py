@@ -419,15 +419,16 @@ def task_free_start(config: Config) -> TaskFreeStart:
     def take(scope: Scope, connection: Connection) -> bool:
         if start is None or config.reset_contextvars:
             return False
-        is_forwarded = proxies is not None and not _FORWARDED.isdisjoint(dict(scope["headers"]))
-        return (not is_forwarded or _forward(proxies, scope)) and start(scope, connection)
+        if proxies is not None and not _FORWARDED.isdisjoint(dict(scope["headers"])) and not _forward(proxies, scope):
+            return False
+        return start(scope, connection)
 
     return take
 
 
-def _forward(proxies: ProxyHeadersMiddleware | None, scope: Scope) -> bool:
+def _forward(proxies: ProxyHeadersMiddleware, scope: Scope) -> bool:
     try:
-        cast(Any, proxies)(cast(Any, scope), cast(Any, None), cast(Any, None)).send(None)
+        proxies(cast(Any, scope), cast(Any, None), cast(Any, None)).send(None)
     except StopIteration:
         return True
     except Exception as exc:
