@@ -107,19 +107,15 @@ class Wheel:
 
     Attributes:
         clock: The clock.
-        is_of_loop: The clock is the event loop itself.
+        loop: The event loop.
     """
 
-    __slots__ = (
-        *("__weakref__", "_has_read", "_loop", "_ready", "_timer", "_timer_due", "_times", "_waiting"),
-        *("clock", "is_of_loop"),
-    )
+    __slots__ = ("__weakref__", "_has_read", "_ready", "_timer", "_timer_due", "_times", "_waiting", "clock", "loop")
 
     def __init__(self, clock: Clock, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self.clock: Clock = clock
-        self.is_of_loop: bool = loop is clock
         # Held, so that no other one gets its number while the wheel is found by it.
-        self._loop = loop
+        self.loop: asyncio.AbstractEventLoop | None = loop
         # Mostly one object waits for a time. Nothing is kept of one that waits no more: it may be an ended connection.
         self._waiting: dict[float, Due | dict[Due, None]] = {}
         # A heap of the keys above, with some that are there no more.
@@ -240,7 +236,7 @@ def wheel_of(clock: Clock) -> Wheel:
     it has set in one end with that.
     """
     newest = _newest[0]()
-    if newest is not None and newest.clock is clock and newest.is_of_loop:
+    if newest is not None and newest.clock is clock and newest.loop is clock:
         return newest
     loop = running_loop()
     # A wheel that lives holds both, so no other object can have the number of one.

@@ -53,15 +53,13 @@ class Shared:
 
     Attributes:
         loop: The event loop of the server.
-        is_of: Returns what uvicorn's connections of that server share, as long as it is there.
         task_free_start: What takes connections without a task to call the app in; `None` until there is one.
         departures: What notices the end of peers that are not read.
         small_buffer: What is read into of connections with small reads.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, is_of: Callable[[], ServerState | None] = lambda: None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.is_of = is_of
         self.task_free_start: Callable[[Any, Any], bool] | None = None
         self._written_to: list[Flushed] = []
         self._waiting: deque[Waiting] = deque()
@@ -157,18 +155,19 @@ class Shared:
 
 _shared: Final[WeakKeyDictionary[ServerState, Shared]] = WeakKeyDictionary()
 
-_newest: Final[list[Callable[[], Shared | None]]] = [lambda: None]
-"""Of those above, the one that was found last: most processes have one server."""
+_newest: Final[list[tuple[Callable[[], ServerState | None], Callable[[], Shared | None]]]] = [
+    (lambda: None, lambda: None)
+]
+"""Of those above, the one that was asked for last, and its key: most processes have one server."""
 
 
 def shared_of(server_state: ServerState, loop: asyncio.AbstractEventLoop | None) -> Shared:
     """Return what the connections of `server_state` share; `loop` is the running one, if not given."""
-    newest = _newest[0]()
-    if newest is not None and newest.is_of() is server_state:
-        return newest
-    shared = _shared.get(server_state)
+    known, newest = _newest[0]
+    shared = newest() if known() is server_state else None
     if shared is None:
-        running = asyncio.get_running_loop() if loop is None else loop
-        shared = _shared[server_state] = Shared(running, ref(server_state))
-    _newest[0] = ref(shared)
+        shared = _shared.get(server_state)
+        if shared is None:
+            shared = _shared[server_state] = Shared(asyncio.get_running_loop() if loop is None else loop)
+        _newest[0] = ref(server_state), ref(shared)
     return shared
