@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import Field, dataclass, field, fields
 from datetime import timedelta
@@ -30,6 +29,7 @@ from wsdeco.values import (
     count,
     flag,
     function_of_request,
+    nearest,
     one_of,
     origins,
     positive,
@@ -283,8 +283,8 @@ class ConnectionConfig:
         known = {each.name: each for each in fields(self)}
         for name in given:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else "the limits are " + ", ".join(known)
+                meant = nearest(name, known)
+                hint = f"did you mean {meant!r}?" if meant else "the limits are " + ", ".join(known)
                 raise TypeError(f"unknown limit {name!r}: {hint}")
         for name, each in known.items():
             kept = each.metadata["check"](name, given[name]) if name in given else each.default

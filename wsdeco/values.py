@@ -6,6 +6,7 @@ its range `ValueError`.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import sys
 from collections.abc import Callable, Iterable
@@ -21,6 +22,7 @@ __all__ = [
     "count",
     "flag",
     "function_of_request",
+    "nearest",
     "one_of",
     "origins",
     "positive",
@@ -32,6 +34,11 @@ __all__ = [
 
 Check: TypeAlias = Callable[[str, Any], object]
 """Takes the name of an option and its value; returns the value as it is kept."""
+
+
+def nearest(name: str, known: Iterable[str], similarity: float = 0.6) -> str | None:
+    """Return which of the `known` names was probably meant by `name`; `None` if it is `similarity` of none."""
+    return next(iter(difflib.get_close_matches(name, list(known), 1, similarity)), None)
 
 
 def seconds(name: str, value: object, least: str = "0 or more") -> float:

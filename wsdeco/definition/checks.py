@@ -5,7 +5,6 @@ Every check yields its faults, so that one error can list them all. Nothing is f
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 import warnings
@@ -33,6 +32,7 @@ from wsdeco.definition.signatures import (
 )
 from wsdeco.definition.types import type_faults
 from wsdeco.reasons import Close, Error, HandlerError, HandlerWarning, Timeout, Unknown
+from wsdeco.values import nearest
 
 __all__ = ["abstract_faults", "handler_faults", "hook_faults", "require_class", "warn_of_shared_attributes"]
 
@@ -342,5 +342,4 @@ def _meant_hook(name: str, other_names: Mapping[str, str]) -> str | None:
 @lru_cache(maxsize=1024)
 def _close_hook(name: str) -> str | None:
     # Comparing takes 40 us, and many classes have methods of the same names.
-    close = difflib.get_close_matches(name, HOOK_NAMES, 1, _CLOSE_MATCH)
-    return close[0] if close else None
+    return nearest(name, HOOK_NAMES, _CLOSE_MATCH)

@@ -6,7 +6,6 @@ Instances are made from a generated subclass, so the class itself stays as it wa
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
@@ -37,6 +36,7 @@ from wsdeco.definition.signatures import (
 )
 from wsdeco.definition.supply import SUPPLIES, Getter, Supply, injected_by, path_supplies, request_supply
 from wsdeco.reasons import HandlerError
+from wsdeco.values import nearest
 
 __all__ = [
     "HandlerFactory",
@@ -205,8 +205,8 @@ def _advice(name: str, supplies: Mapping[str, Supply]) -> str:
             f"it comes with the connection, so write `async def on_connect(self, addr, sink)` and keep `{name}` there"
         )
     choice = ", ".join(f"`{each}`" for each in supplies)
-    close = difflib.get_close_matches(name, supplies, 1)
-    guess = f"did you mean `{close[0]}`? " if close else ""
+    meant = nearest(name, supplies)
+    guess = f"did you mean `{meant}`? " if meant else ""
     return f"{guess}It can be one of {choice}, or a parameter of the path; give it a default, or pass `factory=`"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from typing import Any, Final
@@ -12,6 +11,7 @@ from starlette.routing import compile_path
 
 from wsdeco.definition.signatures import UNKNOWN, alternatives, namespace_of, resolve, signature_of
 from wsdeco.reasons import RouteError
+from wsdeco.values import nearest
 
 __all__ = ["check_path", "parameter_kinds", "path_shape", "unknown_path"]
 
@@ -66,8 +66,8 @@ def path_shape(path: str) -> str:
 def unknown_path(path: str, known: Iterable[str]) -> RouteError:
     """Return the error that says which of the `known` paths was probably meant by `path`."""
     paths = list(known)
-    matching = [each for each in paths if compile_path(each)[0].match(path)]
-    meant = matching or difflib.get_close_matches(path, paths, 1)
-    guess = f"did you mean {meant[0]!r}? " if meant else ""
+    matching = (each for each in paths if compile_path(each)[0].match(path))
+    meant = next(matching, None) or nearest(path, paths)
+    guess = f"did you mean {meant!r}? " if meant else ""
     there = f"there are {', '.join(map(repr, paths))}" if paths else "there is none"
     return RouteError(f"no connections are served on a path {path!r}: {guess}Paths as they are registered: {there}")

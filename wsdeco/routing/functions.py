@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import logging
@@ -37,6 +36,7 @@ from wsdeco.routing.denial import deny
 from wsdeco.routing.endpoints import Context
 from wsdeco.routing.routes import HttpRoute, SocketRoute
 from wsdeco.routing.upgrade import WebSocketUpgrade
+from wsdeco.values import nearest
 
 __all__ = ["endpoint_routes"]
 
@@ -151,7 +151,7 @@ class _Call:
         if parameter.name in supplies or parameter is not self._parameters[0] or not _is_required(parameter):
             return supplies.get(parameter.name)
         # Starlette's own endpoints take the request first, under any name.
-        meant = _misspelt(parameter.name, supplies) is None and accepts(annotation, Request)
+        meant = nearest(parameter.name, supplies, _CLOSE_MATCH) is None and accepts(annotation, Request)
         return _SUPPLIES["request"] if meant else None
 
 
@@ -214,11 +214,6 @@ def _is_required(parameter: inspect.Parameter) -> bool:
     return parameter.default is UNKNOWN
 
 
-def _misspelt(name: str, supplies: Mapping[str, Supply]) -> str | None:
-    close = difflib.get_close_matches(name, supplies, 1, _CLOSE_MATCH)
-    return close[0] if close else None
-
-
 def _fault_of(
     parameter: inspect.Parameter, annotation: object, supply: Supply | None, supplies: Mapping[str, Supply]
 ) -> str | None:
@@ -229,8 +224,8 @@ def _fault_of(
     if supply is None:
         if not _is_required(parameter):
             return None
-        meant = _misspelt(name, supplies)
-        guess = f"did you mean `{meant}`? " if meant is not None else ""
+        meant = nearest(name, supplies, _CLOSE_MATCH)
+        guess = f"did you mean `{meant}`? " if meant else ""
         choice = ", ".join(f"`{each}`" for each in supplies)
         return f"needs `{name}`, which nothing supplies: {guess}There are {choice}; or give it a default"
     if parameter.kind is parameter.POSITIONAL_ONLY:

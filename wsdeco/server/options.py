@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import ssl
 import sys
@@ -17,6 +16,7 @@ from wsdeco.routing.application import Application, rooms_of
 from wsdeco.server.listen import check_address
 from wsdeco.server.own import OwnOptions
 from wsdeco.server.serving import Server
+from wsdeco.values import nearest
 
 __all__ = ["check_options", "make_server"]
 
@@ -92,8 +92,8 @@ def _check_options(options: dict[str, Any]) -> None:
         if name in _OTHERWISE:
             raise TypeError(f"run() has no option {name!r}: {_OTHERWISE[name]}")
         if name not in parameters:
-            near = difflib.get_close_matches(name, meaningful, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "it takes those of uvicorn.Config"
+            meant = nearest(name, meaningful)
+            hint = f"did you mean {meant!r}?" if meant else "it takes those of uvicorn.Config"
             raise TypeError(f"run() has no option {name!r}: {hint}")
     level = options.get("log_level")
     if isinstance(level, str) and level.lower() not in LOG_LEVELS:
