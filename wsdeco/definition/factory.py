@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from types import new_class
@@ -21,22 +20,20 @@ from starlette.requests import HTTPConnection
 from wsdeco.definition.base import DEFAULT_HOOKS, Factory, Generated, HandlerMeta, keep_hooks, share_hooks
 from wsdeco.definition.checks import abstract_faults, handler_faults, require_class
 from wsdeco.definition.faults import described, name_of, raise_class_faults, raise_faults
-from wsdeco.definition.hooks import HOOK_NAMES, find_hooks, user_bases
+from wsdeco.definition.hooks import ARGUMENTS, HOOK_NAMES, find_hooks, user_bases
 from wsdeco.definition.paths import parameter_kinds
 from wsdeco.definition.signatures import (
     UNKNOWN,
-    accepts,
     bindable,
     namespace_of,
     outcome_of,
+    parameters_of,
     passes_on,
     resolve,
-    shown_type,
     signature_of,
 )
-from wsdeco.definition.supply import SUPPLIES, Getter, Supply, injected_by, path_supplies, request_supply
+from wsdeco.definition.supply import SUPPLIES, Supply, fault_of, path_supplies, request_supply, supplied_call
 from wsdeco.reasons import HandlerError
-from wsdeco.values import nearest
 
 __all__ = [
     "HandlerFactory",
@@ -61,28 +58,11 @@ HandlerFactory: TypeAlias = Callable[[Headers], object] | SupportsCreate | type[
 """What users may write to make handlers by themselves."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Constructor:
-    """How a class is called, and what defines it: the annotations in its signature stand in the globals of one."""
-
-    signature: inspect.Signature
-    makers: tuple[object, ...]
-
-    def shown(self, cls: type) -> str:
-        """Return the call as it is written."""
-        return f"{name_of(cls)}{self.signature.replace(return_annotation=UNKNOWN)}"
-
-    def resolved(self, annotation: object) -> object:
-        """Return what an annotation of the signature stands for."""
-        if isinstance(annotation, type):
-            return annotation
-        namespaces = (cast("dict[str, object]", namespace_of(maker)) for maker in reversed(self.makers))
-        return resolve(annotation, ChainMap(*namespaces), extras=True)
-
-
 _SUPPLIES: Final = SUPPLIES | {"request": request_supply(HTTPConnection)}
 
-_KEPT: Final = ("addr", "sink")
+_OTHERWISE: Final = "give it a default, or pass `factory=`"
+
+_KEPT: Final = ARGUMENTS["on_connect"]
 """The attributes that the default `on_connect` sets."""
 
 
@@ -145,7 +125,7 @@ def class_factory(cls: type, path_params: Mapping[str, type | None]) -> Factory:
     hooks = keep_hooks(cls, found)
     generated = _generate(cls)
     share_hooks(generated, hooks)
-    return _from_supplies(generated, constructor.signature, supplies)
+    return supplied_call(generated, parameters_of(constructor), supplies)
 
 
 def generated_from(cls: type) -> type | None:
@@ -159,55 +139,30 @@ def is_generated(cls: type) -> bool:
     return cls.__bases__[:1] == (Generated,)
 
 
-def _constructor_of(cls: type) -> _Constructor:
+def _constructor_of(cls: type) -> inspect.Signature:
     """Return how `cls` is called.
 
     A metaclass, `__new__` or `__init__` that passes everything on leaves the word to the next of the three.
     """
     signature = signature_of(cls)
-    makers: tuple[object, ...] = tuple(getattr(cls, name) for name in ("__new__", "__init__"))
-    for maker in makers:
+    for name in ("__new__", "__init__"):
         if signature is not None and passes_on(signature):
-            signature = signature_of(maker, bound=True)
-    return _Constructor(inspect.Signature() if signature is None else signature, makers)
+            signature = signature_of(getattr(cls, name), bound=True)
+    return inspect.Signature() if signature is None else signature
 
 
-def _constructor_faults(cls: type, constructor: _Constructor, supplies: Mapping[str, Supply]) -> Iterator[str]:
-    for name, parameter in constructor.signature.parameters.items():
-        supply = supplies.get(name)
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        annotation = constructor.resolved(parameter.annotation)
-        mark = injected_by(parameter, annotation)
-        if mark is not None:
-            yield (
-                f"`{name}` of its constructor is for {mark}(...), which FastAPI fills in its own endpoints only: write "
-                f"`async def endpoint(websocket: WebSocket, {name}=...)` there with the same {mark}(...), and in it "
-                f"`await handle_socket(websocket, {name_of(cls)}({name}))`"
-            )
-        elif supply is None:
-            if parameter.default is parameter.empty:
-                yield f"{constructor.shown(cls)} needs `{name}`, which nothing supplies: {_advice(name, supplies)}"
-        elif supply.kind is not None and not accepts(annotation, supply.kind):
-            yield (
-                f"{constructor.shown(cls)} annotates `{name}: {shown_type(parameter.annotation)}`, and gets "
-                f"{_full_name(supply.kind)}: write `{name}: {supply.kind.__name__}`"
-            )
+def _constructor_faults(cls: type, signature: inspect.Signature, supplies: Mapping[str, Supply]) -> Iterator[str]:
+    for parameter in parameters_of(signature):
+        annotation = _resolved(cls, parameter.annotation)
+        fault = fault_of(parameter, annotation, supplies.get(parameter.name), supplies, _OTHERWISE)
+        if fault is not None:
+            yield f"{name_of(cls)}{signature.replace(return_annotation=UNKNOWN)} {fault}"
 
 
-def _full_name(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
-
-
-def _advice(name: str, supplies: Mapping[str, Supply]) -> str:
-    if name in _KEPT:
-        return (
-            f"it comes with the connection, so write `async def on_connect(self, addr, sink)` and keep `{name}` there"
-        )
-    choice = ", ".join(f"`{each}`" for each in supplies)
-    meant = nearest(name, supplies)
-    guess = f"did you mean `{meant}`? " if meant else ""
-    return f"{guess}It can be one of {choice}, or a parameter of the path; give it a default, or pass `factory=`"
+def _resolved(cls: Any, annotation: object) -> object:
+    """Return what an annotation of the constructor stands for, whichever of two functions it was written at."""
+    namespaces = (cast("dict[str, object]", namespace_of(maker)) for maker in (cls.__init__, cls.__new__))
+    return resolve(annotation, ChainMap(*namespaces), extras=True)
 
 
 def _attribute_faults(cls: type) -> Iterator[str]:
@@ -255,29 +210,6 @@ def _handler_metaclass(kind: type[type]) -> type[type]:
     if issubclass(kind, HandlerMeta):
         return kind
     return new_class(f"Handler{kind.__name__}", (HandlerMeta, kind))
-
-
-def _from_supplies(cls: type, signature: inspect.Signature, supplies: Mapping[str, Supply]) -> Factory:
-    positional: list[Getter] = []
-    named: dict[str, Getter] = {}
-    for name, parameter in signature.parameters.items():
-        supply = supplies.get(name)
-        if parameter.kind is parameter.POSITIONAL_ONLY:
-            positional.append(_constant(parameter.default) if supply is None else supply.get)
-        elif supply is not None and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            named[name] = supply.get
-    if not positional and not named:
-        return lambda connection: cls()
-
-    def make(connection: HTTPConnection) -> object:
-        keywords = {name: get(connection) for name, get in named.items()}
-        return cls(*[get(connection) for get in positional], **keywords)
-
-    return make
-
-
-def _constant(value: object) -> Getter:
-    return lambda connection: value
 
 
 def _create_of(factory: object) -> tuple[object, bool]:

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, 
 from dataclasses import dataclass
 from functools import partial, partialmethod, singledispatchmethod
 from types import MethodType, NoneType, UnionType
-from typing import Any, Final, Literal, NewType, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, Literal, NewType, TypeVar, Union, get_args, get_origin, get_type_hints
 
 __all__ = [
     "UNKNOWN",
@@ -28,6 +28,7 @@ __all__ = [
     "is_wrapper",
     "namespace_of",
     "outcome_of",
+    "parameters_of",
     "passes_on",
     "receivers",
     "resolve",
@@ -39,9 +40,6 @@ __all__ = [
 
 UNKNOWN: Final = inspect.Parameter.empty
 """Stands for an annotation that is missing, or that names what only a type checker can see."""
-
-Running: TypeAlias = Literal["coroutine", "stream", "plain"]
-"""How a callable runs: it is awaited, iterated with `async for`, or done when it returns."""
 
 _SELF: Final = object()
 _MOST_LAYERS: Final = 100
@@ -66,12 +64,12 @@ class Outcome:
     """What calling a hook gives.
 
     Attributes:
-        running: How the callable runs.
+        running: Whether the callable is awaited, iterated with `async for`, or done when it returns.
         reply: The annotation of what it returns when awaited, or of what it yields; `UNKNOWN` without one.
         misannotated: It yields, though its annotation is not that of an asynchronous iterator.
     """
 
-    running: Running
+    running: Literal["coroutine", "stream", "plain"]
     reply: object
     misannotated: bool = False
 
@@ -163,6 +161,11 @@ def _own_signature(function: object, *, bound: bool) -> inspect.Signature | None
         return None
 
 
+def parameters_of(signature: inspect.Signature | None) -> list[inspect.Parameter]:
+    """Return the parameters that are filled by name: all but `*args` and `**kwargs`, and none that cannot be read."""
+    return [] if signature is None else [each for each in signature.parameters.values() if each.kind not in _VARIADIC]
+
+
 def passes_on(signature: inspect.Signature) -> bool:
     """Return whether `signature` is `(*args, **kwargs)`, which tells nothing."""
     return tuple(parameter.kind for parameter in signature.parameters.values()) == _VARIADIC
@@ -241,6 +244,8 @@ def alternatives(annotation: object) -> tuple[type, ...]:
         return tuple(
             option for part in annotation.__constraints__ or (_bound(annotation),) for option in alternatives(part)
         )
+    if origin is Annotated:
+        return alternatives(get_args(annotation)[0])
     if isinstance(annotation, NewType):
         return alternatives(annotation.__supertype__)
     named: object = annotation if origin is None else origin

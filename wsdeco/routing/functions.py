@@ -10,7 +10,6 @@ from types import NoneType
 from typing import Any, Final, cast
 
 from starlette.concurrency import run_in_threadpool
-from starlette.convertors import CONVERTOR_TYPES
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
@@ -20,16 +19,15 @@ from starlette.types import Receive, Scope, Send
 from wsdeco.definition.faults import described, name_of, raise_faults
 from wsdeco.definition.paths import parameter_kinds
 from wsdeco.definition.signatures import (
-    UNKNOWN,
     accepts,
     alternatives,
     namespace_of,
     outcome_of,
+    parameters_of,
     resolve,
-    shown_type,
     signature_of,
 )
-from wsdeco.definition.supply import SUPPLIES, Supply, injected_by, path_supplies, request_supply
+from wsdeco.definition.supply import SUPPLIES, Supply, fault_of, path_supplies, request_supply, supplied_call
 from wsdeco.reasons import HandlerError
 from wsdeco.rooms.members import Members
 from wsdeco.routing.denial import deny
@@ -43,8 +41,7 @@ __all__ = ["endpoint_routes"]
 logger: Final = logging.getLogger("wsdeco")
 
 _CLOSE_MATCH: Final = 0.75
-"""Similarity from which the name of a parameter counts as a misspelt one."""
-
+"""Similarity from which the name of a first parameter counts as a misspelt one, and not as that of the request."""
 
 _UPGRADE: Final = Supply(WebSocketUpgrade, lambda it: it if isinstance(it, WebSocketUpgrade) else None)
 
@@ -89,17 +86,18 @@ class _Call:
 
     def __init__(self, path: str, function: Callable[..., Any]) -> None:
         self.name = name_of(function)
-        self._function = function
-        self._outcome = outcome_of(function, None)
-        self._arguments: dict[str, Supply] = {}
         self.takes_requests = True
-        signature = signature_of(function)
-        self._parameters = [] if signature is None else list(signature.parameters.values())
-        raise_faults(f"function {self.name} cannot answer requests on {path!r}", self._faults(path))
+        self._running = outcome_of(function, None).running
+        self._supplied: dict[str, Supply] = {}
+        parameters = parameters_of(signature_of(function))
+        faults = self._faults(function, parameters, _SUPPLIES | path_supplies(parameter_kinds(path)))
+        label = described(self.name, function)
+        raise_faults(f"function {self.name} cannot answer requests on {path!r}", (f"{label} {each}" for each in faults))
+        self._call = supplied_call(function, parameters, self._supplied)
 
     @property
     def takes_upgrades(self) -> bool:
-        return _UPGRADE in self._arguments.values()
+        return _UPGRADE in self._supplied.values()
 
     async def respond(self, request: Request) -> Response:
         """Answer a plain HTTP request."""
@@ -120,39 +118,37 @@ class _Call:
         return await result if inspect.isawaitable(result) else result
 
     def _started(self, connection: HTTPConnection) -> Any:
-        arguments = {name: supply.get(connection) for name, supply in self._arguments.items()}
-        if self._outcome.running == "coroutine":
-            return self._function(**arguments)
-        return _result_in_thread(self._function, arguments)
+        is_async = self._running == "coroutine"
+        return self._call(connection) if is_async else _result_in_thread(self._call, connection)
 
-    def _faults(self, path: str) -> Iterator[str]:
-        label = described(self.name, self._function)
-        if self._outcome.running == "stream":
-            yield f"{label} has a `yield`: return a response, such as StreamingResponse(...)"
-        namespace = namespace_of(self._function)
-        supplies = _SUPPLIES | path_supplies(parameter_kinds(path))
-        for parameter in self._parameters:
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                continue
-            annotation = resolve(parameter.annotation, namespace)
-            supply = self._supply_of(parameter, annotation, supplies)
-            fault = _fault_of(parameter, annotation, supply, supplies)
+    def _faults(
+        self, function: object, parameters: list[inspect.Parameter], supplies: Mapping[str, Supply]
+    ) -> Iterator[str]:
+        if self._running == "stream":
+            yield "has a `yield`: return a response, such as StreamingResponse(...)"
+        namespace = namespace_of(function)
+        for parameter in parameters:
+            annotation = resolve(parameter.annotation, namespace, extras=True)
+            supply = _supply_of(parameter, annotation, supplies, is_first=parameter is parameters[0])
+            fault = fault_of(parameter, annotation, supply, supplies)
             if fault is not None:
-                yield f"{label} {fault}"
+                yield fault
             elif supply is not None:
-                self._arguments[parameter.name] = supply
+                self._supplied[parameter.name] = supply
                 self.takes_requests &= supply is not _UPGRADE or accepts(annotation, NoneType)
 
-    def _supply_of(
-        self, parameter: inspect.Parameter, annotation: object, supplies: Mapping[str, Supply]
-    ) -> Supply | None:
-        if WebSocketUpgrade in alternatives(annotation):
-            return _UPGRADE
-        if parameter.name in supplies or parameter is not self._parameters[0] or not _is_required(parameter):
-            return supplies.get(parameter.name)
-        # Starlette's own endpoints take the request first, under any name.
-        meant = nearest(parameter.name, supplies, _CLOSE_MATCH) is None and accepts(annotation, Request)
-        return _SUPPLIES["request"] if meant else None
+
+def _supply_of(
+    parameter: inspect.Parameter, annotation: object, supplies: Mapping[str, Supply], *, is_first: bool
+) -> Supply | None:
+    name = parameter.name
+    if WebSocketUpgrade in alternatives(annotation):
+        return _UPGRADE
+    if name in supplies or not is_first or parameter.default is not parameter.empty:
+        return supplies.get(name)
+    # Starlette's own endpoints take the request first, under any name.
+    meant = nearest(name, supplies, _CLOSE_MATCH) is None and accepts(annotation, Request)
+    return _SUPPLIES["request"] if meant else None
 
 
 class _UpgradeEndpoint:
@@ -187,8 +183,8 @@ class _UpgradeEndpoint:
         await deny(response, scope, receive, send)
 
 
-async def _result_in_thread(function: Callable[..., Any], arguments: Mapping[str, object]) -> Any:
-    result = await run_in_threadpool(function, **arguments)
+async def _result_in_thread(call: Callable[[HTTPConnection], Any], connection: HTTPConnection) -> Any:
+    result = await run_in_threadpool(call, connection)
     return await result if inspect.isawaitable(result) else result
 
 
@@ -208,34 +204,3 @@ def _check_methods(methods: object) -> None:
     listed = list(cast("Collection[object]", methods)) if is_list else []
     if not listed or not all(isinstance(method, str) and method.isalpha() for method in listed):
         raise TypeError(f"methods must be a list of HTTP methods such as ['GET', 'POST'], not {methods!r}")
-
-
-def _is_required(parameter: inspect.Parameter) -> bool:
-    return parameter.default is UNKNOWN
-
-
-def _fault_of(
-    parameter: inspect.Parameter, annotation: object, supply: Supply | None, supplies: Mapping[str, Supply]
-) -> str | None:
-    name = parameter.name
-    mark = injected_by(parameter, annotation)
-    if mark is not None:
-        return f"has {mark}(...) for `{name}`, which FastAPI fills in its own endpoints only: route it by FastAPI"
-    if supply is None:
-        if not _is_required(parameter):
-            return None
-        meant = nearest(name, supplies, _CLOSE_MATCH)
-        guess = f"did you mean `{meant}`? " if meant else ""
-        choice = ", ".join(f"`{each}`" for each in supplies)
-        return f"needs `{name}`, which nothing supplies: {guess}There are {choice}; or give it a default"
-    if parameter.kind is parameter.POSITIONAL_ONLY:
-        return f"takes `{name}` by position only, and is called by keyword: leave out the `/`"
-    if supply.kind is not None and not accepts(annotation, supply.kind):
-        wanted = f"`{name}: {supply.kind.__name__}`"
-        convertor = annotation.__name__.lower() if isinstance(annotation, type) else None
-        if name not in _SUPPLIES and convertor in CONVERTOR_TYPES:
-            wanted += f", or `{{{name}:{convertor}}}` in the path"
-        return (
-            f"annotates `{name}: {shown_type(parameter.annotation)}`, and gets {supply.kind.__name__}: write {wanted}"
-        )
-    return None

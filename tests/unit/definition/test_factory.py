@@ -430,7 +430,7 @@ SUPPLIED: Final[dict[str, tuple[Any, ...]]] = {
     "headers": (Headers, Mapping, "Mapping[str, str]", Any, object, None),
     "query_params": (QueryParams, "QueryParams | None"),
     "request": (HTTPConnection, "HTTPConnection", "OnlyForTypeCheckers"),
-    "text": (str, "str"),
+    "text": (str, "str", Annotated[str, "a name"], "Annotated[str, 'a name']"),
     "rest": (str, str | None),
     "n": (int, float, "int"),
     "x": (float,),
@@ -536,12 +536,12 @@ def test_a_constructor_with_depends_of_fastapi_is_told_where_that_works() -> Non
     message = refusal(Chat, "/{room}")
     assert message.count("\n  - ") == 3
     assert (
-        "`db` of its constructor is for Depends(...), which FastAPI fills in its own endpoints only: write "
-        "`async def endpoint(websocket: WebSocket, db=...)` there with the same Depends(...), and in it "
-        "`await handle_socket(websocket, Chat(db))`"
+        "has Depends(...) for `db`, which FastAPI fills in its own endpoints only: write one that takes `db`; for a "
+        "handler that is `async def endpoint(websocket: WebSocket, db=...)` with "
+        "`await handle_socket(websocket, Handler(db))` in it"
     ) in message
-    assert "`user` of its constructor is for Depends(...)" in message
-    assert "`token` of its constructor is for Query(...)" in message
+    assert "has Depends(...) for `user`" in message
+    assert "has Query(...) for `token`" in message
 
 
 def test_the_sink_comes_with_on_connect() -> None:

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 from uuid import UUID
 
 import pytest
@@ -680,31 +680,35 @@ def test_what_is_no_function(endpoint: Any) -> None:
     )
 
 
-SUPPLIED: Final = "There are `request`, `headers`, `query_params`, `upgrade`"
+SUPPLIED: Final = "It can be one of `request`, `headers`, `query_params`, `upgrade`"
+DEFAULT: Final = "or a parameter of the path; give it a default"
 
 
 def test_parameters_that_nothing_supplies() -> None:
     def page(request: Request, user: str, *, database: object) -> None: ...
 
     assert faults(page) == [
-        f"needs `user`, which nothing supplies: {SUPPLIED}; or give it a default",
-        f"needs `database`, which nothing supplies: {SUPPLIED}; or give it a default",
+        f"needs `user`, which nothing supplies: {SUPPLIED}, {DEFAULT}",
+        f"needs `database`, which nothing supplies: {SUPPLIED}, {DEFAULT}",
     ]
 
 
 def test_a_route_with_depends_of_fastapi() -> None:
-    def page(request: Request, db: object = Depends(object)) -> None: ...
+    def page(request: Request, db: object = Depends(object), user: Annotated[str, Depends(str)] = "") -> None: ...
 
-    assert faults(page) == [
-        "has Depends(...) for `db`, which FastAPI fills in its own endpoints only: route it by FastAPI"
+    found = faults(page)
+    assert [each.partition(":")[0] for each in found] == [
+        "has Depends(...) for `db`, which FastAPI fills in its own endpoints only",
+        "has Depends(...) for `user`, which FastAPI fills in its own endpoints only",
     ]
+    assert "write one that takes `db`" in found[0]
 
 
 def test_misspelt_parameters_and_what_may_be_meant() -> None:
     def page(rom, header, query_param, upgrad) -> None: ...  # type: ignore[no-untyped-def]
 
     assert faults(page, "/{room}") == [
-        f"needs `{name}`, which nothing supplies: did you mean `{meant}`? {SUPPLIED}, `room`; or give it a default"
+        f"needs `{name}`, which nothing supplies: did you mean `{meant}`? {SUPPLIED}, `room`, {DEFAULT}"
         for name, meant in (
             ("rom", "room"),
             ("header", "headers"),
@@ -719,8 +723,12 @@ def test_a_first_parameter_whose_annotation_is_no_request() -> None:
 
     def socket(websocket: WebSocket) -> None: ...
 
-    assert faults(page) == [f"needs `name`, which nothing supplies: {SUPPLIED}; or give it a default"]
-    assert faults(socket) == [f"needs `websocket`, which nothing supplies: {SUPPLIED}; or give it a default"]
+    assert faults(page) == [f"needs `name`, which nothing supplies: {SUPPLIED}, {DEFAULT}"]
+    assert faults(socket) == [f"needs `websocket`, which nothing supplies: {SUPPLIED}, {DEFAULT}"]
+
+
+PARAMS: Final = "starlette.datastructures.QueryParams"
+UPGRADE: Final = "wsdeco.routing.upgrade.WebSocketUpgrade"
 
 
 def test_annotations_that_contradict_what_arrives() -> None:
@@ -729,23 +737,24 @@ def test_annotations_that_contradict_what_arrives() -> None:
     ) -> None: ...
 
     assert faults(page, "/{n}/{x}/{y}") == [
-        "annotates `request: str`, and gets Request: write `request: Request`",
-        "annotates `headers: dict[str, str]`, and gets Headers: write `headers: Headers`",
-        "annotates `query_params: int`, and gets QueryParams: write `query_params: QueryParams`",
-        "annotates `upgrade: bool`, and gets WebSocketUpgrade: write `upgrade: WebSocketUpgrade`",
+        "annotates `request: str`, and gets starlette.requests.Request: write `request: Request`",
+        "annotates `headers: dict[str, str]`, and gets starlette.datastructures.Headers: write `headers: Headers`",
+        f"annotates `query_params: int`, and gets {PARAMS}: write `query_params: QueryParams`",
+        f"annotates `upgrade: bool`, and gets {UPGRADE}: write `upgrade: WebSocketUpgrade`",
         "annotates `n: int`, and gets str: write `n: str`, or `{n:int}` in the path",
         "annotates `x: bool`, and gets str: write `x: str`",
         "annotates `y: uuid.UUID`, and gets str: write `y: str`, or `{y:uuid}` in the path",
     ]
 
 
-def test_positional_only_parameters() -> None:
-    def page(request: Request, room: str, /) -> None: ...
+async def test_positional_only_parameters() -> None:
+    app = App()
 
-    assert faults(page, "/{room}") == [
-        "takes `request` by position only, and is called by keyword: leave out the `/`",
-        "takes `room` by position only, and is called by keyword: leave out the `/`",
-    ]
+    @app.route("/{room}")
+    def page(request: Request, limit: int = 9, room: str = "", /) -> Response:
+        return PlainTextResponse(f"{request.url.path} {limit} {room}")
+
+    assert await get(app, "/lobby") == (200, "/lobby 9 lobby")
 
 
 def test_an_asynchronous_generator() -> None:
