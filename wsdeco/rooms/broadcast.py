@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Awaitable, Collection, Iterable
 from typing import TYPE_CHECKING, Final, cast
 
 from wsdeco.backplanes.interface import PublishErrors
@@ -17,7 +17,6 @@ from wsdeco.channels.data import Data, checked_data
 from wsdeco.channels.sink import Sink, channel_of
 from wsdeco.clock import running_loop
 from wsdeco.reasons import BackplaneError, printable
-from wsdeco.rooms.loops import run_in
 from wsdeco.rooms.messages import Messages
 
 if TYPE_CHECKING:
@@ -57,32 +56,26 @@ class Broadcasts:
             return checked_data(self.messages.encode(key, data))
         return checked_data(cast(object, data))
 
-    async def send(self, key: str, data: object, exclude: object) -> int:
-        """Send a message to all members: see `Room.broadcast`."""
-        checked, excluded = self._checked(key, data), _excluded(exclude)
-        running = asyncio.get_running_loop()
-        home = self._rooms.home(running)
-        if home is None or home is running:
-            return await self._broadcast(running, key, checked, excluded)
-        return await run_in(home, self._broadcast(home, key, checked, excluded), 0)
+    def send(self, key: str, data: object, exclude: object) -> Awaitable[int]:
+        """Return what sends a message to all members once it is awaited: see `Room.broadcast`."""
+        return self._rooms.at_home(0, self._broadcast, key, self._checked(key, data), _excluded(exclude))
 
-    async def _broadcast(
-        self, loop: asyncio.AbstractEventLoop, key: str, data: Data, excluded: Collection[Channel]
-    ) -> int:
+    async def _broadcast(self, key: str, data: Data, excluded: Collection[Channel]) -> int:
         taken = 0
         try:
             taken = self._publish(key, data, excluded)
             if self._rooms.backplane is not None:
                 await self._rooms.backplane.drained()
         finally:
-            if self._is_turn_over(loop, len(data), taken):
+            if self._is_turn_over(len(data), taken):
                 # One turn for others, and one in which what goes to many is written.
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
         return taken
 
-    def _is_turn_over(self, loop: asyncio.AbstractEventLoop, size: int, messages: int) -> bool:
+    def _is_turn_over(self, size: int, messages: int) -> bool:
         if not self._burst_messages:
+            loop = asyncio.get_running_loop()
             loop.call_soon(loop.call_soon, self._begin_burst)
         self._burst_bytes += size
         self._burst_messages += 1 + messages

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from wsdeco.backplanes.interface import CONTROL
@@ -19,7 +19,6 @@ from wsdeco.channels.sink import Sink
 from wsdeco.clock import Clock
 from wsdeco.messages import Data
 from wsdeco.reasons import BackplaneError, check_close_code, cut_close_reason
-from wsdeco.rooms.loops import run_in
 
 if TYPE_CHECKING:
     from wsdeco.rooms.rooms import Rooms
@@ -121,18 +120,13 @@ class Control:
 
     # What users call.
 
-    async def close(self, key: str, code: int, reason: str) -> int:
-        """Close the connections of a room: see `Room.close`."""
-        code, reason = check_close_code(code), cut_close_reason(reason)
-        running = asyncio.get_running_loop()
-        home = self._rooms.home(running)
-        if home is None or home is running:
-            return await self._close(key, code, reason)
-        return await run_in(home, self._close(key, code, reason), 0)
+    def close(self, key: str, code: int, reason: str) -> Awaitable[int]:
+        """Return what closes the connections of a room once it is awaited: see `Room.close`."""
+        return self._rooms.at_home(0, self._close, key, check_close_code(code), cut_close_reason(reason))
 
     async def _close(self, key: str, code: int, reason: str) -> int:
         is_published = self._say({"do": "close", "room": key, "code": code, "reason": reason})
-        sinks = self._members(key)
+        sinks = self._rooms.sinks(key)
         number = len([sink for sink in sinks if sink.reason is None])
         for _ in _close_some(sinks, code, reason):
             await asyncio.sleep(0)
@@ -145,18 +139,14 @@ class Control:
             )
         return number
 
-    async def count(self, key: str) -> RoomCount:
-        """Count the members of a room: see `Room.count`."""
-        running = asyncio.get_running_loop()
-        home = self._rooms.home(running)
-        if home is None or home is running:
-            return await self._count(key)
-        return await run_in(home, self._count(key), RoomCount(0, math.inf))
+    def count(self, key: str) -> Awaitable[RoomCount]:
+        """Return what counts the members of a room once it is awaited: see `Room.count`."""
+        return self._rooms.at_home(RoomCount(0, math.inf), self._count, key)
 
     async def _count(self, key: str) -> RoomCount:
         backplane = self._rooms.backplane
         if backplane is None:
-            return RoomCount(len(self._members(key)))
+            return RoomCount(len(self._rooms.sinks(key)))
         clock = self._time()
         ask = _Ask(key, set(self._processes))
         name = os.urandom(8).hex()
@@ -186,7 +176,7 @@ class Control:
         return self._sum(ask, clock.time(), is_complete=is_complete)
 
     def _sum(self, ask: _Ask, now: float, *, is_complete: bool) -> RoomCount:
-        total = len(self._members(ask.key)) + sum(ask.answers.values())
+        total = len(self._rooms.sinks(ask.key)) + sum(ask.answers.values())
         age = 0.0 if is_complete or self._processes else math.inf
         for process in [process for process in self._processes if process not in ask.answers]:
             members, told_at = self._known.get((ask.key, process), (0, -math.inf))
@@ -195,10 +185,6 @@ class Control:
             if is_complete and now - self._processes[process] > _FORGET_AFTER:
                 del self._processes[process]
         return RoomCount(total, age)
-
-    def _members(self, key: str) -> list[Sink]:
-        members = self._rooms.find(key)
-        return [] if members is None else [sink for sink in members.channels.values() if sink is not None]
 
     # What processes tell each other.
 
@@ -238,10 +224,10 @@ class Control:
                     code, reason = check_close_code(code), cut_close_reason(reason)
                 except (TypeError, ValueError):
                     return
-                _go_on(_close_some(self._members(key), code, reason))
+                _go_on(_close_some(self._rooms.sinks(key), code, reason))
             case {"do": "count", "room": str(key), "ask": str(name), "by": str(process)}:
                 self._hear_of(process)
-                self._say({"do": "counted", "ask": name, "members": len(self._members(key))})
+                self._say({"do": "counted", "ask": name, "members": len(self._rooms.sinks(key))})
             case {"do": "counted", "ask": str(name), "members": int(members), "by": str(process)} if members >= 0:
                 self._hear_of(process)
                 ask = self._asks.get(name)

@@ -172,18 +172,14 @@ class Room:
 
     def __len__(self) -> int:
         """Return how many members there are in this process."""
-        return len(self._members())
+        return len(self._rooms.sinks(self._key))
 
     def __iter__(self) -> Iterator[Sink]:
-        return iter(self._members())
+        return iter(self._rooms.sinks(self._key))
 
     def __contains__(self, sink: object) -> bool:
         members = self._rooms.find(self._key)
         return members is not None and isinstance(sink, Sink) and channel_of(sink) in members.channels
-
-    def _members(self) -> list[Sink]:
-        members = self._rooms.find(self._key)
-        return [] if members is None else [sink for sink in tuple(members.channels.values()) if sink is not None]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Room) and (other._rooms, other._key) == (self._rooms, self._key)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Collection
-from typing import Final
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from typing import Any, Final, TypeVar
 
 from wsdeco.backplanes.interface import CONTROL, Backplane, Propagating, Propagator, PublishErrors
 from wsdeco.channels.base import Channel
@@ -22,10 +22,13 @@ from wsdeco.clock import Clock, running_loop
 from wsdeco.reasons import CloseCode
 from wsdeco.rooms.broadcast import Broadcasts
 from wsdeco.rooms.control import Control
+from wsdeco.rooms.loops import run_in
 from wsdeco.rooms.members import Members, route_key
 from wsdeco.wire.outgoing import Encoded
 
 __all__ = ["Rooms"]
+
+T = TypeVar("T")
 
 logger: Final = logging.getLogger("wsdeco")
 
@@ -121,6 +124,13 @@ class Rooms:
             return running if running is None or self.settle(running) else self._loop
         return home
 
+    def at_home(self, otherwise: T, work: Callable[..., Coroutine[Any, Any, T]], *arguments: object) -> Awaitable[T]:
+        """Return what does `work` in the event loop of the members; it gives `otherwise` if that ends meanwhile."""
+        running = asyncio.get_running_loop()
+        home = self.home(running)
+        done = work(*arguments)
+        return done if home is None or home is running else run_in(home, done, otherwise)
+
     def publish_alone(self, key: str, data: Data) -> bool:
         """Publish if no event loop runs, in one that lives until the broker has the message.
 
@@ -156,6 +166,11 @@ class Rooms:
     def find(self, key: str) -> Members | None:
         """Return the members of a room that has some."""
         return self._open.get(key)
+
+    def sinks(self, key: str) -> list[Sink]:
+        """Return the sinks of those who have joined a room, as of this moment; any thread may ask."""
+        members = self._open.get(key)
+        return [] if members is None else [sink for sink in tuple(members.channels.values()) if sink is not None]
 
     def join(self, key: str, sink: Sink) -> None:
         """Make a connection a member: see `Room.join`."""
