@@ -50,7 +50,6 @@ class Members:
         """Take in a member, which lives in the home of the rooms."""
         is_first = not self.channels
         self.channels[channel] = sink
-        self._rooms.memberships += 1
         if is_first:
             self._rooms.open(self)
 
@@ -58,7 +57,6 @@ class Members:
         """Let go of a member; does nothing if it is none."""
         if channel in self.channels:
             del self.channels[channel]
-            self._rooms.memberships -= 1
             if not self.channels:
                 self._rooms.shut(self)
 

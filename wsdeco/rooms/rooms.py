@@ -14,7 +14,7 @@ import threading
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any, Final, TypeVar
 
-from wsdeco.backplanes.interface import CONTROL, Backplane, Propagating, Propagator, PublishErrors
+from wsdeco.backplanes.interface import CONTROL, ROUTE, Backplane, Propagating, Propagator, PublishErrors
 from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Data
 from wsdeco.channels.sink import Sink, channel_of
@@ -45,7 +45,6 @@ class Rooms:
     Attributes:
         backplane: What carries broadcasts to other processes.
         propagator: What gives broadcasts the context of their trace to take along; `None` while traces are off.
-        memberships: How many members all rooms have in this process, those of routes included.
         broadcasts: What sends to their members.
         people: What closes and counts their members.
     """
@@ -59,7 +58,6 @@ class Rooms:
     ) -> None:
         self.backplane = backplane
         self.propagator: Propagator | None = None
-        self.memberships: int = 0
         self.broadcasts: Broadcasts = Broadcasts(self, publish_errors)
         self.people: Control = Control(self, clock, raises=publish_errors == "raise")
         self._find_backplane = find_backplane
@@ -84,7 +82,10 @@ class Rooms:
                 return False
             self.find_backplane()
             self._loop = loop
-            left_behind = self._forget_members()
+            # The event loop of who is left was closed under them, so they can never end.
+            left_behind, self._open = self._open, {}
+            for members in left_behind.values():
+                members.channels.clear()
             if self.backplane is not None:
                 self.backplane.start(self._receive)
                 for key in left_behind:
@@ -98,15 +99,6 @@ class Rooms:
             self.backplane = self._find_backplane()
         if self.propagator is not None and isinstance(self.backplane, Propagating):
             self.backplane.propagator = self.propagator
-
-    def _forget_members(self) -> list[str]:
-        # Their event loop was closed under them, so they can never end.
-        forgotten = list(self._open.values())
-        self._open.clear()
-        for members in forgotten:
-            members.channels.clear()
-        self.memberships = 0
-        return [members.key for members in forgotten]
 
     async def close(self) -> None:
         """Let go of the event loop, and end the backplane; the next use begins anew."""
@@ -159,9 +151,9 @@ class Rooms:
 
     def census(self) -> tuple[int, int]:
         """Return how many rooms have members in this process, and how many in all, those of routes excluded."""
-        of_routes = [len(each.channels) for each in tuple(self._of_routes.values())]
-        # Whoever asks may be in another thread, and see a change half done.
-        return max(0, len(self._open) - sum(map(bool, of_routes))), max(0, self.memberships - sum(of_routes))
+        # Copied, since whoever asks may be in another thread.
+        sizes = [len(each.channels) for each in tuple(self._open.values()) if not each.key.startswith(ROUTE)]
+        return len(sizes), sum(sizes)
 
     def find(self, key: str) -> Members | None:
         """Return the members of a room that has some."""
