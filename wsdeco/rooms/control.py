@@ -12,7 +12,7 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Iterator
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from wsdeco.backplanes.interface import CONTROL
 from wsdeco.channels.sink import Sink
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from wsdeco.rooms.rooms import Rooms
 
 __all__ = ["Control", "RoomCount"]
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 _CLOSED_AT_ONCE: Final = 100
 """Connections closed in one turn of the loop, about 5 ms."""
@@ -93,11 +96,6 @@ class _Ask:
         if not self.expected and not self.answered.done():
             self.answered.set_result(None)
 
-    def give_up(self) -> None:
-        """Wait for nobody any more."""
-        self.expected.clear()
-        self.expect_no_more()
-
 
 class Control:
     """Closes and counts the members of rooms.
@@ -151,7 +149,7 @@ class Control:
         ask = _Ask(key, set(self._processes))
         name = os.urandom(8).hex()
         self._asks[name] = ask
-        timers = [clock.call_at(clock.time() + _ANSWER_TIME, ask.give_up)]
+        timers = [clock.call_at(clock.time() + _ANSWER_TIME, lambda: ask.expect_no_more(*ask.expected))]
         try:
             is_published = self._say({"do": "count", "room": key, "ask": name})
             while (  # noqa: ASYNC110 - nothing announces it
@@ -232,7 +230,7 @@ class Control:
                 self._hear_of(process)
                 ask = self._asks.get(name)
                 if ask is not None:
-                    self._remember(ask.key, process, members)
+                    _remember(self._known, (ask.key, process), (members, self._time().time()), _MAX_ANSWERS)
                     ask.take(process, members)
             case {"do": "here", "by": str(process)}:
                 self._hear_of(process)
@@ -245,19 +243,17 @@ class Control:
                 return
 
     def _hear_of(self, process: str) -> None:
-        self._processes.pop(process, None)
-        self._processes[process] = self._time().time()
-        if len(self._processes) > _MAX_PROCESSES:
-            self._processes.popitem(last=False)
-
-    def _remember(self, key: str, process: str, members: int) -> None:
-        self._known.pop((key, process), None)
-        self._known[key, process] = members, self._time().time()
-        if len(self._known) > _MAX_ANSWERS:
-            self._known.popitem(last=False)
+        _remember(self._processes, process, self._time().time(), _MAX_PROCESSES)
 
     def _time(self) -> Clock:
         return self._clock or asyncio.get_running_loop()
+
+
+def _remember(known: OrderedDict[K, V], key: K, value: V, most: int) -> None:
+    known[key] = value
+    known.move_to_end(key)
+    if len(known) > most:
+        known.popitem(last=False)
 
 
 def _close_some(sinks: list[Sink], code: int, reason: str) -> Iterator[None]:
