@@ -22,7 +22,7 @@ from tests.support.raw import dial
 from tests.support.stacks import DIRECT, SANSIO, Stack, listening_socket, soon, until
 from wsdeco import App, handle_socket
 from wsdeco.connection.hosts import Hosts, checked_hosts
-from wsdeco.connection.tickets import Refusal
+from wsdeco.connection.refusals import Refusal
 from wsdeco.origins import is_loopback
 
 NGINX: Final = shutil.which("nginx")
@@ -164,7 +164,7 @@ def test_who_is_refused(
     listener: tuple[str, int | None] | None, host: str, kind: str, field: bytes | None, refused: bool
 ) -> None:
     headers = [(b"accept", b"*/*"), (b"host", host.encode()), *([(field, b"x")] if field is not None else ())]
-    answer = Hosts().enter({"type": kind, "server": listener, "headers": headers})
+    answer = Hosts().refusal({"type": kind, "server": listener, "headers": headers})
     assert (answer is not None) is refused
     assert not refused or (isinstance(answer, Refusal) and answer.status == 403)
 
@@ -174,7 +174,7 @@ def test_who_is_let_in_says_nothing_of_other_names_and_ports() -> None:
 
     def is_let_in(host: bytes, port: int, *more: bytes) -> bool:
         headers = [(b"host", each) for each in (host, *more)]
-        return hosts.enter({"type": "http", "server": ("127.0.0.1", port), "headers": headers}) is None
+        return hosts.refusal({"type": "http", "server": ("127.0.0.1", port), "headers": headers}) is None
 
     for _ in range(2):
         assert is_let_in(b"localhost:8000", 8000)
@@ -188,7 +188,7 @@ def test_who_is_let_in_says_nothing_of_other_names_and_ports() -> None:
 
 def test_a_long_host_with_control_characters_is_short_and_printable_in_the_log() -> None:
     scope = {"type": "http", "server": ("127.0.0.1", 80), "headers": [(b"host", b"\x1b[2J\r\n" + b"x" * 60_000)]}
-    answer = Hosts().enter(scope)
+    answer = Hosts().refusal(scope)
     assert answer is not None
     assert answer.advice is not None
     assert answer.advice.isprintable()

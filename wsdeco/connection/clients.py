@@ -1,4 +1,4 @@
-"""Who a client is, and the gate that counts the connections of each: `max_connections_per_client`."""
+"""Who a client is, of whom `max_connections_per_client` limits the connections."""
 
 from __future__ import annotations
 
@@ -9,57 +9,23 @@ from typing import Final
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
-from wsdeco.connection.slots import Slots
-from wsdeco.connection.tickets import Refusal, Ticket
-from wsdeco.reasons import CloseCode
-
-__all__ = ["PerClient", "network_of"]
-
-_FULL: Final = Refusal("client", 429, CloseCode.TRY_AGAIN_LATER, retry_after=1)
+__all__ = ["client_of", "network_of"]
 
 _PREFIX: Final = 64
 """Bits of an IPv6 address that name a network; the rest a client chooses by itself (RFC 4291, section 2.5.1)."""
 
 
-class PerClient:
-    """Counts the connections of each client of a route.
+def client_of(scope: Scope, client: Callable[[HTTPConnection], object] | None) -> str:
+    """Return what stands for the client behind a request: what `client` says, or its address by default.
 
-    Args:
-        slots: What counts them.
-        limit: Connections of one client at a time.
-        client: Returns who is behind a request; `None` counts by address.
+    Raises:
+        Exception: `client` has failed.
+        TypeError: It has returned what stands for nobody.
     """
-
-    def __init__(self, slots: Slots, limit: int, client: Callable[[HTTPConnection], object] | None) -> None:
-        self._slots = slots
-        self._limit = limit
-        self._client = client
-
-    def enter(self, scope: Scope) -> Ticket | Refusal:
-        """Take a place of the client, if it has one left."""
-        if self._client is None:
-            address = scope.get("client")
-            client = network_of(address[0]) if address else ""
-        else:
-            try:
-                client = _checked(self._client(HTTPConnection(scope)))
-            except Exception as exc:
-                return Refusal("failure", 500, CloseCode.INTERNAL_ERROR, failure=exc)
-        return _Place(self._slots, client) if self._slots.take_for(client, self._limit) else _FULL
-
-
-class _Place:
-    """The place of a client, and the slot that was taken before."""
-
-    __slots__ = ("_client", "_slots")
-
-    def __init__(self, slots: Slots, client: str) -> None:
-        self._slots = slots
-        self._client = client
-
-    def give_back(self) -> None:
-        self._slots.give_back_for(self._client)
-        self._slots.give_back()
+    if client is not None:
+        return _checked(client(HTTPConnection(scope)))
+    address = scope.get("client")
+    return network_of(address[0]) if address else ""
 
 
 def network_of(host: str) -> str:

@@ -9,7 +9,7 @@ from typing import Final, cast
 
 from starlette.types import Scope
 
-from wsdeco.connection.tickets import Refusal
+from wsdeco.connection.refusals import Refusal
 from wsdeco.origins import is_loopback
 from wsdeco.reasons import CloseCode, printable
 from wsdeco.values import texts
@@ -43,7 +43,7 @@ class Hosts:
         self._allowed = allowed
         self._let_in: tuple[bytes, object] | None = None
 
-    def enter(self, scope: Scope) -> Refusal | None:
+    def refusal(self, scope: Scope) -> Refusal | None:
         """Return how a handshake or a plain request is refused, if it is."""
         server = scope.get("server")
         for field, value in scope["headers"]:

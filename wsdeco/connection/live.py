@@ -7,8 +7,8 @@ import logging
 from contextlib import suppress
 from typing import Final
 
+from wsdeco.connection.admission import Ticket
 from wsdeco.connection.lifecycle import Lifecycle
-from wsdeco.connection.tickets import Ticket
 
 __all__ = ["LiveConnections"]
 

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final, Protocol
-
-from starlette.types import Scope
-
-from wsdeco.connection.tickets import Refusal, Ticket
-from wsdeco.reasons import CloseCode
+from typing import ClassVar, Protocol
 
 __all__ = ["Share", "Slots"]
 
@@ -24,7 +19,7 @@ class Share(Protocol):
 
 
 class Slots:
-    """Counts the connections of a route against `max_connections` and `max_connections_total`; its own ticket.
+    """Counts the connections of a route against `max_connections` and `max_connections_total`.
 
     Attributes:
         share: Counts the connections of all worker processes; `None` if this process is the only one.
@@ -45,10 +40,6 @@ class Slots:
         self.name: str = name
         self.taken: int = 0
         self.by_client: dict[str, int] = {}
-
-    def enter(self, scope: Scope) -> Ticket | Refusal:
-        """Take a slot, if one is free."""
-        return self if self.take() else _FULL
 
     def take(self) -> bool:
         """Take a slot; return whether one was free."""
@@ -87,6 +78,3 @@ class Slots:
 
     def _take_of_total(self, total: int) -> bool:
         return self.taken < total if self.share is None else self.share.take(self.name, total)
-
-
-_FULL: Final = Refusal("full", 503, CloseCode.TRY_AGAIN_LATER, retry_after=1)

@@ -159,7 +159,7 @@ class Application:
             await endpoint(scope, receive, send)
             return
         if self._not_found.on_loopback and scope["type"] == "http":
-            refusal = self._context.hosts.enter(scope)
+            refusal = self._context.hosts.refusal(scope)
             if refusal is not None:
                 logger.warning("a request was refused: %s", refusal.advice)
                 await PlainTextResponse(refusal.phrase, refusal.status)(scope, receive, send)

@@ -18,14 +18,14 @@ from wsdeco.channels.observer import Observer, Observers
 from wsdeco.channels.rated import channel_types
 from wsdeco.clock import Clock
 from wsdeco.config import ConnectionConfig
-from wsdeco.connection.admission import Admission
+from wsdeco.connection.admission import Admission, Ticket
 from wsdeco.connection.answers import LATE_REFUSAL
 from wsdeco.connection.hosts import Hosts
 from wsdeco.connection.lifecycle import Lifecycle
 from wsdeco.connection.live import LiveConnections
 from wsdeco.connection.reading import ReadingLifecycle
+from wsdeco.connection.refusals import Refusal
 from wsdeco.connection.slots import Slots
-from wsdeco.connection.tickets import Refusal, Ticket
 from wsdeco.definition.base import Factory
 from wsdeco.reasons import CloseCode, ConnectionClosed
 from wsdeco.rooms.members import Members
@@ -46,7 +46,7 @@ class Context:
         connections: All that live.
         clock: The clock of their deadlines; `None` for the event loop.
         observer: Who watches all of them; `None` if nobody does.
-        hosts: The gate of loopback listeners.
+        hosts: Says who is refused by listeners on loopback.
         census: Returns how many rooms of the app have members in this process, and how many these are.
     """
 

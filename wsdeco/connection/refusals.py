@@ -1,14 +1,11 @@
-"""What a gate answers to a handshake: a ticket, or a refusal."""
+"""How a handshake is turned away."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Protocol
 
-from starlette.types import Scope
-
-__all__ = ["Gate", "Refusal", "Ticket"]
+__all__ = ["Refusal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +37,3 @@ class Refusal:
     def headers(self) -> dict[str, str]:
         """The header fields of the response."""
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-
-
-class Ticket(Protocol):
-    """What a connection holds as long as it lives."""
-
-    def give_back(self) -> None:
-        """Let another connection have it."""
-
-
-class Gate(Protocol):
-    """One condition of being let in."""
-
-    def enter(self, scope: Scope) -> Ticket | Refusal | None:
-        """Return what is to be given back, if anything, or why the handshake is refused. Nothing is awaited."""
-        ...
