@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable
 from functools import partial
-from operator import itemgetter
 from typing import Final, cast
 
 from wsdeco.channels.base import Channel
@@ -25,6 +23,8 @@ REDEFINED: Final = 2
 CANCEL_AGAIN: Final = 1.0
 """Seconds after which a hook that has swallowed its cancellation is cancelled again."""
 
+_CONNECT: Final = "connect_timeout"
+
 _FIRST: Final = "first_message_timeout"
 
 _EXPIRY: Final = "expire_at"
@@ -34,11 +34,6 @@ _IDLE: Final = "idle_timeout"
 _CALLS: Final = "message_timeout"
 
 _DURATION: Final = "max_connection_duration"
-
-_OF_OPEN: Final = (_DURATION, _IDLE, _FIRST)
-"""The deadlines of an open connection: they follow from the time at which it was opened."""
-
-_NEVER: Final = (math.inf, None)
 
 SHUTTING_DOWN: Final = 1
 """The server stops."""
@@ -90,39 +85,30 @@ class LimitedConnection:
             self._state |= AWAITS_FIRST
         if self._state & AWAITS_FIRST or config.max_connection_duration is not None or config.idle_timeout is not None:
             self._opened_at = self.channel.clock.time()
-        self._drop_deadlines("connect_timeout")
+        self._drop_deadlines(_CONNECT)
         self._wait_for_first()
 
     def channel_ended(self) -> None:
         """Decide how long a hook that still runs may go on."""
         self._opened_at = None
         self._state &= ~AWAITS_FIRST
-        self._drop_deadlines("connect_timeout", _EXPIRY)
-        self._set_deadline("close", self.channel.config.close_timeout, self._stop)
+        self._drop_deadlines(_CONNECT, _EXPIRY)
+        close_timeout = self.channel.config.close_timeout
+        self.limit_closing(close_timeout)
         reason = self.channel.reason
         if isinstance(reason, Close) and reason.code == CloseCode.SERVICE_RESTART and reason.by == "server":
             self._state |= SHUTTING_DOWN
         if isinstance(reason, Timeout):
             self._limit_hook(0)
-        elif self._state & SHUTTING_DOWN:
-            self._limit_hook(self.channel.config.close_timeout)
-        elif (grace := self.channel.grace) is not None:
-            self._limit_hook(grace)
+        else:
+            self._limit_hook(close_timeout if self._state & SHUTTING_DOWN else self.channel.grace)
 
     def _limit_connecting(self) -> None:
         # Called behind the first step of the hooks' task, in which most are accepted: these need no deadline.
         task = self._hooks_task
         if not self.channel.accepted and self.channel.reason is None and task is not None and not task.done():
-            self._set_deadline("connect_timeout", self.channel.config.connect_timeout, self._connect_over)
-
-    def _connect_over(self) -> None:
-        self._time_out("connect_timeout", self.channel.config.connect_timeout)
-
-    def _duration_over(self) -> None:
-        self._time_out(_DURATION, cast(float, self.channel.config.max_connection_duration))
-
-    def _idle_over(self) -> None:
-        self._time_out(_IDLE, cast(float, self.channel.config.idle_timeout))
+            seconds = self.channel.config.connect_timeout
+            self._set_deadline(_CONNECT, seconds, partial(self._time_out, _CONNECT, seconds))
 
     def _first_message_there(self) -> None:
         self._state &= ~AWAITS_FIRST
@@ -149,11 +135,11 @@ class LimitedConnection:
         self._first_message_there()
         return data
 
-    def _check_first_message(self) -> None:
+    def _check_first_message(self, seconds: float) -> None:
         self._state &= ~AWAITS_FIRST
         # It may wait for the end of on_connect.
         if not self.channel.waiting:
-            self._time_out(_FIRST, cast(float, self.channel.config.first_message_timeout))
+            self._time_out(_FIRST, seconds)
 
     def expire_in(self, seconds: float | None) -> None:
         """Close with 4401 in so many seconds; `None` takes that back."""
@@ -209,20 +195,20 @@ class LimitedConnection:
         self._opened_at = self._deadlines = None
         self._wait_for_first()
 
-    def _all_deadlines(self, now: float) -> list[tuple[float, str, Callable[[], object]]]:
-        found: list[tuple[float, str, Callable[[], object]]] = []
+    def _all_deadlines(self, now: float) -> dict[str, tuple[float, Callable[[], object]]]:
+        found = {} if self._deadlines is None else self._deadlines.copy()
         if self._opened_at is not None:
             config = self.channel.config
-            if config.max_connection_duration is not None:
-                found.append((self._opened_at + config.max_connection_duration, _DURATION, self._duration_over))
-            if config.idle_timeout is not None:
+            seconds = config.max_connection_duration
+            if seconds is not None:
+                found[_DURATION] = self._opened_at + seconds, partial(self._time_out, _DURATION, seconds)
+            seconds = config.idle_timeout
+            if seconds is not None:
                 quiet_since = now if self._hook is not None else max(self.channel.last_frame_at, self._hook_ended_at)
-                found.append((quiet_since + config.idle_timeout, _IDLE, self._idle_over))
+                found[_IDLE] = quiet_since + seconds, partial(self._time_out, _IDLE, seconds)
             if self._state & AWAITS_FIRST:
                 seconds = cast(float, config.first_message_timeout)
-                found.append((self._opened_at + seconds, _FIRST, self._check_first_message))
-        if self._deadlines is not None:
-            found += [(due, name, action) for name, (due, action) in self._deadlines.items()]
+                found[_FIRST] = self._opened_at + seconds, partial(self._check_first_message, seconds)
         return found
 
     def _wait_for_first(self) -> None:
@@ -231,8 +217,7 @@ class LimitedConnection:
                 wheel_of(self.channel.clock).set(self, None)
             return
         clock = self.channel.clock
-        deadlines = self._all_deadlines(clock.time())
-        first = min(deadlines, key=itemgetter(0))[0] if deadlines else None
+        first = min([due for due, _ in self._all_deadlines(clock.time()).values()], default=None)
         # To wait in vain once costs less than to wait for something else each time that a deadline is taken away.
         if first is None or self.due is None or first < self.due:
             wheel_of(clock).set(self, first)
@@ -244,20 +229,15 @@ class LimitedConnection:
             now: The present time.
         """
         try:
-            for due, name, action in sorted(self._all_deadlines(now), key=itemgetter(0)):
-                if due > now:
-                    break
-                if name in _OF_OPEN:
-                    if self._opened_at is not None:
-                        action()
-                elif self._deadlines is not None and self._deadlines.get(name, _NEVER)[0] <= now:
-                    del self._deadlines[name]
-                    action()
+            for _, name in sorted((due, name) for name, (due, _) in self._all_deadlines(now).items() if due <= now):
+                left = self._all_deadlines(now).get(name)
+                if left is not None and left[0] <= now:
+                    self._drop_deadlines(name)
+                    left[1]()
         finally:
-            self._drop_deadlines()
             self._wait_for_first()
 
-    def _limit_hook(self, seconds: float) -> None:
+    def _limit_hook(self, seconds: float | None) -> None:
         self._set_deadline("hook", seconds, self._interrupt)
 
     def _interrupt(self) -> None:
