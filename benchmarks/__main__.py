@@ -23,6 +23,9 @@ from benchmarks.servers import CHECKOUT, SERVERS, CompiledServer, RustServer, Se
 FULL: Final = Effort(rounds=3, seconds=1.5, latency_seconds=2.0, idle_connections=4_000, levels=GROWTH_LEVELS)
 QUICK: Final = Effort(rounds=3, seconds=0.2, latency_seconds=0.4, idle_connections=500, levels=GROWTH_LEVELS[:-1])
 
+OTHERS: Final = ("afterwards", "backplanes", "endings", "fairness", "growth", "levels", "rooms", "typed", "workers")
+"""Commands beside this one, for what a row of one server cannot measure."""
+
 Named = TypeVar("Named", Server, Row)
 
 
@@ -58,6 +61,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure wsdeco and every peer that is installed, in turn, with the same client. Installs nothing.",
+        epilog=f"What is no row has commands of its own, `python -m benchmarks.NAME`: {', '.join(OTHERS)}.",
     )
     parser.add_argument("--quick", action="store_true", help="short loads and fewer connections: shows that it works")
     parser.add_argument("--servers", metavar="A,B", help=f"only these: {', '.join(each.name for each in SERVERS)}")

@@ -40,6 +40,9 @@ BATCH: Final = 32
 READ_SIZE: Final = 256 * 1024
 """Largest read, in bytes."""
 
+Greeting: TypeAlias = Callable[[socket.socket, bytes], None]
+"""Takes a connection that waits, and what has come behind the handshake; returns once all is said that comes first."""
+
 Counter: TypeAlias = Callable[[int, int], int]
 """Takes a descriptor and how many bytes it has just read; returns how many replies they complete."""
 
@@ -60,7 +63,13 @@ class Traffic:
 
 
 def open_connections(
-    port: int, count: int, path: str = "/ws", *, compression: bool = False, within: float = PATIENCE
+    port: int,
+    count: int,
+    path: str = "/ws",
+    *,
+    compression: bool = False,
+    within: float = PATIENCE,
+    greeting: Greeting | None = None,
 ) -> list[socket.socket]:
     """Open WebSocket connections, `BATCH` at a time.
 
@@ -70,6 +79,7 @@ def open_connections(
         path: What to ask for.
         compression: Ask for permessage-deflate, and insist on it.
         within: Seconds until it must be done.
+        greeting: What client and server tell each other first; a server must not speak first without one.
 
     Raises:
         ServerFault: The server does not accept a handshake, or takes too long.
@@ -85,7 +95,7 @@ def open_connections(
                 opened.append(_connect(port, deadline, len(opened)))
                 opened[-1].sendall(request)
             for connection in opened[-batch:]:
-                _finish_handshake(connection, deadline, compression=compression)
+                _finish_handshake(connection, deadline, greeting, compression=compression)
     except BaseException:
         abort_connections(opened)
         raise
@@ -343,13 +353,17 @@ def _connect(port: int, deadline: float, number: int) -> socket.socket:
     return connection
 
 
-def _finish_handshake(connection: socket.socket, deadline: float, *, compression: bool) -> None:
+def _finish_handshake(
+    connection: socket.socket, deadline: float, greeting: Greeting | None, *, compression: bool
+) -> None:
     response = b""
     while b"\r\n\r\n" not in response:
         response += _receive(connection, deadline)
     head, _, rest = response.partition(b"\r\n\r\n")
     check_upgrade(head, compression=compression)
-    if rest:
+    if greeting is not None:
+        greeting(connection, rest)
+    elif rest:
         raise ServerFault("it sends before it is spoken to")
     connection.setblocking(False)
 

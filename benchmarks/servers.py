@@ -332,7 +332,7 @@ class RunningServer:
             ServerFault: A process has ended.
         """
         try:
-            return sum(time.clock_gettime((~process.pid << 3) | CPU_CLOCK) for process in self._tree)
+            return sum(cpu_seconds_of(process.pid) for process in self._tree)
         except OSError:
             raise ServerFault(f"a process of it has ended: {self.last_words()}") from None
 
@@ -418,6 +418,15 @@ def _launched(server: Server, core: int | None, *, compression: bool, routes: in
                 os.killpg(process.pid, signal.SIGKILL)
             with process:
                 pass
+
+
+def cpu_seconds_of(process: int) -> float:
+    """Return the CPU time, user and system, that a process has used.
+
+    Raises:
+        OSError: It has ended.
+    """
+    return time.clock_gettime((~process << 3) | CPU_CLOCK)
 
 
 def free_port() -> int:

@@ -1,5 +1,6 @@
-"""A Litestar route handler, on uvicorn."""
+"""A Litestar route handler, on uvicorn; if wsdeco's backplane is in the environment, its channels use that Redis."""
 
+import os
 from typing import Any
 
 from benchmarks.peers.common import load, parse_options, run_uvicorn
@@ -21,7 +22,12 @@ async def room(socket: Any, channels: Any) -> None:
 if __name__ == "__main__":
     litestar = load("litestar")
     channels_module = load("litestar.channels")
-    backend = load("litestar.channels.backends.memory").MemoryChannelsBackend()
+    url = os.environ.get("WSDECO_BACKPLANE")
+    if url:
+        redis = load("redis.asyncio").Redis.from_url(url)
+        backend = load("litestar.channels.backends.redis").RedisChannelsPubSubBackend(redis=redis)
+    else:
+        backend = load("litestar.channels.backends.memory").MemoryChannelsBackend()
     # Litestar reads the annotations when the app starts.
     echo.__annotations__["socket"] = room.__annotations__["socket"] = litestar.WebSocket
     room.__annotations__["channels"] = channels_module.ChannelsPlugin

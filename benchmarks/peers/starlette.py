@@ -1,4 +1,4 @@
-"""A Starlette endpoint, on uvicorn; if wsdeco's backplane is in the environment, its room is published to NATS."""
+"""A Starlette endpoint, on uvicorn; if wsdeco's backplane is in the environment, NATS joins its room."""
 
 import os
 from collections.abc import AsyncGenerator
@@ -43,10 +43,18 @@ async def room(websocket: WebSocket) -> None:
         async for text in websocket.iter_text():
             for broker in brokers:
                 await broker.publish("room", text.encode())
-            for member in tuple(members):
-                await member.send_text(text)
+            await deliver(text)
     finally:
         members.discard(websocket)
+
+
+async def deliver(text: str) -> None:
+    for member in tuple(members):
+        await member.send_text(text)
+
+
+async def take(message: Any) -> None:
+    await deliver(message.data.decode())
 
 
 @asynccontextmanager
@@ -55,7 +63,8 @@ async def connected(_app: Starlette) -> AsyncGenerator[None]:
     if url:
         token, _, address = url.removeprefix("nats://").rpartition("@")
         client = load("nats.aio.client").Client()
-        await client.connect(f"nats://{address}", token=token)
+        await client.connect(f"nats://{address}", token=token or None, no_echo=True)
+        await client.subscribe("room", cb=take)
         brokers.append(client)
     yield
 

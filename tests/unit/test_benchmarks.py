@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import re
+import socket
 import xml.dom.minidom
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import afterwards, endings, fairness, growth, levels, rooms, sizes, typed, workers
+from benchmarks import afterwards, backplanes, endings, fairness, growth, levels, rooms, sizes, typed, workers
 from benchmarks.chart import to_svg
 from benchmarks.loads import Effort
 from benchmarks.machine import LOAD
@@ -350,6 +351,50 @@ def test_rooms_are_measured(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         *("message to a room of one", "message to a room of one"),
         *("publish to NATS", "publish to NATS", "a subscription of nats-py", "a room over NATS"),
     ]
+
+
+@pytest.mark.skipif(find_program() is None, reason="nats-server is not there")
+def test_broadcasts_to_two_processes_are_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_wsdeco, missing = backplanes.PEERS[:2], replace(backplanes.SOCKETIO, packages=("nonesuch",))
+    monkeypatch.setattr(backplanes, "PEERS", (*of_wsdeco, replace(of_wsdeco[0], title="a peer", server=missing)))
+    monkeypatch.setattr(backplanes, "LOADS", (backplanes.Load("3 + 3", 3, 2, "delivery"),))
+    assert backplanes.main(["--rounds=1", "--seconds=0.05"]) == 0
+    printed = capsys.readouterr().out
+    found = re.findall(r"^\| (.*) \| [0-9.]+ \([0-9.]+\) \|$", printed, re.MULTILINE)
+    assert found == [peer.title for peer in of_wsdeco] * 2
+    assert "skipped: a peer: nonesuch not installed" in printed
+
+
+def test_broadcasts_without_a_broker_or_from_a_server_that_fails_are_said_to_be_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(peer: backplanes.Joined, *_: object) -> dict[str, float]:
+        raise ServerFault(f"{peer.broker} does not start")
+
+    monkeypatch.setattr(backplanes, "find_program", lambda: None)
+    monkeypatch.setattr(backplanes, "PEERS", backplanes.PEERS[:2])
+    monkeypatch.setattr(backplanes, "measure", fail)
+    assert backplanes.main(["--rounds=1"]) == 1
+    printed = capsys.readouterr().out
+    assert "skipped: wsdeco over NATS: no server for nats" in printed
+    assert "failed: round 1, wsdeco over Redis: redis does not start" in printed
+
+
+def test_a_client_of_socketio_joins_its_namespace() -> None:
+    client, server = socket.socketpair()
+    with client, server:
+        opening = frame_header(FIN | TEXT, 12) + b'0{"sid":"a"}'
+        server.sendall(opening[5:] + frame_header(FIN | TEXT, 13) + b'40{"sid":"b"}')
+        backplanes.greet_socketio(client, opening[:5])
+        assert server.recv(64) == masked_frame(FIN | TEXT, b"40")
+        server.sendall(frame_header(FIN | TEXT, 5) + b'44{"a')
+        with pytest.raises(ServerFault, match="it greets with"):
+            backplanes.greet_socketio(client, b"")
+        server.close()
+        with pytest.raises(ServerFault, match="it ended a connection"):
+            backplanes.greet_socketio(client, b"")
 
 
 def test_messages_with_types_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
