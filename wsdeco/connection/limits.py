@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 from typing import Final, cast
 
 from wsdeco.channels.base import Channel
@@ -196,7 +197,7 @@ class LimitedConnection:
         self._wait_for_first()
 
     def _all_deadlines(self, now: float) -> dict[str, tuple[float, Callable[[], object]]]:
-        found = {} if self._deadlines is None else self._deadlines.copy()
+        found: dict[str, tuple[float, Callable[[], object]]] = {}
         if self._opened_at is not None:
             config = self.channel.config
             seconds = config.max_connection_duration
@@ -209,7 +210,7 @@ class LimitedConnection:
             if self._state & AWAITS_FIRST:
                 seconds = cast(float, config.first_message_timeout)
                 found[_FIRST] = self._opened_at + seconds, partial(self._check_first_message, seconds)
-        return found
+        return found if self._deadlines is None else found | self._deadlines
 
     def _wait_for_first(self) -> None:
         if self._deadlines is None and self._opened_at is None:
@@ -228,8 +229,10 @@ class LimitedConnection:
         Args:
             now: The present time.
         """
+        over = [(due, name) for name, (due, _) in self._all_deadlines(now).items() if due <= now]
         try:
-            for _, name in sorted((due, name) for name, (due, _) in self._all_deadlines(now).items() if due <= now):
+            # Of limits that are over at the same time, the one counts that is looked at first.
+            for _, name in sorted(over, key=itemgetter(0)):
                 left = self._all_deadlines(now).get(name)
                 if left is not None and left[0] <= now:
                     self._drop_deadlines(name)
