@@ -122,8 +122,7 @@ class App(Application):
         checked = make_config(config, limits)
         check_path(path)
         built = build_factory(cls, path, factory)
-        if not inspect.isabstract(cls):
-            self._rooms.broadcasts.messages.learn(path, plan_of(cls, checked.codec).dialogue)
+        self._rooms.broadcasts.messages.learn(path, plan_of(cls, checked.codec).dialogue)
         name = name_of(cls)
         endpoint = HandlerEndpoint(built, checked, name, path, self._context, self._rooms.of_route(path))
         route = SocketRoute(path, endpoint, name=cls.__name__)

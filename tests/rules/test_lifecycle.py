@@ -2051,7 +2051,7 @@ async def test_rule_10_nothing_is_checked_per_connection(monkeypatch: pytest.Mon
     def refuse(*_args: object) -> None:
         raise NotImplementedError
 
-    for name in ("wsdeco.definition.base.inspect_handler", "wsdeco.definition.base.hook_faults", "inspect.signature"):
+    for name in ("wsdeco.definition.base.inspected", "wsdeco.definition.base.hook_faults", "inspect.signature"):
         monkeypatch.setattr(name, refuse)
     wire = await served.connected("x")
     assert wire.seen == ["accepted", "x"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABCMeta
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from itertools import chain
 from types import MethodType
 from typing import Any, Final, TypeAlias
@@ -21,7 +21,7 @@ from wsdeco.definition.checks import (
     warn_of_shared_attributes,
 )
 from wsdeco.definition.faults import name_of, raise_class_faults
-from wsdeco.definition.hooks import HOOK_NAMES, Hook, Hooks, find_hooks, summary
+from wsdeco.definition.hooks import HOOK_NAMES, Hooks, find_hooks, summary
 from wsdeco.reasons import DisconnectReason, HandlerError
 
 __all__ = [
@@ -33,9 +33,8 @@ __all__ = [
     "WebSocketHandler",
     "bound_hook",
     "hooks_of",
-    "inspect_handler",
-    "keep_hooks",
-    "share_hooks",
+    "inspected",
+    "source_of",
 ]
 
 Factory: TypeAlias = Callable[[HTTPConnection], object]
@@ -138,8 +137,13 @@ DEFAULT_HOOKS: Final[dict[str, Callable[..., Any]]] = {name: vars(WebSocketHandl
 _known_hooks: Final[WeakKeyDictionary[type, Hooks]] = WeakKeyDictionary()
 
 
-def inspect_handler(cls: type) -> Hooks:
-    """Return what the lifecycle needs to know of `cls`, if `cls` can handle connections.
+def source_of(cls: type) -> type:
+    """Return the handler class that `cls` was generated from, or else `cls` itself."""
+    return cls.__bases__[1] if cls.__bases__[:1] == (Generated,) else cls
+
+
+def hooks_of(cls: type) -> Hooks:
+    """Return what the lifecycle needs to know of `cls`, which is inspected once in its life.
 
     Raises:
         HandlerError: `cls` is no class, or cannot work as it is written; the error lists every fault.
@@ -148,40 +152,27 @@ def inspect_handler(cls: type) -> Hooks:
         HandlerWarning: A mutable class attribute is shared by all connections.
     """
     require_class(cls)
-    found = find_hooks(cls)
-    raise_class_faults(cls, chain(handler_faults(cls, found), abstract_faults(cls)))
-    warn_of_shared_attributes(cls, found)
-    return summary(found)
+    source = source_of(cls)
+    return _known_hooks.get(source) or inspected(source, abstract_faults(source))
 
 
-def hooks_of(cls: type) -> Hooks:
-    """Return what `inspect_handler` says of `cls`, which is asked once in the life of the class.
+def inspected(cls: type, *others: Iterable[str]) -> Hooks:
+    """Return what `hooks_of` says of `cls` from now on, if it has no faults, and there are no others.
 
     Raises:
-        HandlerError: As `inspect_handler`.
-    """
-    hooks = _known_hooks.get(cls)
-    if hooks is None:
-        hooks = _known_hooks[cls] = inspect_handler(cls)
-    return hooks
-
-
-def keep_hooks(cls: type, found: Mapping[str, Hook]) -> Hooks:
-    """Return what `hooks_of` says of `cls` from now on, in which these hooks were found and no faults.
+        HandlerError: `cls` is no class, or there are faults; the error lists all.
 
     Warns:
-        HandlerWarning: As `inspect_handler`, at the first time.
+        HandlerWarning: As `hooks_of`, at the first time.
     """
+    require_class(cls)
+    found = find_hooks(cls)
+    raise_class_faults(cls, chain(handler_faults(cls, found), *others))
     hooks = _known_hooks.get(cls)
     if hooks is None:
         warn_of_shared_attributes(cls, found)
         hooks = _known_hooks[cls] = summary(found)
     return hooks
-
-
-def share_hooks(generated: type, hooks: Hooks) -> None:
-    """Have `hooks_of` answer `hooks` for a class generated from one that was inspected."""
-    _known_hooks[generated] = hooks
 
 
 def bound_hook(handler: object, name: str) -> Any:

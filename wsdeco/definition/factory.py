@@ -10,17 +10,16 @@ import inspect
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from itertools import chain
 from types import new_class
 from typing import Any, Final, Protocol, TypeAlias, cast
 
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 
-from wsdeco.definition.base import DEFAULT_HOOKS, Factory, Generated, HandlerMeta, keep_hooks, share_hooks
-from wsdeco.definition.checks import abstract_faults, handler_faults, require_class
-from wsdeco.definition.faults import described, name_of, raise_class_faults, raise_faults
-from wsdeco.definition.hooks import ARGUMENTS, HOOK_NAMES, find_hooks, user_bases
+from wsdeco.definition.base import DEFAULT_HOOKS, Factory, Generated, HandlerMeta, inspected, source_of
+from wsdeco.definition.checks import abstract_faults
+from wsdeco.definition.faults import described, name_of, raise_faults
+from wsdeco.definition.hooks import ARGUMENTS, HOOK_NAMES, user_bases
 from wsdeco.definition.paths import parameter_kinds
 from wsdeco.definition.signatures import (
     UNKNOWN,
@@ -42,7 +41,6 @@ __all__ = [
     "class_factory",
     "generated_from",
     "headers_factory",
-    "is_generated",
 ]
 
 
@@ -84,12 +82,8 @@ def build_factory(cls: type, path: str, factory: object | None = None) -> Factor
     """
     if factory is None:
         return class_factory(cls, parameter_kinds(path))
-    require_class(cls)
-    found = find_hooks(cls)
-    raise_class_faults(cls, chain(handler_faults(cls, found), _factory_faults(factory)))
-    # An abstract class says what the handlers of the factory look like; it is never instantiated.
-    if not inspect.isabstract(cls):
-        keep_hooks(cls, found)
+    # The class may be abstract: it says what the handlers of the factory look like, and is never instantiated.
+    inspected(cls, _factory_faults(factory))
     return _from_headers(factory)
 
 
@@ -116,27 +110,16 @@ def class_factory(cls: type, path_params: Mapping[str, type | None]) -> Factory:
     Raises:
         HandlerError: `cls` cannot handle connections, or nothing can make its instances; the error lists every fault.
     """
-    require_class(cls)
-    found = find_hooks(cls)
     constructor = _constructor_of(cls)
     supplies = _SUPPLIES | path_supplies(path_params)
-    own_faults = handler_faults(cls, found), abstract_faults(cls), _attribute_faults(cls)
-    raise_class_faults(cls, chain(*own_faults, _constructor_faults(cls, constructor, supplies)))
-    hooks = keep_hooks(cls, found)
-    generated = _generate(cls)
-    share_hooks(generated, hooks)
-    return supplied_call(generated, parameters_of(constructor), supplies)
+    inspected(cls, abstract_faults(cls), _attribute_faults(cls), _constructor_faults(cls, constructor, supplies))
+    return supplied_call(_generate(cls), parameters_of(constructor), supplies)
 
 
 def generated_from(cls: type) -> type | None:
     """Return the class that the instances of the handler class `cls` have; `None` if none was generated from it."""
     subclasses: list[type] = type.__subclasses__(cls)
-    return next((each for each in reversed(subclasses) if is_generated(each)), None)
-
-
-def is_generated(cls: type) -> bool:
-    """Return whether `cls` was generated from a handler class."""
-    return cls.__bases__[:1] == (Generated,)
+    return next((each for each in reversed(subclasses) if source_of(each) is cls), None)
 
 
 def _constructor_of(cls: type) -> inspect.Signature:

@@ -16,7 +16,7 @@ from wsdeco.channels.data import Address, Data
 from wsdeco.channels.dialogue import Conversation, Dialogue
 from wsdeco.channels.sink import Sink
 from wsdeco.config import Codec
-from wsdeco.definition.base import DEFAULT_HOOKS, Generated, bound_hook, hooks_of
+from wsdeco.definition.base import DEFAULT_HOOKS, bound_hook, hooks_of, source_of
 from wsdeco.definition.types import make_dialogue
 
 __all__ = ["Plan", "begin_conversation", "bound_on_message", "continue_conversation", "plan_of"]
@@ -58,11 +58,11 @@ def plan_of(cls: type, codec: str | Codec | None = None) -> Plan:
     plan = plans.get(key)
     if plan is None:
         hooks = hooks_of(cls)
-        if Generated in cls.__bases__:
-            # Decoders are made once, for the class it was generated from.
-            dialogue = plan_of(cls.__bases__[1], codec).dialogue
-        else:
-            dialogue = make_dialogue(hooks.message, hooks.reply, codec)
+        source = source_of(cls)
+        # Decoders are made once, for the class it was generated from.
+        dialogue = (
+            make_dialogue(hooks.message, hooks.reply, codec) if source is cls else plan_of(source, codec).dialogue
+        )
         plan = plans[key] = Plan(hooks.takes_text, hooks.takes_binary, hooks.streams, _kept_by(cls), dialogue)
     return plan
 

@@ -16,7 +16,8 @@ from typing import Final
 from wsdeco.clock import running_loop
 from wsdeco.connection.lifecycle import Lifecycle
 from wsdeco.connection.live import LiveConnections
-from wsdeco.definition.factory import generated_from, is_generated
+from wsdeco.definition.base import source_of
+from wsdeco.definition.factory import generated_from
 from wsdeco.routing.announcements import is_interactive
 from wsdeco.routing.endpoints import HandlerEndpoint
 
@@ -60,12 +61,11 @@ class _Change:
     generated: type | None
 
     def concerns(self, handler: object) -> bool:
-        kind = type(handler)
-        return (kind.__bases__[1] if is_generated(kind) else kind) is self.old
+        return source_of(type(handler)) is self.old
 
     def exchange(self, handler: object) -> str | None:
         """Give an instance its new class; return what keeps it from that, if something does."""
-        kind = self.generated if is_generated(type(handler)) else self.new
+        kind = self.new if type(handler) is self.old else self.generated
         if kind is None or inspect.isabstract(kind):
             return "the new class is made by a factory"
         try:

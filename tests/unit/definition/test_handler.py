@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from wsdeco import reasons
 from wsdeco.channels.data import Address
 from wsdeco.channels.sink import Sink
-from wsdeco.definition.base import HandlerMeta, Hooks, WebSocketHandler, bound_hook, hooks_of, inspect_handler
+from wsdeco.definition.base import HandlerMeta, Hooks, WebSocketHandler, bound_hook, hooks_of
 from wsdeco.definition.hooks import HOOK_NAMES
 from wsdeco.reasons import Close, DisconnectReason, HandlerError, HandlerWarning, Unknown
 
@@ -53,7 +53,7 @@ def handler_class(body: str, name: str = "Echo", **names: object) -> type:
 
 def refusal(cls: type) -> str:
     with pytest.raises(HandlerError) as caught:
-        inspect_handler(cls)
+        hooks_of(cls)
     return str(caught.value)
 
 
@@ -270,7 +270,7 @@ ACCEPTED: Final = {
 
 @pytest.mark.parametrize(("body", "hooks"), ACCEPTED.values(), ids=ACCEPTED)
 def test_what_a_class_takes(body: str, hooks: Hooks) -> None:
-    assert inspect_handler(handler_class(textwrap.dedent(body))) == hooks
+    assert hooks_of(handler_class(textwrap.dedent(body))) == hooks
 
 
 PARAMETERS: Final = st.lists(
@@ -293,7 +293,7 @@ def test_a_hook_is_accepted_exactly_if_it_can_be_called(hook: str, parameters: l
     except TypeError:
         callable_so = False
     try:
-        inspect_handler(cls)
+        hooks_of(cls)
         accepted = True
     except HandlerError:
         accepted = False
@@ -332,7 +332,7 @@ def test_a_hook_written_like_another_is_judged_as_if_it_were_the_first(
 
 def verdict(cls: type) -> Hooks | str:
     try:
-        return inspect_handler(cls)
+        return hooks_of(cls)
     except HandlerError as exc:
         return str(exc)
 
@@ -403,8 +403,8 @@ def test_a_plain_wrapper_around_an_async_function_is_looked_through() -> None:
         async def on_message(self, data: bytes) -> AsyncIterator[bytes]:
             yield data
 
-    assert inspect_handler(Echo) == BINARY
-    assert inspect_handler(Stream) == Hooks(takes_text=False, takes_binary=True, streams=True)
+    assert hooks_of(Echo) == BINARY
+    assert hooks_of(Stream) == Hooks(takes_text=False, takes_binary=True, streams=True)
 
 
 def test_a_fault_behind_a_wrapper_is_found() -> None:
@@ -423,7 +423,7 @@ def test_a_wrapper_that_fills_a_parameter_is_called_as_it_is_written() -> None:
         async def on_message(self, text: str, database: str) -> str:
             return f"{text} in the {database}"
 
-    assert inspect_handler(Echo) == TEXT
+    assert hooks_of(Echo) == TEXT
 
 
 def from_json(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -466,9 +466,9 @@ async def test_a_wrapper_may_convert_what_arrives_and_what_is_sent() -> None:
         async def on_message(self, data: bytes) -> bytes:
             return data
 
-    assert inspect_handler(Json) == TEXT
-    assert inspect_handler(Joined) == TEXT
-    assert inspect_handler(Checked) == BINARY
+    assert hooks_of(Json) == TEXT
+    assert hooks_of(Joined) == TEXT
+    assert hooks_of(Checked) == BINARY
     assert await bound_hook(Json(), "on_message")('{"a": 1}') == '{"a": 1}'
     assert await bound_hook(Joined(), "on_message")("hi") == "hi"
     assert await bound_hook(Checked(), "on_message")(b"hi") == b"hi"
@@ -493,12 +493,12 @@ def test_hooks_assigned_from_elsewhere() -> None:
     class Deep:
         on_message = wrapped(times=5)
 
-    assert inspect_handler(Assigned) == BINARY
-    assert inspect_handler(Partial) == BOTH
+    assert hooks_of(Assigned) == BINARY
+    assert hooks_of(Partial) == BOTH
     assert "takes none" in refusal(ByKeyword) or "keyword only" in refusal(ByKeyword)
-    assert inspect_handler(CallableObject) == BINARY
-    assert inspect_handler(BoundMethod) == BINARY
-    assert inspect_handler(Deep) == BINARY
+    assert hooks_of(CallableObject) == BINARY
+    assert hooks_of(BoundMethod) == BINARY
+    assert hooks_of(Deep) == BINARY
 
 
 async def test_a_partial_that_is_no_descriptor_gets_no_self() -> None:
@@ -512,7 +512,7 @@ async def test_a_partial_that_is_no_descriptor_gets_no_self() -> None:
         on_message = functools.singledispatchmethod(free_function)
 
     assert "is a staticmethod" in refusal(Echo)
-    assert inspect_handler(Wrapped) == BINARY
+    assert hooks_of(Wrapped) == BINARY
 
 
 def test_a_decorator_that_does_not_pass_self_on_is_found() -> None:
@@ -525,7 +525,7 @@ def test_a_decorator_that_does_not_pass_self_on_is_found() -> None:
         async def on_message(self, text: str) -> None: ...
 
     assert "nothing fills `text`" in refusal(Unbound)
-    assert inspect_handler(Bound) == TEXT
+    assert hooks_of(Bound) == TEXT
 
 
 def test_a_hook_that_does_not_tell_its_signature_is_accepted() -> None:
@@ -537,7 +537,7 @@ def test_a_hook_that_does_not_tell_its_signature_is_accepted() -> None:
     class Echo:
         on_message = Silent()
 
-    assert inspect_handler(Echo) == TEXT
+    assert hooks_of(Echo) == TEXT
 
 
 # Ways to build a class.
@@ -557,8 +557,8 @@ def test_hooks_are_inherited_and_mixed_in() -> None:
     class Narrowed(Base):
         async def on_message(self, data: str) -> None: ...  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
 
-    assert inspect_handler(Both) == BINARY
-    assert inspect_handler(Narrowed) == TEXT
+    assert hooks_of(Both) == BINARY
+    assert hooks_of(Narrowed) == TEXT
 
 
 def test_the_nearest_definition_counts() -> None:
@@ -568,7 +568,7 @@ def test_the_nearest_definition_counts() -> None:
     class Fixed(Base):
         async def on_message(self, text: str) -> None: ...  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
 
-    assert inspect_handler(Fixed) == TEXT
+    assert hooks_of(Fixed) == TEXT
 
 
 def test_dataclasses_generics_and_abstract_bases() -> None:
@@ -600,10 +600,10 @@ def test_dataclasses_generics_and_abstract_bases() -> None:
 
     class Speaker(Speaks): ...
 
-    assert inspect_handler(Frozen) == TEXT
-    assert inspect_handler(Typed) == BOTH
-    assert inspect_handler(Round) == BINARY
-    assert inspect_handler(Speaker) == TEXT
+    assert hooks_of(Frozen) == TEXT
+    assert hooks_of(Typed) == BOTH
+    assert hooks_of(Round) == BINARY
+    assert hooks_of(Speaker) == TEXT
     message = refusal(Shape)
     assert "abstract methods are left: define colour, on_message, or decorate a subclass" in message
 
@@ -614,7 +614,7 @@ def test_what_is_no_class_is_refused() -> None:
 
     def refused(cls: object) -> str:
         with pytest.raises(HandlerError) as caught:
-            inspect_handler(cast(type, cls))
+            hooks_of(cast(type, cls))
         return str(caught.value)
 
     message = refused(echo)
@@ -676,7 +676,7 @@ def test_a_warning_finds_a_place_for_a_class_without_source() -> None:
     del Echo.on_message
     cast(Any, Echo).on_message = SourcelessHook()
     with pytest.warns(HandlerWarning, match="members") as caught:
-        inspect_handler(Echo)
+        hooks_of(Echo)
     assert (caught[0].filename, caught[0].lineno) == (__name__, 1)
 
 
@@ -740,9 +740,9 @@ class Streaming(WebSocketHandler):
 
 
 def test_the_base_lets_hooks_differ_as_they_may() -> None:
-    assert inspect_handler(Strict) == TEXT
-    assert inspect_handler(Binary) == BINARY
-    assert inspect_handler(Streaming) == STREAM
+    assert hooks_of(Strict) == TEXT
+    assert hooks_of(Binary) == BINARY
+    assert hooks_of(Streaming) == STREAM
 
 
 async def test_the_hooks_of_the_base_keep_the_connection_and_do_nothing_else() -> None:
@@ -796,7 +796,7 @@ def test_an_intermediate_class_of_the_base_may_lack_everything() -> None:
     message = refusal(Abstract)
     assert "abstract methods are left: define room" in message
     assert "it has no hook" in message
-    assert inspect_handler(Concrete) == TEXT
+    assert hooks_of(Concrete) == TEXT
 
 
 def test_keywords_of_a_class_reach_its_bases() -> None:
@@ -826,7 +826,7 @@ def test_a_hook_hidden_behind_the_base_is_found() -> None:
 
     class Right(Logging, WebSocketHandler): ...
 
-    assert inspect_handler(Right) == TEXT
+    assert hooks_of(Right) == TEXT
 
 
 def test_an_override_that_passes_for_the_default_counts() -> None:
@@ -835,7 +835,7 @@ def test_an_override_that_passes_for_the_default_counts() -> None:
 
     functools.update_wrapper(cast(Any, Echo).on_message, WebSocketHandler.on_message, ["__module__", "__name__"])
     del cast(Any, Echo).on_message.__wrapped__
-    assert inspect_handler(Echo) == TEXT
+    assert hooks_of(Echo) == TEXT
 
 
 def test_the_metaclass_makes_abstract_base_classes() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -249,6 +250,20 @@ def test_what_nobody_wrote_is_no_description() -> None:
         "channels": {},
         "operations": {},
     }
+
+
+def test_an_abstract_class_says_what_the_handlers_of_a_factory_take() -> None:
+    class Shape(ABC):
+        @abstractmethod
+        async def on_message(self, move: Move) -> Leave: ...
+
+    class Round(Shape):
+        async def on_message(self, move: Move) -> Leave:
+            return Leave()
+
+    app = App()
+    app.add("/shapes", Shape, factory=lambda headers: Round())
+    assert set(described(app)["components"]["schemas"]) == {"Point", "Move", "Leave"}
 
 
 def test_messages_with_types_have_their_schema() -> None:
