@@ -83,8 +83,9 @@ def build_factory(cls: type, path: str, factory: object | None = None) -> Factor
     if factory is None:
         return class_factory(cls, parameter_kinds(path))
     # The class may be abstract: it says what the handlers of the factory look like, and is never instantiated.
-    inspected(cls, _factory_faults(factory))
-    return _from_headers(factory)
+    create = _creating(factory)
+    inspected(cls, _factory_faults(factory, create))
+    return lambda connection: create(connection.headers)
 
 
 def headers_factory(factory: object) -> Factory:
@@ -96,8 +97,9 @@ def headers_factory(factory: object) -> Factory:
     Raises:
         HandlerError: `factory` cannot be called with the headers; the error lists every fault.
     """
-    raise_faults("this factory cannot make handlers", _factory_faults(factory))
-    return _from_headers(factory)
+    create = _creating(factory)
+    raise_faults("this factory cannot make handlers", _factory_faults(factory, create))
+    return lambda connection: create(connection.headers)
 
 
 def class_factory(cls: type, path_params: Mapping[str, type | None]) -> Factory:
@@ -195,44 +197,29 @@ def _handler_metaclass(kind: type[type]) -> type[type]:
     return new_class(f"Handler{kind.__name__}", (HandlerMeta, kind))
 
 
-def _create_of(factory: object) -> tuple[object, bool]:
-    """Return what is called with the headers, and whether it is a method of a class yet to be instantiated."""
+def _creating(factory: object) -> Any:
+    """Return what is called with the headers; a class that has it as a method is instantiated for that."""
     if isinstance(factory, type):
         raw: object = inspect.getattr_static(factory, "create", None)
         if raw is not None and not isinstance(raw, staticmethod | classmethod):
-            return raw, True
-    return getattr(factory, "create", factory), False
+            try:
+                factory = factory()
+            except Exception as exc:
+                raise HandlerError(
+                    f"factory {name_of(factory)} cannot be made without arguments ({type(exc).__name__}: {exc}): "
+                    "pass an instance of it"
+                ) from exc
+    return getattr(factory, "create", factory)
 
 
-def _factory_faults(factory: object) -> Iterator[str]:
-    create, is_method = _create_of(factory)
+def _factory_faults(factory: object, create: object) -> Iterator[str]:
     if not callable(create):
         kind = name_of(type(factory))
         yield f"factory of type {kind} cannot be called: pass a callable of the headers, or what has `create(headers)`"
         return
     label = f"factory {described(name_of(create), create)}"
-    signature = signature_of(create, bound=is_method)
+    signature = signature_of(create)
     if outcome_of(create, None).running != "plain":
         yield f"{label} is asynchronous: write it with a plain `def`, and await what must be awaited in on_connect"
     if signature is not None and not bindable(signature, 1):
         yield f"{label} cannot be called with the headers alone: give it one parameter, `headers`"
-    made = signature_of(factory) if is_method else None
-    if made is not None and not bindable(made, 0):
-        yield f"factory {name_of(factory)}{made} cannot be made without arguments: pass an instance of it"
-
-
-def _from_headers(factory: object) -> Factory:
-    create, is_method = _create_of(factory)
-    if is_method:
-        create = _instance(cast("Callable[[], Any]", factory)).create
-    called = cast("Callable[[Headers], object]", create)
-    return lambda connection: called(connection.headers)
-
-
-def _instance(kind: Callable[[], Any]) -> Any:
-    try:
-        return kind()
-    except Exception as exc:
-        raise HandlerError(
-            f"factory {name_of(kind)} cannot be made ({type(exc).__name__}: {exc}): pass an instance of it"
-        ) from exc

@@ -739,12 +739,12 @@ BROKEN_FACTORIES: Final[dict[str, tuple[object, list[str]]]] = {
     "no callable": (3, ["type int", "callable of the headers", "`create(headers)`"]),
     "create is no callable": (type("Odd", (), {"create": 3})(), ["type Odd"]),
     "async function": (async_factory, ["async_factory(headers: ", "asynchronous", "plain `def`", "on_connect"]),
-    "async create": (AsyncMaker, ["AsyncMaker.create(self, ", "asynchronous"]),
+    "async create": (AsyncMaker, ["AsyncMaker.create(headers: ", "asynchronous"]),
     "async call": (AsyncCallable(), ["AsyncCallable", "asynchronous"]),
     "no parameter": (no_factory, ["no_factory()", "headers alone", "one parameter, `headers`"]),
     "too many parameters": (Hungry, ["Hungry.create", "headers alone"]),
     "too many parameters of an object": (Hungry(), ["Hungry.create", "headers alone"]),
-    "class that needs something": (Needy, ["Needy(database: object)", "without arguments", "pass an instance"]),
+    "class that needs something": (Needy, ["Needy", "without arguments", "'database'", "pass an instance"]),
     "class that fails": (Broken, ["Broken", "OSError: no database", "pass an instance"]),
 }
 
