@@ -17,7 +17,7 @@ from typing import Final
 from wsdeco.channels.data import Address
 from wsdeco.channels.sink import Sink
 from wsdeco.definition.faults import described, name_of
-from wsdeco.definition.hooks import ARGUMENTS, HOOK_NAMES, Hook, is_default, user_bases
+from wsdeco.definition.hooks import ARGUMENTS, HOOK_NAMES, Hook, defines, is_default, user_bases
 from wsdeco.definition.signatures import (
     UNKNOWN,
     accepts,
@@ -36,39 +36,22 @@ from wsdeco.values import nearest
 
 __all__ = ["abstract_faults", "handler_faults", "hook_faults", "require_class", "warn_of_shared_attributes"]
 
-_WANTED: Final = {
-    "on_connect": "async def on_connect(self, addr, sink)",
-    "on_message": "async def on_message(self, text)",
-    "on_disconnect": "async def on_disconnect(self, reason)",
-}
+_WANTED: Final = {name: f"async def {name}({', '.join(('self', *given))})" for name, given in ARGUMENTS.items()}
 """How each hook is written."""
 
 _REASONS: Final = (Close, Error, Timeout, Unknown)
 
 _OTHER_NAMES: Final = {
-    "on_open": "on_connect",
-    "on_opened": "on_connect",
-    "on_msg": "on_message",
-    "on_receive": "on_message",
-    "on_received": "on_message",
-    "on_recv": "on_message",
-    "on_close": "on_disconnect",
-    "on_closed": "on_disconnect",
+    "on_connect": ("on_open", "on_opened"),
+    "on_message": ("on_msg", "on_receive", "on_received", "on_recv"),
+    "on_disconnect": ("on_close", "on_closed"),
 }
 """What other frameworks call the hooks."""
 
 _POSSIBLE_NAMES: Final = {
-    "connect": "on_connect",
-    "open": "on_connect",
-    "on_ready": "on_connect",
-    "message": "on_message",
-    "receive": "on_message",
-    "recv": "on_message",
-    "on_data": "on_message",
-    "on_text": "on_message",
-    "close": "on_disconnect",
-    "disconnect": "on_disconnect",
-    "on_error": "on_disconnect",
+    "on_connect": ("connect", "open", "on_ready"),
+    "on_message": ("message", "receive", "recv", "on_data", "on_text"),
+    "on_disconnect": ("close", "disconnect", "on_error"),
 }
 """Names of helpers in a class that has hooks, and probably meant as hooks in a class that has none."""
 
@@ -104,17 +87,13 @@ def require_class(cls: object) -> None:
 def handler_faults(cls: type, hooks: Mapping[str, Hook]) -> Iterator[str]:
     """Yield what keeps `cls` from handling connections: faults of these hooks of it, misspelt and missing ones."""
     yield from hook_faults(cls, hooks)
-    missing = [name for name in HOOK_NAMES if name not in hooks and not _defines(cls, name)]
+    missing = [name for name in HOOK_NAMES if not defines(cls, name)]
     misspelt = list(_named_like_hooks(cls, missing, _OTHER_NAMES))
     yield from misspelt
     if len(missing) == len(HOOK_NAMES) and not misspelt:
         choice = "`, `".join(_WANTED.values())
         yield f"it has no hook: write at least one of `{choice}`"
         yield from _named_like_hooks(cls, missing, _POSSIBLE_NAMES)
-
-
-def _defines(cls: type, name: str) -> bool:
-    return any(name in vars(base) for base in user_bases(cls))
 
 
 def hook_faults(cls: type, hooks: Mapping[str, Hook]) -> Iterator[str]:
@@ -320,7 +299,7 @@ def _reply_faults(hook: Hook) -> Iterator[str]:
         )
 
 
-def _named_like_hooks(cls: type, missing: list[str], other_names: Mapping[str, str]) -> Iterator[str]:
+def _named_like_hooks(cls: type, missing: list[str], other_names: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
     if not missing:
         return
     for owner in user_bases(cls):
@@ -332,11 +311,11 @@ def _named_like_hooks(cls: type, missing: list[str], other_names: Mapping[str, s
                     yield f"{label} is never called: did you mean {meant}? Write `{_WANTED[meant]}`"
 
 
-def _meant_hook(name: str, other_names: Mapping[str, str]) -> str | None:
+def _meant_hook(name: str, other_names: Mapping[str, tuple[str, ...]]) -> str | None:
     if name.startswith("_") or name in _NOT_MISSPELT:
         return None
     snake_case = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-    return _close_hook(snake_case) or other_names.get(snake_case)
+    return _close_hook(snake_case) or next((hook for hook, names in other_names.items() if snake_case in names), None)
 
 
 @lru_cache(maxsize=1024)

@@ -19,7 +19,7 @@ from starlette.requests import HTTPConnection
 from wsdeco.definition.base import DEFAULT_HOOKS, Factory, Generated, HandlerMeta, inspected, source_of
 from wsdeco.definition.checks import abstract_faults
 from wsdeco.definition.faults import described, name_of, raise_faults
-from wsdeco.definition.hooks import ARGUMENTS, HOOK_NAMES, user_bases
+from wsdeco.definition.hooks import ARGUMENTS, HOOK_NAMES, defines
 from wsdeco.definition.paths import parameter_kinds
 from wsdeco.definition.signatures import (
     UNKNOWN,
@@ -151,7 +151,7 @@ def _resolved(cls: Any, annotation: object) -> object:
 
 
 def _attribute_faults(cls: type) -> Iterator[str]:
-    if any("on_connect" in vars(base) for base in user_bases(cls)):
+    if defines(cls, "on_connect"):
         return
     for name in _KEPT:
         raw: object = inspect.getattr_static(cls, name, None)

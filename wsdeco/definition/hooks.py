@@ -32,9 +32,7 @@ from wsdeco.definition.signatures import (
 )
 from wsdeco.reasons import DisconnectReason
 
-__all__ = ["ARGUMENTS", "HOOK_NAMES", "Hook", "Hooks", "find_hooks", "is_default", "summary", "user_bases"]
-
-HOOK_NAMES: Final = ("on_connect", "on_message", "on_disconnect")
+__all__ = ["ARGUMENTS", "HOOK_NAMES", "Hook", "Hooks", "defines", "find_hooks", "is_default", "summary", "user_bases"]
 
 ARGUMENTS: Final[dict[str, tuple[str, ...]]] = {
     "on_connect": ("addr", "sink"),
@@ -43,8 +41,7 @@ ARGUMENTS: Final[dict[str, tuple[str, ...]]] = {
 }
 """What each hook is called with, positionally."""
 
-_BOUND: Final = (MethodType, partialmethod)
-"""What has been given its `self`, when `_called` has looked at it."""
+HOOK_NAMES: Final = tuple(ARGUMENTS)
 
 _USUAL: Final = {id(each) for each in (str, bytes, NoneType, Address, Sink, *get_args(DisconnectReason), UNKNOWN)}
 """The classes in the annotations of nearly all hooks; all of them outlive any handler."""
@@ -121,7 +118,7 @@ class Hook:
 
     @property
     def _is_bound(self) -> bool:
-        return hasattr(type(self.raw), "__get__") and not _is_one_of(_BOUND, self.raw)
+        return hasattr(type(self.raw), "__get__") and not isinstance(self.raw, MethodType | partialmethod)
 
     @cached_property
     def _namespace(self) -> Mapping[str, object]:
@@ -202,6 +199,11 @@ def user_bases(cls: type) -> list[type]:
     return [base for base in cls.__mro__ if base is not object and base.__module__ != _DEFAULTS_MODULE]
 
 
+def defines(cls: type, name: str) -> bool:
+    """Return whether `cls` or a base of it has something under `name`; what this library has does not count."""
+    return any(name in vars(base) for base in user_bases(cls))
+
+
 def is_default(raw: object) -> bool:
     """Return whether `raw` is a hook of this library, which stands in for a missing one."""
     # Its globals, as `functools.wraps` would give its `__module__` to a function of the user's.
@@ -229,10 +231,6 @@ def _form_of(name: str, raw: object) -> object:
     return name, names, code.co_flags, code.co_posonlyargcount, code.co_kwonlyargcount, *said
 
 
-def _is_one_of(kinds: tuple[type, ...], raw: object) -> bool:
-    return isinstance(raw, kinds)
-
-
 def _called(raw: Any) -> object:
     match raw:
         case property():
@@ -240,6 +238,7 @@ def _called(raw: Any) -> object:
         case singledispatchmethod() | cached_property():
             return raw.func
         case partialmethod():
-            return raw.__get__(_BOUND, tuple)
+            # Bound to something, as by an instance: what it passes on is left out of its signature.
+            return raw.__get__(raw, object)
         case _:
             return raw
