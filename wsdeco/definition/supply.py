@@ -124,14 +124,11 @@ def supplied_call(
             positional.append(_constant(parameter.default) if supply is None else supply.get)
         elif supply is not None:
             named[parameter.name] = supply.get
-    if not positional and not named:
-        return lambda connection: function()
-
-    def call(connection: HTTPConnection) -> Any:
-        keywords = {name: get(connection) for name, get in named.items()}
-        return function(*[get(connection) for get in positional], **keywords)
-
-    return call
+    if not positional:
+        return lambda connection: function(**{name: get(connection) for name, get in named.items()})
+    return lambda connection: function(
+        *[get(connection) for get in positional], **{name: get(connection) for name, get in named.items()}
+    )
 
 
 def _constant(value: object) -> _Getter:

@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from types import NoneType
 from typing import Any, Final, cast
 
@@ -93,7 +94,8 @@ class _Call:
         faults = self._faults(function, parameters, _SUPPLIES | path_supplies(parameter_kinds(path)))
         label = described(self.name, function)
         raise_faults(f"function {self.name} cannot answer requests on {path!r}", (f"{label} {each}" for each in faults))
-        self._call = supplied_call(function, parameters, self._supplied)
+        call = supplied_call(function, parameters, self._supplied)
+        self._started = call if self._running == "coroutine" else partial(_result_in_thread, call)
 
     @property
     def takes_upgrades(self) -> bool:
@@ -116,10 +118,6 @@ class _Call:
         """Call the endpoint; return what it gives."""
         result = self._started(connection)
         return await result if inspect.isawaitable(result) else result
-
-    def _started(self, connection: HTTPConnection) -> Any:
-        is_async = self._running == "coroutine"
-        return self._call(connection) if is_async else _result_in_thread(self._call, connection)
 
     def _faults(
         self, function: object, parameters: list[inspect.Parameter], supplies: Mapping[str, Supply]
