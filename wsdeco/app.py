@@ -78,7 +78,7 @@ class App(Application):
             TypeError: An argument has the wrong type, or a keyword names no limit.
             ValueError: A limit is out of its range.
         """
-        _check_decorated_path("handler", path)
+        check_path(path, "@ws.handler('/ws')")
         checked = make_config(config, limits)
 
         def register(cls: HandlerClass) -> HandlerClass:
@@ -152,7 +152,7 @@ class App(Application):
             ServerError: The command line names the function as the ASGI app to serve.
             TypeError: `methods` is not a list of HTTP methods.
         """
-        _check_decorated_path("route", path)
+        check_path(path, "@ws.route('/ws')")
 
         def register(endpoint: EndpointFunction) -> EndpointFunction:
             refuse_as_app(endpoint, self)
@@ -251,7 +251,7 @@ class App(Application):
     def _room_key(self, path: object) -> str:
         if not isinstance(path, str):
             raise TypeError(
-                f"broadcast() takes the path of a route first, not {path!r}: write broadcast('/ws', data), or "
+                f"the path of a route comes first, not {path!r}: write broadcast('/ws', data), connections('/ws'), or "
                 "room(name).broadcast(data)"
             )
         key = self._registry.room_keys.get(path)
@@ -286,13 +286,11 @@ class App(Application):
 
         Raises:
             RouteError: No connections are served on `path`.
+            TypeError: `path` is not a `str`.
         """
         from wsdeco.observe.connections import open_connections  # noqa: PLC0415 - loaded only if it is asked for
 
-        key = None if path is None else self._registry.room_keys.get(path)
-        if path is not None and key is None:
-            raise unknown_path(path, self._registry.room_keys)
-        return open_connections(self._context, key)
+        return open_connections(self._context, None if path is None else self._room_key(path))
 
     def run(
         self,
@@ -404,12 +402,6 @@ def _is_import(frame: FrameType | None) -> bool:
         and caller.f_code.co_name == "<module>"
         and caller.f_globals.get("__name__", "__main__") != "__main__"
     )
-
-
-def _check_decorated_path(decorator: str, path: object) -> None:
-    if not isinstance(path, str):
-        raise RouteError(f"@ws.{decorator} takes the path first, not {path!r}: write @ws.{decorator}('/ws')")
-    check_path(path)
 
 
 ws: Final = App()

@@ -18,14 +18,18 @@ __all__ = ["check_path", "parameter_kinds", "path_shape", "unknown_path"]
 _PARAMETER: Final = re.compile(r"{([a-zA-Z_][a-zA-Z0-9_]*)(?::([a-zA-Z_][a-zA-Z0-9_]*))?}")
 
 
-def check_path(path: object) -> str:
+def check_path(path: object, example: str = "'/ws', for instance") -> str:
     """Return `path` if Starlette can route it.
+
+    Args:
+        path: What was given for the path.
+        example: How one is given where this one was.
 
     Raises:
         RouteError: It is not a `str`, does not begin with a slash, or its parameters are not well formed.
     """
     if not isinstance(path, str):
-        raise RouteError(f"the path comes first and is a str, not {path!r}: write '/ws', for instance")
+        raise RouteError(f"the path comes first and is a str, not {path!r}: write {example}")
     if not path.startswith("/"):
         raise RouteError(f"path {path!r} must begin with a slash: write {'/' + path!r}")
     if "?" in path or "#" in path:

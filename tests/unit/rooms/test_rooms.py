@@ -428,7 +428,7 @@ async def test_an_unknown_path_is_refused_with_what_was_meant() -> None:
         assert said in str(caught.value)
     assert await app.broadcast("/both", "x") == 0
     number: Any = 5
-    with pytest.raises(TypeError, match=r"path of a route first, not 5: write broadcast\('/ws', data\)"):
+    with pytest.raises(TypeError, match=r"path of a route comes first, not 5: write broadcast\('/ws', data\)"):
         await app.broadcast(number, "x")
 
 

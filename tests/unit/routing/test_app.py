@@ -308,7 +308,7 @@ def test_routes_made_by_starlette_are_not_listed() -> None:
 def test_a_decorator_without_parentheses(decorator: str, target: object) -> None:
     with pytest.raises(RouteError) as caught:
         getattr(App(), decorator)(target)
-    assert str(caught.value) == f"@ws.{decorator} takes the path first, not {target!r}: write @ws.{decorator}('/ws')"
+    assert str(caught.value) == (f"the path comes first and is a str, not {target!r}: write @ws.{decorator}('/ws')")
 
 
 @pytest.mark.parametrize("decorator", ["handler", "route"])
