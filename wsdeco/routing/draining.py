@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
+from operator import call
 from typing import Final, TypeAlias, TypeVar, cast
 
 from wsdeco.clock import Clock, sleep
@@ -15,7 +16,7 @@ from wsdeco.definition.signatures import bindable, signature_of
 from wsdeco.reasons import HandlerError
 from wsdeco.routing.endpoints import Context
 
-__all__ = ["DecoratedWarning", "Draining", "WarningFunction", "call_warning", "checked_warning"]
+__all__ = ["DecoratedWarning", "Draining", "WarningFunction", "checked_warning"]
 
 logger: Final = logging.getLogger("wsdeco")
 
@@ -29,11 +30,6 @@ Warn: TypeAlias = Callable[[WarningFunction], Awaitable[object]]
 
 _WARNING: Final = 5.0
 """Seconds that the function may take beyond the delay of the drain."""
-
-
-def call_warning(function: WarningFunction) -> Awaitable[object]:
-    """Call the function under `on_drain`."""
-    return function()
 
 
 class Draining:
@@ -56,7 +52,7 @@ class Draining:
         """Return the time that `run` takes at most."""
         return seconds + delay + (0.0 if self.on_drain is None else _WARNING)
 
-    async def run(self, seconds: float, delay: float, *, is_replaced: bool = False, warn: Warn = call_warning) -> None:
+    async def run(self, seconds: float, delay: float, *, is_replaced: bool = False, warn: Warn = call) -> None:
         """Refuse handshakes, wait for `delay`, then close the connections evenly over `seconds`.
 
         Args:

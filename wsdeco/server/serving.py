@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from functools import partial
+from operator import call
 from typing import Any, Final, Protocol, cast
 
 import uvicorn
@@ -20,7 +21,7 @@ from wsdeco.config import DEFAULT_CONFIG
 from wsdeco.origins import is_loopback
 from wsdeco.reasons import ServerError
 from wsdeco.routing.application import Application, context_of, draining_of, not_found_of, registry_of
-from wsdeco.routing.draining import WarningFunction, call_warning
+from wsdeco.routing.draining import WarningFunction
 from wsdeco.server.descriptors import Descriptors
 from wsdeco.server.listen import Listeners, inherit, inherit_activated, listen, listen_on
 from wsdeco.server.neighbours import Neighbours
@@ -276,7 +277,7 @@ class Server(uvicorn.Server):
             # Other processes accept from now on; this one answers what it has accepted already.
             delay = _ARRIVING
             self._stop_accepting()
-        warn = call_warning if self.parent is None else self.parent.warn
+        warn = call if self.parent is None else self.parent.warn
         draining = draining_of(self.app)
         drain = asyncio.create_task(
             draining.run(self.own.drain_timeout, delay, is_replaced=self.is_replaced, warn=warn)
