@@ -25,7 +25,7 @@ from wsdeco.connection.hosts import Hosts, checked_hosts
 from wsdeco.definition.paths import check_path
 from wsdeco.reasons import printable
 from wsdeco.rooms.rooms import Rooms
-from wsdeco.routing.announcements import announce_empty, announce_idle, announce_limits, announce_missing_lifespan
+from wsdeco.routing.announcements import EMPTY, MISSING_LIFESPAN, announce_idle, announce_limits
 from wsdeco.routing.bodies import MAX_BODY_SIZE, BodyLimitingApp
 from wsdeco.routing.draining import Draining
 from wsdeco.routing.endpoints import Context, HandlerEndpoint
@@ -149,7 +149,7 @@ class Application:
         if not self._limits_announced and scope["type"] != "lifespan":
             self._announce_limits()
             if self._lifespan is not None:
-                announce_missing_lifespan()
+                logger.warning(MISSING_LIFESPAN)
         endpoint = None
         if scope["type"] == "websocket":
             if not self._idle_announced and extension_of(scope) is None:
@@ -282,7 +282,7 @@ class Application:
         try:
             async with nullcontext() if self._lifespan is None else self._lifespan(app) as state:
                 if not self.app.routes:
-                    announce_empty()
+                    logger.warning(EMPTY)
                 yield state
                 await self._end_connections()
         finally:
