@@ -100,25 +100,22 @@ class Registry:
             ServerError: The server runs already and was started for smaller messages.
         """
         self._check_message_size(new.info)
-        replaced: dict[int, Registered] = {}
-        for key in new.keys:
-            old = self._registered.get(key)
-            if old is None:
-                continue
+        standing = (self._registered.get(key) for key in new.keys)
+        replaced = [old for old in dict.fromkeys(standing) if old is not None]
+        for old in replaced:
             if not _is_same(old.target, new.target):
                 raise RouteError(
                     f"path {new.info.path!r} is taken: {old.place} is registered there, so {new.place} cannot be; "
                     "give one of them another path"
                 )
-            replaced[id(old)] = old
-        for old in replaced.values():
+        for old in replaced:
             _succeed(new, old)
         # In one step, since a server in another thread may be matching a path at this moment.
         if replaced:
-            self._router.routes[:] = self._routes_with(new, replaced.values())
+            self._router.routes[:] = self._routes_with(new, replaced)
         else:
             self._router.routes.extend(new.routes)
-        for old in replaced.values():
+        for old in replaced:
             for key in old.keys:
                 del self._registered[key]
             if old.info.kind != "http":
@@ -126,7 +123,7 @@ class Registry:
         self._registered |= dict.fromkeys(new.keys, new)
         if new.info.kind != "http":
             self.room_keys[new.info.path] = route_key(new.info.path)
-        return list(replaced.values())
+        return replaced
 
     def _routes_with(self, new: Registered, replaced: Iterable[Registered]) -> list[BaseRoute]:
         """Return the routes with those of `new` where the first of the replaced stands."""

@@ -164,10 +164,6 @@ def websocket_route(
 
 
 def _admission_of(scope: Scope, config: ConnectionConfig, handler: object, hosts: Hosts) -> Admission:
-    return Admission(name_of(handler), _slots_of(scope, config, handler), config, hosts)
-
-
-def _slots_of(scope: Scope, config: ConnectionConfig, handler: object) -> Slots:
     endpoint: object = scope.get("endpoint")
     if endpoint is None:
         endpoint = handler if isinstance(handler, type) else type(handler)
@@ -176,7 +172,7 @@ def _slots_of(scope: Scope, config: ConnectionConfig, handler: object) -> Slots:
     if limits not in found:
         place = f"{getattr(endpoint, '__module__', '')}.{name_of(endpoint)}"
         found[limits] = Slots(limits[0], limits[1], f"{place} {limits}")
-    return found[limits]
+    return Admission(name_of(handler), found[limits], config, hosts)
 
 
 def _route_factory(path: str, handler: object) -> Factory:
