@@ -8,9 +8,9 @@ from __future__ import annotations
 import inspect
 import logging
 from asyncio import AbstractEventLoop
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from wsdeco.clock import running_loop
@@ -40,13 +40,12 @@ def redefine(connections: LiveConnections, endpoint: HandlerEndpoint, old: type,
         old: The class before.
         new: The class of the same name that has taken its place.
     """
-    change = _Change(old, new, generated_from(new))
     by_loop: dict[AbstractEventLoop, list[Lifecycle]] = {}
     for each in connections.all():
-        if each.channel.route_room is endpoint.room and change.concerns(each.handler):
+        if each.channel.route_room is endpoint.room and _is_made_from(old, each.handler):
             by_loop.setdefault(each.channel.loop, []).append(each)
-    lines = [_exchange_in(loop, change, each) for loop, each in by_loop.items()]
-    for line in lines:
+    for loop, found in by_loop.items():
+        line = _called_in(loop, partial(_exchange, found, old, new))
         if is_interactive():
             # A cell shows it; a log below "warning" does not show in a notebook.
             print(f"{endpoint.__name__}: {line}", flush=True)  # noqa: T201 - as the banner
@@ -54,45 +53,23 @@ def redefine(connections: LiveConnections, endpoint: HandlerEndpoint, old: type,
             logger.info("%s: %s", endpoint.__name__, line)
 
 
-@dataclass(frozen=True)
-class _Change:
-    old: type
-    new: type
-    generated: type | None
-
-    def concerns(self, handler: object) -> bool:
-        return source_of(type(handler)) is self.old
-
-    def exchange(self, handler: object) -> str | None:
-        """Give an instance its new class; return what keeps it from that, if something does."""
-        kind = self.new if type(handler) is self.old else self.generated
-        if kind is None or inspect.isabstract(kind):
-            return "the new class is made by a factory"
-        try:
-            # A frozen dataclass refuses plain assignment.
-            object.__setattr__(handler, "__class__", kind)
-        except TypeError as exc:
-            return str(exc)
-        return None
-
-
-def _exchange_in(loop: AbstractEventLoop, change: _Change, connections: Iterable[Lifecycle]) -> str:
+def _called_in(loop: AbstractEventLoop, exchange: Callable[[], str]) -> str:
     if loop is running_loop():
-        return _exchange(change, connections)
+        return exchange()
     done: Future[str] = Future()
     try:
-        loop.call_soon_threadsafe(lambda: done.set_result(_exchange(change, connections)))
+        loop.call_soon_threadsafe(lambda: done.set_result(exchange()))
         return done.result(PATIENCE)
     except (RuntimeError, TimeoutError):
         # Closed since it was asked, or busy.
         return "its connections run the new code as soon as their event loop is free"
 
 
-def _exchange(change: _Change, connections: Iterable[Lifecycle]) -> str:
+def _exchange(connections: Iterable[Lifecycle], old: type, new: type) -> str:
     changed, faults = 0, list[str]()
     # Some may have ended meanwhile.
-    for each in [each for each in connections if change.concerns(each.handler)]:
-        fault = change.exchange(each.handler)
+    for each in [each for each in connections if _is_made_from(old, each.handler)]:
+        fault = _fault_of_change(each.handler, old, new)
         if fault is None:
             each.redefined()
             changed += 1
@@ -100,6 +77,23 @@ def _exchange(change: _Change, connections: Iterable[Lifecycle]) -> str:
             faults.append(fault)
     line = f"{_counted(changed, 'run')} the new code"
     return f"{line}, {_counted(len(faults), 'keep')} the old: {faults[0]}" if faults else line
+
+
+def _is_made_from(cls: type, handler: object) -> bool:
+    return source_of(type(handler)) is cls
+
+
+def _fault_of_change(handler: object, old: type, new: type) -> str | None:
+    """Give an instance of `old` its new class; return what keeps it from that, if something does."""
+    kind = new if type(handler) is old else generated_from(new)
+    if kind is None or inspect.isabstract(kind):
+        return "the new class is made by a factory"
+    try:
+        # A frozen dataclass refuses plain assignment.
+        object.__setattr__(handler, "__class__", kind)
+    except TypeError as exc:
+        return str(exc)
+    return None
 
 
 def _counted(number: int, verb: str) -> str:
