@@ -41,23 +41,21 @@ def nearest(name: str, known: Iterable[str], similarity: float = 0.6) -> str | N
     return next(iter(difflib.get_close_matches(name, list(known), 1, similarity)), None)
 
 
-def seconds(name: str, value: object, least: str = "0 or more") -> float:
-    """Return a duration in seconds."""
+def seconds(name: str, value: object, *, is_positive: bool = False) -> float:
+    """Return a duration in seconds, which is not 0 if it has to be positive."""
     if isinstance(value, timedelta):
         value = value.total_seconds()
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name} must be seconds (a number) or a timedelta, not {type(value).__name__}: {value!r}")
-    if not (0 <= value <= sys.float_info.max):
+    if not 0 <= value <= sys.float_info.max or (is_positive and value == 0):
+        least = "more than 0" if is_positive else "0 or more"
         raise ValueError(f"{name} must be {least} seconds and finite, not {value!r}")
     return float(value)
 
 
 def positive(name: str, value: object) -> float:
     """Return a duration in seconds that is not 0."""
-    duration = seconds(name, value, "more than 0")
-    if duration == 0:
-        raise ValueError(f"{name} must be more than 0 seconds and finite, not {value!r}")
-    return duration
+    return seconds(name, value, is_positive=True)
 
 
 def count(name: str, value: object) -> int:
