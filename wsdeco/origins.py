@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Final, Literal, TypeAlias
 
 __all__ = ["Origin", "is_loopback", "origin_allowed", "parse_origin"]
@@ -14,8 +14,6 @@ Origin: TypeAlias = tuple[str, str, int]
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _PAGE_SCHEMES: Final = {"ws": "http", "wss": "https"}
-_LOOPBACK_NETWORK: Final = IPv4Network("127.0.0.0/8")
-_LOOPBACK_IPV6: Final = "[::1]"
 
 # urllib.parse strips control characters and takes userinfo and paths, so the grammar is spelled out. It is ASCII, as
 # browsers send international names in their xn-- form; the lone dot is the host of Electron's "app://.".
@@ -79,7 +77,10 @@ def origin_allowed(
     if allowed is not None:
         return any(origin == parse_origin(listed) for listed in allowed)
     target = None if host is None else parse_origin(f"{_PAGE_SCHEMES.get(scheme, scheme)}://{host}")
-    return target is not None and (origin == target or (_is_loopback_page(origin) and is_loopback(target[1])))
+    if target is None:
+        return False
+    page_scheme, page_host, _ = origin
+    return origin == target or (page_scheme in ("http", "https") and is_loopback(page_host) and is_loopback(target[1]))
 
 
 def _normalized_host(host: str) -> str | None:
@@ -91,16 +92,11 @@ def _normalized_host(host: str) -> str | None:
         return None
 
 
-def _is_loopback_page(origin: Origin) -> bool:
-    scheme, host, _ = origin
-    return scheme in ("http", "https") and is_loopback(host)
-
-
 def is_loopback(host: str) -> bool:
     """Return whether a host, in lower case as an address or as URLs have it, means this machine alone."""
-    if host in ("localhost", "::1", _LOOPBACK_IPV6) or host.endswith(".localhost"):
+    if host in ("localhost", "::1", "[::1]") or host.endswith(".localhost"):
         return True
     try:
-        return IPv4Address(host) in _LOOPBACK_NETWORK
+        return IPv4Address(host).is_loopback
     except AddressValueError:
         return False
