@@ -21,9 +21,8 @@ from wsdeco.reasons import RouteError
 from wsdeco.rooms.room import Room
 from wsdeco.routing.application import Application
 from wsdeco.routing.asked import refuse_as_app
-from wsdeco.routing.draining import DecoratedWarning, checked_warning
 from wsdeco.routing.endpoints import HandlerEndpoint
-from wsdeco.routing.lifespan import DecoratedLifespan, checked_lifespan
+from wsdeco.routing.lifespan import DecoratedLifespan, DecoratedWarning, checked_lifespan, checked_warning
 from wsdeco.routing.registry import Registered, RouteInfo, full_name
 from wsdeco.routing.routes import SocketRoute
 

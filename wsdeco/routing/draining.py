@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from operator import call
-from typing import Final, TypeAlias, TypeVar, cast
+from typing import Final, TypeAlias
 
 from wsdeco.clock import Clock, sleep
 from wsdeco.connection.drain import drain, whole_seconds
-from wsdeco.definition.faults import name_of
-from wsdeco.definition.signatures import bindable, signature_of
-from wsdeco.reasons import HandlerError
 from wsdeco.routing.endpoints import Context
+from wsdeco.routing.lifespan import WarningFunction
 
-__all__ = ["DecoratedWarning", "Draining", "WarningFunction", "checked_warning"]
+__all__ = ["Draining"]
 
 logger: Final = logging.getLogger("wsdeco")
-
-WarningFunction: TypeAlias = Callable[[], Awaitable[object]]
-"""What is called when a drain begins: an async function without parameters."""
-
-DecoratedWarning = TypeVar("DecoratedWarning", bound=WarningFunction)
 
 Warn: TypeAlias = Callable[[WarningFunction], Awaitable[object]]
 """Calls such a function, or sees to it that another process does."""
@@ -96,20 +88,3 @@ async def _end(warning: asyncio.Task[None], clock: Clock) -> None:
     if not warning.done():
         logger.error("on_drain has not ended within %g s and is cancelled", _WARNING)
         warning.cancel()
-
-
-def checked_warning(function: object) -> WarningFunction:
-    """Return what is called when a drain begins.
-
-    Raises:
-        HandlerError: `function` is no async function, or cannot be called without arguments.
-    """
-    signature = signature_of(function)
-    if not inspect.iscoroutinefunction(function):
-        fault = "is no async function"
-    elif signature is not None and not bindable(signature, 0):
-        fault = "cannot be called without arguments"
-    else:
-        return cast("WarningFunction", function)
-    name = name_of(function)
-    raise HandlerError(f"{name} {fault}, and @ws.on_drain takes one: write `async def {name}():`")

@@ -21,7 +21,7 @@ from wsdeco.config import DEFAULT_CONFIG
 from wsdeco.origins import is_loopback
 from wsdeco.reasons import ServerError
 from wsdeco.routing.application import Application, context_of, draining_of, not_found_of, registry_of
-from wsdeco.routing.draining import WarningFunction
+from wsdeco.routing.lifespan import WarningFunction
 from wsdeco.server.descriptors import Descriptors
 from wsdeco.server.listen import Listeners, inherit, inherit_activated, listen, listen_on
 from wsdeco.server.neighbours import Neighbours
