@@ -19,7 +19,7 @@ from starlette.requests import HTTPConnection
 from wsdeco.definition.base import DEFAULT_HOOKS, Factory, Generated, HandlerMeta, inspected, source_of
 from wsdeco.definition.checks import abstract_faults
 from wsdeco.definition.faults import described, name_of, raise_faults
-from wsdeco.definition.hooks import ARGUMENTS, HOOK_NAMES, defines
+from wsdeco.definition.hooks import ARGUMENTS, defines
 from wsdeco.definition.paths import parameter_kinds
 from wsdeco.definition.signatures import (
     UNKNOWN,
@@ -163,14 +163,9 @@ def _attribute_faults(cls: type) -> Iterator[str]:
 
 
 def _generate(cls: type) -> type:
-    namespace: dict[str, object] = {
-        "__doc__": cls.__doc__,
-        "__module__": cls.__module__,
-        "__qualname__": cls.__qualname__,
-    }
-    namespace |= {
-        name: DEFAULT_HOOKS[name] for name in HOOK_NAMES if not any(name in vars(base) for base in cls.__mro__)
-    }
+    namespace: dict[str, object] = {name: getattr(cls, name) for name in ("__doc__", "__module__", "__qualname__")}
+    defined = {name for base in cls.__mro__ for name in vars(base)}
+    namespace |= {name: hook for name, hook in DEFAULT_HOOKS.items() if name not in defined}
     if not cls.__dictoffset__ and not cls.__itemsize__:
         namespace["__slots__"] = [name for name in _KEPT if not _has_setter(cls, name)]
     try:
@@ -218,8 +213,7 @@ def _factory_faults(factory: object, create: object) -> Iterator[str]:
         yield f"factory of type {kind} cannot be called: pass a callable of the headers, or what has `create(headers)`"
         return
     label = f"factory {described(name_of(create), create)}"
-    signature = signature_of(create)
     if outcome_of(create, None).running != "plain":
         yield f"{label} is asynchronous: write it with a plain `def`, and await what must be awaited in on_connect"
-    if signature is not None and not bindable(signature, 1):
+    if not bindable(signature_of(create), 1):
         yield f"{label} cannot be called with the headers alone: give it one parameter, `headers`"

@@ -130,7 +130,7 @@ class Hook:
 
         A wrapper may convert what it passes on, so what it has from the wrapped function tells nothing here.
         """
-        received = [] if self.signature is None else receivers(self.signature, len(ARGUMENTS[self.name]))
+        received = receivers(self.signature, len(ARGUMENTS[self.name]))
         converts = is_wrapper(self._call[0])
         return [(each, UNKNOWN if converts else resolve(each.annotation, self._namespace)) for each in received]
 
@@ -140,8 +140,7 @@ class Hook:
         inner = innermost(self.function)
         if inner is self._call[0] and self.parameters:
             return self.parameters[0][1]
-        signature = signature_of(inner, bound=self._is_bound)
-        first = [] if signature is None else receivers(signature, 1)
+        first = receivers(signature_of(inner, bound=self._is_bound), 1)
         return resolve(first[0].annotation, self._namespace) if first else UNKNOWN
 
     @cached_property
@@ -182,16 +181,10 @@ def summary(found: Mapping[str, Hook]) -> Hooks:
     hook = found.get("on_message")
     if hook is None:
         return Hooks(takes_text=False, takes_binary=False, streams=False)
-    if hook.message is not UNKNOWN:
-        streams = hook.outcome.running == "stream"
-        return Hooks(takes_text=True, takes_binary=True, streams=streams, message=hook.message, reply=hook.reply)
-    takes_binary = hook.data is not UNKNOWN and accepts(hook.data, bytes)
-    return Hooks(
-        takes_text=not takes_binary or accepts(hook.data, str),
-        takes_binary=takes_binary,
-        streams=hook.outcome.running == "stream",
-        reply=hook.reply,
-    )
+    is_typed = hook.message is not UNKNOWN
+    takes_binary = is_typed or (hook.data is not UNKNOWN and accepts(hook.data, bytes))
+    takes_text = is_typed or not takes_binary or accepts(hook.data, str)
+    return Hooks(takes_text, takes_binary, hook.outcome.running == "stream", hook.message, hook.reply)
 
 
 def user_bases(cls: type) -> list[type]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from starlette.convertors import CONVERTOR_TYPES, Convertor
 from starlette.routing import compile_path
 
-from wsdeco.definition.signatures import UNKNOWN, alternatives, namespace_of, resolve, signature_of
+from wsdeco.definition.signatures import alternatives, outcome_of, signature_of
 from wsdeco.reasons import RouteError
 from wsdeco.values import nearest
 
@@ -56,9 +56,7 @@ def parameter_kinds(path: str) -> dict[str, type | None]:
 
 def _kind_of(convertor: Convertor[Any]) -> type | None:
     convert = type(convertor).convert
-    signature = signature_of(convert)
-    annotation = UNKNOWN if signature is None else resolve(signature.return_annotation, namespace_of(convert))
-    kinds = alternatives(annotation)
+    kinds = alternatives(outcome_of(convert, signature_of(convert)).reply)
     return kinds[0] if len(kinds) == 1 and kinds[0] is not object else None
 
 

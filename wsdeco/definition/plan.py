@@ -12,11 +12,12 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from wsdeco.channels.base import Channel
-from wsdeco.channels.data import Address, Data
+from wsdeco.channels.data import Data
 from wsdeco.channels.dialogue import Conversation, Dialogue
 from wsdeco.channels.sink import Sink
 from wsdeco.config import Codec
 from wsdeco.definition.base import DEFAULT_HOOKS, bound_hook, hooks_of, source_of
+from wsdeco.definition.hooks import ARGUMENTS
 from wsdeco.definition.types import make_dialogue
 
 __all__ = ["Plan", "begin_conversation", "bound_on_message", "continue_conversation", "plan_of"]
@@ -69,8 +70,14 @@ def plan_of(cls: type, codec: str | Codec | None = None) -> Plan:
 
 def begin_conversation(plan: Plan, handler: object, channel: Channel, sink: Sink) -> Conversation | None:
     """Prepare an instance for its connection; return what reads and writes its messages, if these have types."""
-    if plan.keeps:
-        _keep_connection(plan, handler, channel.addr, sink)
+    for name in plan.keeps:
+        if not hasattr(handler, name):
+            try:
+                # A frozen dataclass refuses plain assignment.
+                object.__setattr__(handler, name, channel.addr if name == "addr" else sink)
+            except AttributeError:
+                # It has `__slots__`, and its own on_connect does without.
+                break
     return None if plan.dialogue is None else plan.dialogue.begin(channel)
 
 
@@ -89,23 +96,11 @@ def bound_on_message(plan: Plan, handler: object, conversation: Conversation | N
     return on_message if conversation is None else conversation.bind(on_message, streams=plan.streams)
 
 
-def _keep_connection(plan: Plan, handler: object, addr: Address, sink: Sink) -> None:
-    """Set what `plan` says on an instance that has no such attribute, if there is room for it."""
-    for name, value in (("addr", addr), ("sink", sink)):
-        if name in plan.keeps and not hasattr(handler, name):
-            try:
-                # A frozen dataclass refuses plain assignment.
-                object.__setattr__(handler, name, value)
-            except AttributeError:
-                # It has `__slots__`, and its own on_connect does without.
-                return
-
-
 def _kept_by(cls: type) -> tuple[str, ...]:
     if getattr(cls, "on_connect", None) in (None, DEFAULT_HOOKS["on_connect"]):
         # The default one keeps both.
         return ()
-    return tuple(name for name in ("addr", "sink") if _is_free(cls, name))
+    return tuple(name for name in ARGUMENTS["on_connect"] if _is_free(cls, name))
 
 
 def _is_free(cls: type, name: str) -> bool:

@@ -177,8 +177,10 @@ def shown_signature(function: object) -> str:
     return "(...)" if signature is None else str(signature)
 
 
-def bindable(signature: inspect.Signature, count: int) -> bool:
-    """Return whether `signature` can be called with `count` positional arguments."""
+def bindable(signature: inspect.Signature | None, count: int) -> bool:
+    """Return whether `signature`, if it can be read, lets itself be called with `count` positional arguments."""
+    if signature is None:
+        return True
     try:
         signature.bind(*[None] * count)
     except TypeError:
@@ -186,10 +188,10 @@ def bindable(signature: inspect.Signature, count: int) -> bool:
     return True
 
 
-def receivers(signature: inspect.Signature, count: int) -> list[inspect.Parameter]:
-    """Return the parameters that receive the first `count` positional arguments, in order."""
+def receivers(signature: inspect.Signature | None, count: int) -> list[inspect.Parameter]:
+    """Return the parameters that receive the first `count` positional arguments, in order; none that cannot be read."""
     found: list[inspect.Parameter] = []
-    for parameter in signature.parameters.values():
+    for parameter in () if signature is None else signature.parameters.values():
         if parameter.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD):
             found.append(parameter)
         elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
@@ -211,7 +213,9 @@ def resolve(annotation: object, namespace: Mapping[str, object], *, extras: bool
         found = namespace.get(annotation, vars(builtins).get(annotation, UNKNOWN))
     if found is None:
         return NoneType
-    if isinstance(found, type) or (isinstance(found, UnionType) and all(map(_is_class, get_args(found)))):
+    if isinstance(found, type) or (
+        isinstance(found, UnionType) and all(isinstance(part, type) for part in get_args(found))
+    ):
         return found
 
     def holder() -> None: ...
@@ -223,10 +227,6 @@ def resolve(annotation: object, namespace: Mapping[str, object], *, extras: bool
         # A string can hold anything, and names imported for type checkers only do not exist here.
         return UNKNOWN
     return resolved
-
-
-def _is_class(part: object) -> bool:
-    return isinstance(part, type)
 
 
 def alternatives(annotation: object) -> tuple[type, ...]:
