@@ -33,12 +33,11 @@ from wsdeco.channels.data import Address, Data, checked_kind
 from wsdeco.channels.dialogue import Conversation
 from wsdeco.channels.sink import Sink
 from wsdeco.connection.answers import close_of, described, late_refusal_of, refusal_of, tell_end, tell_refusal
+from wsdeco.connection.calls import Calls
 from wsdeco.connection.departures import advise_at_end, is_departure, is_end_of_another
 from wsdeco.connection.limits import AWAITS_FIRST, INTERRUPTED, REDEFINED, SHUTTING_DOWN, LimitedConnection
-from wsdeco.connection.parallel import call_in_tasks
 from wsdeco.connection.replies import ADVICE, send_stream
 from wsdeco.connection.tasks import Tasks
-from wsdeco.connection.timed_calls import TimedCalls
 from wsdeco.definition.base import Factory, bound_hook
 from wsdeco.definition.plan import Plan, begin_conversation, bound_on_message, continue_conversation, plan_of
 from wsdeco.reasons import Close, CloseCode, ConnectionClosed, DisconnectReason, Error, Timeout, Unknown
@@ -306,14 +305,12 @@ class Lifecycle(LimitedConnection):
 
     async def _call_in_tasks(self) -> None:
         channel = self.channel
-        seconds = channel.config.message_timeout
         plan, on_message = self._look_up()
         while True:
-            timed = None if seconds is None else TimedCalls(self, seconds, self._call_late)
-            told = self._begin_hook, self._tell_hook_ended, self._call_over
-            plan, on_message = await call_in_tasks(channel, plan, on_message, self._look_up, *told, timed)
+            calls = Calls(self, self._begin_hook, self._tell_hook_ended, self._call_over, self._call_late)
+            plan, on_message = await calls.run(plan, on_message, self._look_up)
             # An idle connection keeps nothing of its calls.
-            del told, timed
+            del calls
             if channel.reason is not None:
                 return
             if await channel.next_event():
