@@ -148,7 +148,7 @@ async def test_a_peer_has_left_before_the_handler_is_called() -> None:
 
     async def endpoint(websocket: WebSocket) -> None:
         await websocket.accept()
-        await until(lambda: websocket.scope["extensions"]["wsdeco"].end is not None)
+        await until(lambda: websocket.scope["extensions"]["wsdeco"].connection.end is not None)
         await handle_socket(websocket, Hanging(journal, gate), max_inbox=1024, disconnect_grace=0)
 
     app = Starlette(routes=[WebSocketRoute("/ws", endpoint)])

@@ -97,7 +97,7 @@ class AsgiChannel(ReceivingChannel):
         self._close_frame: tuple[int, str] | None = None
         self._lost_timer: Deadline | None = None
         extension = self._extension
-        self._abort_transport = abort_of(receive) if extension is None else extension.abort
+        self._abort_transport = abort_of(receive) if extension is None else extension.connection.abort
         if extension is not None:
             # So they hold whatever middleware stands between the wire and the route.
             extension.set_options(close_timeout=config.close_timeout, **wire_options(config))

@@ -38,6 +38,6 @@ def end_of(extension: Extension | None, message: Message) -> Close | Unknown | N
 
     `None` if that is not known, or `message` says something else, as one of a middleware may.
     """
-    end = None if extension is None else extension.end
+    end = None if extension is None else extension.connection.end
     code = end.code if isinstance(end, Close) else CloseCode.ABNORMAL
     return end if message.get("code") == code else None

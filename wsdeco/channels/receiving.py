@@ -179,7 +179,7 @@ class ReceivingChannel(Channel):
     @property
     def unread_end(self) -> Close | Unknown:
         """How the connection has ended, as far as wsdeco's own protocol tells."""
-        return (None if self._extension is None else self._extension.end) or Unknown()
+        return (None if self._extension is None else self._extension.connection.end) or Unknown()
 
     async def _take_end(self, message: Message) -> None:
         end = end_of(self._extension, message)
@@ -315,7 +315,7 @@ class ReceivingChannel(Channel):
     @property
     def last_frame_at(self) -> float:
         """The time of the last frame, as far as the server shows frames: wsdeco's own shows all of them."""
-        return super().last_frame_at if self._extension is None else self._extension.last_activity
+        return super().last_frame_at if self._extension is None else self._extension.connection.last_activity
 
     def release(self) -> None:
         """Let go of what is the server's.

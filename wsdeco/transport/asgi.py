@@ -116,14 +116,12 @@ class _Denial:
 class AsgiCycle:
     """One application's `receive` and `send`.
 
-    Args:
+    Attributes:
         connection: The connection underneath.
     """
 
     __slots__ = (
-        "_connection",
         "_denial",
-        "_end",
         "_inbox",
         "_inbox_size",
         "_on_departure",
@@ -132,16 +130,16 @@ class AsgiCycle:
         "_state",
         "_told_connect",
         "_told_disconnect",
+        "connection",
     )
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self.connection: Connection = connection
         self._state = _State.CONNECTING
         self._denial: _Denial | None = None
         self._inbox: deque[Data] | None = None
         self._inbox_size = 0
-        self._receivers: list[asyncio.Future[None]] | None = None
-        self._end: Close | Unknown | None = None
+        self._receivers: list[asyncio.Future[None]] = []
         self._options: Options | None = None
         self._on_departure: Callable[[], None] | None = None
         self._told_connect = False
@@ -150,16 +148,16 @@ class AsgiCycle:
     @property
     def transport(self) -> asyncio.Transport:
         """The transport, found here through `receive` as with uvicorn's own classes."""
-        return self._connection.transport
+        return self.connection.transport
 
     @property
     def close_timeout(self) -> float:
         """Seconds for each step of the closing handshake; any application may set it in `extensions["wsdeco"]`."""
-        return self._connection.close_timeout
+        return self.connection.close_timeout
 
     @close_timeout.setter
     def close_timeout(self, seconds: float) -> None:
-        self._connection.close_timeout = seconds
+        self.connection.close_timeout = seconds
 
     def start(self, scope: Scope, tasks: set[asyncio.Task[None]], config: Config) -> None:
         """Run the application of `config` in a task of its own, which is in `tasks` while it runs."""
@@ -170,7 +168,7 @@ class AsgiCycle:
         task.add_done_callback(tasks.discard)
 
     async def _run(self, app: App, scope: Scope) -> None:
-        connection = self._connection
+        connection = self.connection
         failed = True
         try:
             result = await app(scope, self.receive, self.send)
@@ -197,7 +195,7 @@ class AsgiCycle:
         """Tell whether `exc` says nothing but that the connection has ended, which is nobody's fault here."""
         if isinstance(exc, BaseExceptionGroup):
             return all(map(self._is_only_the_end, cast("BaseExceptionGroup[BaseException]", exc).exceptions))
-        return self._connection.end is not None and isinstance(exc, (ClientDisconnected, WebSocketDisconnect))
+        return self.connection.end is not None and isinstance(exc, (ClientDisconnected, WebSocketDisconnect))
 
     # What the connection calls.
 
@@ -210,12 +208,11 @@ class AsgiCycle:
             inbox.extend(messages)
         self._inbox_size += sum(map(len, messages)) + _MESSAGE_OVERHEAD * len(messages)
         if self._inbox_size > _MAX_INBOX_BYTES:
-            self._connection.pause_reading()
+            self.connection.pause_reading()
         self._wake_receivers()
 
     def input_ended(self, reason: Close | Unknown) -> None:
-        """Nothing more comes."""
-        self._end = reason
+        """Nothing more comes, as `end` of the connection says."""
         self._wake_receivers()
         self.peer_left()
 
@@ -237,7 +234,7 @@ class AsgiCycle:
             return None
         self._told_connect = True
         self._state = _State.YIELDED
-        return self._connection
+        return self.connection
 
     def tell_departure(self, told: Callable[[], None] | None) -> None:
         """Call `told` once the peer has ended its side, in front of the messages that nobody has received so far.
@@ -245,22 +242,8 @@ class AsgiCycle:
         Who receives nothing, since a hook is busy, would not learn of it.
         """
         self._on_departure = told
-        if told is not None and self._end is not None:
+        if told is not None and self.connection.end is not None:
             told()
-
-    def abort(self) -> None:
-        """Drop the connection, which `receive` does not lead to if a middleware has wrapped it."""
-        self._connection.abort()
-
-    @property
-    def end(self) -> Close | Unknown | None:
-        """Why nothing more comes; `None` while something may come."""
-        return self._connection.end
-
-    @property
-    def last_activity(self) -> float:
-        """When the last frame arrived that is not the answer to a ping of ours."""
-        return self._connection.last_activity
 
     def set_options(self, *, close_timeout: float, **options: Unpack[Options]) -> None:
         """Set what the connection is accepted with, in place of uvicorn's options.
@@ -269,14 +252,14 @@ class AsgiCycle:
             close_timeout: Seconds for each step of the closing handshake, in any state.
             options: As `accept` of the connection takes them. A `keepalive` takes effect in any state as well.
         """
-        self._connection.close_timeout = close_timeout
+        self.connection.close_timeout = close_timeout
         self._options = options
         if self._state is _OPEN and "keepalive" in options:
-            self._connection.set_keepalive(*options["keepalive"])
+            self.connection.set_keepalive(*options["keepalive"])
 
     def _wake_receivers(self) -> None:
-        receivers, self._receivers = self._receivers, None
-        for receiver in receivers or ():
+        receivers, self._receivers = self._receivers, []
+        for receiver in receivers:
             if not receiver.done():
                 receiver.set_result(None)
 
@@ -297,18 +280,15 @@ class AsgiCycle:
                 if not inbox:
                     self._inbox = None
                     self._inbox_size = 0
-                    if self._connection.reading_paused:
-                        self._connection.resume_reading()
+                    if self.connection.reading_paused:
+                        self.connection.resume_reading()
                 if isinstance(message, str):
                     return {"type": "websocket.receive", "text": message}
                 return {"type": "websocket.receive", "bytes": message}
-            if self._end is not None:
-                return self._disconnect(self._end)
+            if self.connection.end is not None:
+                return self._disconnect(self.connection.end)
             receiver: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            if self._receivers is None:
-                self._receivers = [receiver]
-            else:
-                self._receivers.append(receiver)
+            self._receivers.append(receiver)
             await receiver
 
     def _disconnect(self, end: Close | Unknown) -> Event:
@@ -316,7 +296,7 @@ class AsgiCycle:
             raise RuntimeError("'websocket.disconnect' has been received: nothing comes after it")
         self._told_disconnect = True
         if self._options is None or not isinstance(end, Close) or (end.code, end.by) != (CloseCode.TOO_BIG, "server"):
-            self._connection.finish()
+            self.connection.finish()
         # If a message was too big, the channel closes when those before it are answered; a deadline bounds that.
         code, reason = (end.code, end.reason) if isinstance(end, Close) else (CloseCode.ABNORMAL, "")
         return {"type": "websocket.disconnect", "code": code, "reason": reason}
@@ -329,7 +309,7 @@ class AsgiCycle:
             RuntimeError: The event does not belong here.
             ValueError: The event holds what must not be sent.
         """
-        connection = self._connection
+        connection = self.connection
         kind = message["type"]
         if self._state is _OPEN and kind == "websocket.send":
             if connection.closed:
@@ -371,7 +351,7 @@ class AsgiCycle:
 
     def _close(self, message: Event) -> None:
         code = message.get("code")
-        self._connection.close(CloseCode.NORMAL if code is None else code, message.get("reason") or "")
+        self.connection.close(CloseCode.NORMAL if code is None else code, message.get("reason") or "")
         self._state = _State.CLOSED
 
     def _accept(self, message: Event) -> None:
@@ -383,7 +363,7 @@ class AsgiCycle:
             else:
                 headers.append((name, value))
         options: Options = self._options or {}
-        self._connection.accept(subprotocol, headers, **options)
+        self.connection.accept(subprotocol, headers, **options)
         self._state = _State.OPEN
 
     def _start_denial(self, message: Event) -> None:
@@ -394,7 +374,7 @@ class AsgiCycle:
     def _continue_denial(self, denial: _Denial, message: Event) -> None:
         denial.body += message.get("body", b"")
         if not message.get("more_body", False):
-            self._connection.refuse(denial.status, denial.headers, bytes(denial.body))
+            self.connection.refuse(denial.status, denial.headers, bytes(denial.body))
             self._state = _State.CLOSED
 
 

@@ -161,23 +161,16 @@ class Connection(Protocol):
 
 
 class Extension(Protocol):
-    """What the scope holds of a connection that is served by wsdeco's own protocol."""
+    """What the scope holds of a connection that is served by wsdeco's own protocol.
 
-    @property
-    def end(self) -> Close | Unknown | None:
-        """Why nothing more comes; `None` while something may come."""
-        ...
+    Attributes:
+        connection: The connection, of which whoever goes through `receive` and `send` may ask when and why it ends.
+    """
 
-    @property
-    def last_activity(self) -> float:
-        """When the last frame arrived that is not the answer to a ping of ours."""
-        ...
+    connection: Connection
 
     def tell_departure(self, told: Callable[[], None] | None) -> None:
         """Call `told` once the peer has ended its side, in front of the messages that nobody has received so far."""
-
-    def abort(self) -> None:
-        """Drop the connection."""
 
     def set_options(self, *, close_timeout: float, **options: Unpack[Options]) -> None:
         """Set what the connection is accepted with."""

@@ -250,9 +250,10 @@ async def test_a_receive_that_does_not_let_itself_be_called_off(event: Any) -> N
 
 
 class Extension:
-    """What wsdeco's own protocol offers in the scope."""
+    """What wsdeco's own protocol offers in the scope, and the connection that it tells of."""
 
     def __init__(self) -> None:
+        self.connection = self
         self.end: Close | None = None
         self.last_activity = 0.0
         self.told: Callable[[], None] | None = None
