@@ -1,23 +1,36 @@
-"""Calls of `on_message` in tasks of their own: several at a time, or bounded in time."""
+"""Calls of `on_message`: what they give, and those in tasks of their own, several at a time or bounded in time."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable
 from typing import Any, Final, TypeAlias
 
+from wsdeco.channels.base import Channel
 from wsdeco.channels.data import Data, checked_kind
 from wsdeco.connection.limits import CANCEL_AGAIN, LimitedConnection
-from wsdeco.connection.replies import ADVICE, send_stream
 from wsdeco.definition.plan import Plan
 
-__all__ = ["Calls"]
+__all__ = ["ADVICE", "Calls", "send_stream"]
 
 Hook: TypeAlias = tuple[Plan, Callable[[Data], Any]]
 
+ADVICE: Final = "annotate on_message with what it gives, such as `-> dict`, or write json.dumps(...) first"
+"""What to write if a reply has no form on the wire."""
+
 _ROUNDING: Final = 1e-6
 """Seconds that a sum of times may lack."""
+
+
+async def send_stream(channel: Channel, replies: AsyncIterable[object]) -> None:
+    """Send each value of a stream as it comes, and end the stream if the connection ends before it."""
+    try:
+        async for reply in replies:
+            await channel.send(checked_kind(reply, advice=ADVICE))
+    finally:
+        if isinstance(replies, AsyncGenerator):
+            await replies.aclose()
 
 
 class Calls:

@@ -33,10 +33,9 @@ from wsdeco.channels.data import Address, Data, checked_kind
 from wsdeco.channels.dialogue import Conversation
 from wsdeco.channels.sink import Sink
 from wsdeco.connection.answers import close_of, described, late_refusal_of, refusal_of, tell_end, tell_refusal
-from wsdeco.connection.calls import Calls
+from wsdeco.connection.calls import ADVICE, Calls, send_stream
 from wsdeco.connection.departures import advise_at_end, is_departure, is_end_of_another
 from wsdeco.connection.limits import AWAITS_FIRST, INTERRUPTED, REDEFINED, SHUTTING_DOWN, LimitedConnection
-from wsdeco.connection.replies import ADVICE, send_stream
 from wsdeco.connection.tasks import Tasks
 from wsdeco.definition.base import Factory, bound_hook
 from wsdeco.definition.plan import Plan, begin_conversation, bound_on_message, continue_conversation, plan_of
@@ -361,25 +360,22 @@ class Lifecycle(LimitedConnection):
     async def _refuse(self, exc: HTTPException | WebSocketException) -> None:
         # Also if __init__ refuses: a deadline interrupts only what counts as a hook.
         self._hook = "on_connect"
+        channel = self.channel
         try:
             if isinstance(exc, WebSocketException):
-                logger.info("%s refused by %s: %s", self.channel.addr, self._name, described(exc))
-            await self._answer_refusal(exc)
+                logger.info("%s refused by %s: %s", channel.addr, self._name, described(exc))
+            if channel.config.refuse_after_upgrade:
+                status, code, text = late_refusal_of(exc)
+                tell_refusal(channel, status)
+                await channel.refuse_after_upgrade(code, text)
+            else:
+                refusal = refusal_of(exc)
+                await channel.refuse(*refusal)
+                tell_refusal(channel, refusal[0])
         except BaseException as failure:
             if self._is_thrown_away():
                 raise
             self._fail(failure)
-
-    async def _answer_refusal(self, exc: HTTPException | WebSocketException) -> None:
-        channel = self.channel
-        if self.channel.config.refuse_after_upgrade:
-            status, code, text = late_refusal_of(exc)
-            tell_refusal(channel, status)
-            await channel.refuse_after_upgrade(code, text)
-        else:
-            refusal = refusal_of(exc)
-            await channel.refuse(*refusal)
-            tell_refusal(channel, refusal[0])
 
     def _fail(self, exc: BaseException, where: str | None = None) -> None:
         if where is None:
