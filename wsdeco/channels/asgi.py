@@ -7,6 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, NamedTuple, cast
 
 from starlette.types import Message, Receive, Scope, Send
@@ -339,12 +340,9 @@ class AsgiChannel(ReceivingChannel):
         if self._close_frame is None:
             return
         (code, text), self._close_frame = self._close_frame, None
-        if self.accepted:
-            await self._write_close_frame(code, text)
-        else:
+        if not self.accepted:
             await self.refuse(*self.refusal())
-
-    async def _write_close_frame(self, code: int, text: str) -> None:
+            return
         # granian holds a close back while a receive() is under way, and that ends only when the peer sends something.
         over = await self._pause_receiving()
         try:
@@ -360,10 +358,7 @@ class AsgiChannel(ReceivingChannel):
         self._resume_reading()
         if self.reason is None and self._lost_timer is None:
             # Servers that have failed a connection on their own account may never say so.
-            self._lost_timer = Deadline(self.clock, self.config.close_timeout, self._end_lost)
-
-    def _end_lost(self) -> None:
-        self.end(Unknown())
+            self._lost_timer = Deadline(self.clock, self.config.close_timeout, partial(self.end, Unknown()))
 
     def _discard_outbox(self) -> None:
         for queued in self._outbox:
