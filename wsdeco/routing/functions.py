@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
@@ -17,6 +16,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
+from wsdeco.connection.answers import refusal_of
 from wsdeco.definition.faults import described, name_of, raise_faults
 from wsdeco.definition.paths import parameter_kinds
 from wsdeco.definition.signatures import (
@@ -166,9 +166,8 @@ class _UpgradeEndpoint:
                     f"{self._call.name} raised HTTPException after the connection: "
                     "raise it before handle_upgrade(), or in on_connect of the handler"
                 ) from exc
-            detail: object = exc.detail
-            body = detail if isinstance(detail, str) else json.dumps(detail)
-            response = PlainTextResponse(body, exc.status_code, exc.headers)
+            status, body, headers = refusal_of(exc)
+            response = PlainTextResponse(body, status, headers)
         if upgrade.handled:
             return
         if not _is_response(response):

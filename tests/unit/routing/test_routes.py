@@ -523,8 +523,14 @@ async def test_a_response_refuses_the_handshake() -> None:
     assert (await refusal(app, "/", denial=False)).status == 403
 
 
-@pytest.mark.parametrize(("detail", "body"), [("no token", b"no token"), ({"error": "token"}, b'{"error": "token"}')])
-async def test_an_http_exception_refuses_the_handshake(detail: Any, body: bytes) -> None:
+@pytest.mark.parametrize(
+    ("detail", "body", "kind"),
+    [
+        ("no token", b"no token", "text/plain; charset=utf-8"),
+        ({"error": "token"}, b'{"error": "token"}', "application/json"),
+    ],
+)
+async def test_an_http_exception_refuses_the_handshake(detail: Any, body: bytes, kind: str) -> None:
     async def for_pages(request: Request, exc: Exception) -> Response:
         return PlainTextResponse(request.method)
 
@@ -536,6 +542,7 @@ async def test_an_http_exception_refuses_the_handshake(detail: Any, body: bytes)
 
     refused = await refusal(app, "/")
     assert (refused.status, refused.body, refused.headers["www-authenticate"]) == (401, body, "Bearer")
+    assert refused.headers["content-type"] == kind
     assert (await refusal(app, "/", denial=False)).status == 403
 
 
