@@ -31,7 +31,7 @@ from wsdeco.routing.draining import Draining
 from wsdeco.routing.endpoints import Context, HandlerEndpoint
 from wsdeco.routing.functions import endpoint_routes
 from wsdeco.routing.lifespan import LifespanFunction, checked_lifespan
-from wsdeco.routing.not_found import NotFound
+from wsdeco.routing.not_found import NotFound, checked_docs
 from wsdeco.routing.registry import Registered, Registry, RouteInfo, kind_of
 from wsdeco.routing.router import IndexedRouter, first_match
 
@@ -119,7 +119,7 @@ class Application:
         self.app.limit_bodies(max_body_size)
         router = self.app.router = IndexedRouter(lifespan=self._run_lifespan)
         self._registry = Registry(router)
-        self._not_found = router.default = NotFound(router, self._registry, docs)
+        self._not_found = router.default = NotFound(router, self._registry, checked_docs(docs))
         if metrics is not None or health is not None:
             self._add_pages(metrics, health)
         if traces:
@@ -219,7 +219,7 @@ class Application:
 
     @docs.setter
     def docs(self, docs: str | None) -> None:
-        self._not_found.docs = docs
+        self._not_found.docs = checked_docs(docs)
 
     @property
     def backplane(self) -> Backplane | None:

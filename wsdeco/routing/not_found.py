@@ -23,7 +23,7 @@ from wsdeco.routing.endpoints import HandlerEndpoint
 from wsdeco.routing.registry import Registry
 from wsdeco.routing.router import IndexedRouter, first_match
 
-__all__ = ["NotFound", "document_path"]
+__all__ = ["NotFound", "checked_docs", "document_path"]
 
 _PATH: Final = "/docs"
 """Path of the console if the app names none."""
@@ -58,39 +58,36 @@ def document_path(console: str) -> str:
     return f"{console.rpartition('/')[0]}/asyncapi.json"
 
 
+def checked_docs(docs: str | None) -> str | None:
+    """Return what `App(docs=...)` may be as it is.
+
+    Raises:
+        RouteError: It is no path, or one with parameters.
+    """
+    if docs is not None and docs != "auto" and "{" in check_path(docs):
+        raise RouteError(f"docs={docs!r} has a parameter, and the console has one path: write {_PATH!r}")
+    return docs
+
+
 class NotFound:
     """Answers what no route of an app matches.
 
     Attributes:
+        docs: Path of the console, `"auto"`, or `None` for none.
         on_loopback: Whether a server of `run` serves the app, and listens on loopback.
     """
 
     def __init__(self, router: IndexedRouter, registry: Registry, docs: str | None) -> None:
-        """Answer for `router`, whose routes `registry` fills; `docs` is as for `Application`.
-
-        Raises:
-            RouteError: `docs` is no path.
-        """
+        """Answer for `router`, whose routes `registry` fills; `docs` is as for `Application`, and checked."""
         self.on_loopback = False
         self._router = router
         self._registry = registry
         self.docs = docs
 
     @property
-    def docs(self) -> str | None:
-        """Path of the console, `"auto"`, or `None` for none."""
-        return self._docs
-
-    @docs.setter
-    def docs(self, docs: str | None) -> None:
-        if docs is not None and docs != "auto" and "{" in check_path(docs):
-            raise RouteError(f"docs={docs!r} has a parameter, and the console has one path: write {_PATH!r}")
-        self._docs = docs
-
-    @property
     def console_path(self) -> str | None:
         """Where the console answers, `None` if it is off or the app has a route of its own on that path."""
-        path = self._docs
+        path = self.docs
         if path == "auto":
             path = _PATH if self.on_loopback and self._has_console else None
         if path is None:
@@ -143,7 +140,7 @@ class NotFound:
         return _PAGE.format(path=escape(request.url.path), url=escape(url), hint=hint)
 
     def _console_for(self, request: Request) -> str | None:
-        if self._docs == "auto" and not _is_from_here(request):
+        if self.docs == "auto" and not _is_from_here(request):
             return None
         return self.console_path
 
