@@ -11,6 +11,8 @@ from datetime import datetime
 from typing import Final, Protocol, cast
 from weakref import WeakValueDictionary, ref
 
+from wsdeco.values import wrong_type
+
 __all__ = ["Clock", "Deadline", "Due", "Timer", "Wheel", "running_loop", "seconds_until", "sleep", "wheel_of"]
 
 _MAX_LATENESS: Final = 0.5
@@ -65,10 +67,7 @@ def seconds_until(when: float | datetime) -> float:
             raise ValueError(f"a time needs its zone, such as datetime.now(UTC) + timedelta(hours=1), not {when!r}")
         when = when.timestamp()
     elif isinstance(when, bool) or not isinstance(when, int | float):
-        raise TypeError(
-            f"a time must be seconds since 1970, such as time.time() + 3600, or a datetime, not "
-            f"{type(when).__name__}: {when!r}"
-        )
+        raise wrong_type("a time", "seconds since 1970, such as time.time() + 3600, or a datetime", when)
     if not math.isfinite(when):
         raise ValueError(f"a time must be finite, not {when!r}: write None for no end")
     return max(0.0, when - time.time())

@@ -36,6 +36,7 @@ from wsdeco.values import (
     seconds,
     subprotocol_names,
     within,
+    wrong_type,
 )
 
 __all__ = [
@@ -162,10 +163,7 @@ def _codec_or_name(name: str, value: object) -> object:
 
 def _flag_or_settings(name: str, value: object) -> bool | Compression:
     if not isinstance(value, bool | Compression):
-        raise TypeError(
-            f"{name} must be True, False or a Compression such as Compression(level=1, threshold=256), not "
-            f"{type(value).__name__}: {value!r}"
-        )
+        raise wrong_type(name, "True, False or a Compression such as Compression(level=1, threshold=256)", value)
     return value
 
 

@@ -6,6 +6,8 @@ import re
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+from wsdeco.values import wrong_type
+
 __all__ = ["Pace", "pace_of", "rate_of_bytes", "rate_of_messages"]
 
 _RATE: Final = re.compile(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([A-Za-z]*)\s*/\s*([A-Za-z]+)\s*", re.ASCII)
@@ -88,7 +90,7 @@ def rate_of_bytes(name: str, value: object) -> str:
 
 def _checked(name: str, value: object, examples: str, *, has_unit: bool) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be a rate such as {examples}, not {type(value).__name__}: {value!r}")
+        raise wrong_type(name, f"a rate such as {examples}", value)
     amount, seconds = _parsed(value)
     # A burst of less than one message or byte lets nothing in.
     if amount < 1 or not seconds or ("B" in value) is not has_unit:

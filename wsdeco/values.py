@@ -30,6 +30,7 @@ __all__ = [
     "subprotocol_names",
     "texts",
     "within",
+    "wrong_type",
 ]
 
 Check: TypeAlias = Callable[[str, Any], object]
@@ -41,12 +42,17 @@ def nearest(name: str, known: Iterable[str], similarity: float = 0.6) -> str | N
     return next(iter(difflib.get_close_matches(name, list(known), 1, similarity)), None)
 
 
+def wrong_type(name: str, expected: str, value: object) -> TypeError:
+    """Return the error that says what a value has to be, and what it is."""
+    return TypeError(f"{name} must be {expected}, not {type(value).__name__}: {value!r}")
+
+
 def seconds(name: str, value: object, *, is_positive: bool = False) -> float:
     """Return a duration in seconds, which is not 0 if it has to be positive."""
     if isinstance(value, timedelta):
         value = value.total_seconds()
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"{name} must be seconds (a number) or a timedelta, not {type(value).__name__}: {value!r}")
+        raise wrong_type(name, "seconds (a number) or a timedelta", value)
     if not 0 <= value <= sys.float_info.max or (is_positive and value == 0):
         least = "more than 0" if is_positive else "0 or more"
         raise ValueError(f"{name} must be {least} seconds and finite, not {value!r}")
@@ -66,7 +72,7 @@ def count(name: str, value: object) -> int:
 def within(name: str, value: object, least: int, most: int | None = None) -> int:
     """Return a number from `least` on, and up to `most`."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, not {type(value).__name__}: {value!r}")
+        raise wrong_type(name, "an int", value)
     if value < least or (most is not None and value > most):
         expected = f"{least} or more" if most is None else f"{least} to {most}"
         raise ValueError(f"{name} must be {expected}, not {value!r}")
@@ -90,7 +96,7 @@ def one_of(choices: object) -> Check:
 def flag(name: str, value: object) -> bool:
     """Return a `bool`."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, not {type(value).__name__}: {value!r}")
+        raise wrong_type(name, "True or False", value)
     return value
 
 
