@@ -209,7 +209,7 @@ def _parameter_faults(hook: Hook, wanted: str) -> Iterator[str]:
     elif hook.name == "on_connect" and _is_swapped(hook.parameters[0], hook.parameters[1]):
         yield f"takes the sink first, and is called with the address first: {wanted}"
     else:
-        yield from _ANNOTATION_FAULTS[hook.name](hook)
+        yield from _annotation_faults(hook)
 
 
 def _misfit(signature: inspect.Signature, arguments: tuple[str, ...]) -> str:
@@ -239,47 +239,34 @@ def _is_swapped(
     return not accepts(first[1], Address) and not accepts(second[1], Sink) and accepts(first[1], Sink)
 
 
-def _connect_annotation_faults(hook: Hook) -> Iterator[str]:
-    for (parameter, annotation), arriving in zip(hook.parameters, (Address, Sink), strict=True):
-        if not accepts(annotation, arriving):
-            name = arriving.__name__
-            yield (
-                f"is annotated `{_shown(parameter)}`, and what arrives is {name}: "
-                f"write `{parameter.name}: {name}` (`from wsdeco import {name}`)"
-            )
+def _annotation_faults(hook: Hook) -> Iterator[str]:
+    for (parameter, annotation), given in zip(hook.parameters, ARGUMENTS[hook.name], strict=True):
+        for fault in _misfits(hook, given, parameter.name, annotation):
+            yield f"is annotated `{parameter.name}: {shown_type(parameter.annotation)}`{fault}"
 
 
-def _message_annotation_faults(hook: Hook) -> Iterator[str]:
-    for parameter, annotation in hook.parameters:
-        if hook.message is not UNKNOWN:
-            yield from (f"is annotated `{_shown(parameter)}`: {fault}" for fault in type_faults(hook.message))
-        elif not accepts(annotation, str) and not accepts(annotation, bytes):
-            yield (
-                f"is annotated `{_shown(parameter)}`, and what arrives is str or bytes: "
-                "write `text: str` for text, `data: bytes` for binary, or `data: str | bytes` for both"
-            )
-
-
-def _disconnect_annotation_faults(hook: Hook) -> Iterator[str]:
-    for parameter, annotation in hook.parameters:
+def _misfits(hook: Hook, given: str, name: str, annotation: object) -> Iterator[str]:
+    """Yield why what a hook is given does not fit the annotation of the parameter that gets it."""
+    if hook.name == "on_connect":
+        kind = Address if given == "addr" else Sink
+        if not accepts(annotation, kind):
+            shown = kind.__name__
+            yield f", and what arrives is {shown}: write `{name}: {shown}` (`from wsdeco import {shown}`)"
+    elif hook.name == "on_disconnect":
         options = alternatives(annotation)
         left_out = [reason.__name__ for reason in _REASONS if not any(is_subclass(reason, each) for each in options)]
         if left_out:
             yield (
-                f"is annotated `{_shown(parameter)}`, and {', '.join(left_out)} can arrive: "
-                f"write `{parameter.name}: DisconnectReason` (`from wsdeco import DisconnectReason`)"
+                f", and {', '.join(left_out)} can arrive: "
+                f"write `{name}: DisconnectReason` (`from wsdeco import DisconnectReason`)"
             )
-
-
-_ANNOTATION_FAULTS: Final = {
-    "on_connect": _connect_annotation_faults,
-    "on_message": _message_annotation_faults,
-    "on_disconnect": _disconnect_annotation_faults,
-}
-
-
-def _shown(parameter: inspect.Parameter) -> str:
-    return f"{parameter.name}: {shown_type(parameter.annotation)}"
+    elif hook.message is not UNKNOWN:
+        yield from (f": {fault}" for fault in type_faults(hook.message))
+    elif not accepts(annotation, str) and not accepts(annotation, bytes):
+        yield (
+            ", and what arrives is str or bytes: "
+            "write `text: str` for text, `data: bytes` for binary, or `data: str | bytes` for both"
+        )
 
 
 def _reply_faults(hook: Hook) -> Iterator[str]:

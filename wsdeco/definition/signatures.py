@@ -235,36 +235,34 @@ def alternatives(annotation: object) -> tuple[type, ...]:
         return (object,)
     if isinstance(annotation, type):
         return (annotation,)
-    origin = get_origin(annotation)
-    if origin is Union or origin is UnionType:
-        return tuple(option for part in get_args(annotation) for option in alternatives(part))
-    if origin is Literal:
+    if get_origin(annotation) is Literal:
         return tuple({type(value): None for value in get_args(annotation)})
-    if isinstance(annotation, TypeVar):
-        return tuple(
-            option for part in annotation.__constraints__ or (_bound(annotation),) for option in alternatives(part)
-        )
-    if origin is Annotated:
-        return alternatives(get_args(annotation)[0])
-    if isinstance(annotation, NewType):
-        return alternatives(annotation.__supertype__)
-    named: object = annotation if origin is None else origin
-    meant = _alias_value(named)
-    if meant is not named:
-        return alternatives(meant)
+    parts = _parts(annotation)
+    if parts is not None:
+        return tuple(option for part in parts for option in alternatives(part))
+    named: object = get_origin(annotation) or annotation
     return (named,) if isinstance(named, type) else (object,)
 
 
-def _bound(variable: TypeVar) -> object:
-    return object if variable.__bound__ is None else variable.__bound__
-
-
-def _alias_value(named: object) -> object:
+def _parts(annotation: object) -> tuple[object, ...] | None:
+    """Return the annotations that this one stands for, if it stands for others."""
+    origin = get_origin(annotation)
+    if origin is Union or origin is UnionType:
+        return get_args(annotation)
+    if origin is Annotated:
+        return get_args(annotation)[:1]
+    if isinstance(annotation, TypeVar):
+        bound: object = annotation.__bound__
+        return annotation.__constraints__ or (object if bound is None else bound,)
+    if isinstance(annotation, NewType):
+        return (annotation.__supertype__,)
     try:
-        return getattr(named, "__value__", named)
+        # That of a `type` statement, which may have parameters.
+        value: object = getattr(origin or annotation, "__value__", UNKNOWN)
     except NameError:
-        # The value of a `type` statement is evaluated here, and may name what exists for type checkers only.
-        return object
+        # It is evaluated here, and may name what exists for type checkers only.
+        return (object,)
+    return None if value is UNKNOWN else (value,)
 
 
 def is_subclass(kind: type, of: type | tuple[type, ...]) -> bool:
