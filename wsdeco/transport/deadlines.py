@@ -19,8 +19,8 @@ RESPONSE_TIMEOUT: Final = 60.0
 """Seconds in which a peer takes as much of a response as it must, or all: what `send_timeout` is to a WebSocket."""
 _LINGER: Final = 2.0
 """Seconds for a refused peer to read the refusal and to close, and for a body or a response once the server stops."""
-_AGE_STEP: Final = 0.5
-"""Seconds to which the age of a connection is rounded that has spent time on TLS."""
+_NO_AGE: Final = 0.25
+"""Seconds since a connection was accepted that its first head has besides."""
 _TICK: Final = 0.02
 """Least seconds between two deadlines: what is due by then is done in one go."""
 
@@ -117,21 +117,14 @@ class HttpDeadlines:
         self.responses: Deadlines = Deadlines(clock, RESPONSE_TIMEOUT, _expire_response)
         self.last_responses: Deadlines = Deadlines(clock, _LINGER, _expire_response)
         self.lingering: Deadlines = Deadlines(clock, _LINGER, _expire)
-        self._first_heads: dict[int, Deadlines] = {0: self.heads}
 
     def first_heads(self, accepted_at: float) -> Deadlines:
         """Return the deadline for the first head of a connection, which counts from `accepted_at`.
 
-        Connections of about one age share it, since each deadline keeps its connections in the order of time.
+        A connection that has spent time on TLS has one of its own, as each keeps its connections in the order of time.
         """
         age = self.clock.time() - accepted_at
-        if age < _AGE_STEP / 2:
-            return self.heads
-        steps = min(round(age / _AGE_STEP), round(HEAD_TIMEOUT / _AGE_STEP) - 1)
-        found = self._first_heads.get(steps)
-        if found is None:
-            found = self._first_heads[steps] = Deadlines(self.clock, HEAD_TIMEOUT - steps * _AGE_STEP, _expire)
-        return found
+        return self.heads if age < _NO_AGE else Deadlines(self.clock, HEAD_TIMEOUT - age, _expire)
 
 
 def _expire(connection: Bounded) -> None:

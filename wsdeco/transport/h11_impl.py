@@ -100,10 +100,7 @@ class BoundedH11Protocol(BoundedHttpProtocol, H11Protocol):
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         """Hand the connection to the WebSocket protocol. uvicorn calls it instead of the app."""
-        if not self._has_room_to_upgrade():
-            return
-        if event.http_version != b"1.1":
-            self._refuse(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "A WebSocket handshake needs HTTP/1.1.")
+        if not self._may_upgrade(event.http_version.decode()):
             return
         self._end_head()
         super().handle_websocket_upgrade(event)

@@ -314,8 +314,8 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
         # Java's HTTP client and `curl --http2` ask for an upgrade with each request: no reason to warn.
         pass
 
-    def _has_room_to_upgrade(self) -> bool:
-        """Return whether the response before an upgrade is out of the way; otherwise the connection ends with it."""
+    def _may_upgrade(self, version: str) -> bool:
+        """Return whether a WebSocket may begin, behind the responses before it; otherwise the connection ends."""
         if self._answering:
             # Both would write to the transport at once.
             self._end_after_response()
@@ -325,6 +325,9 @@ class BoundedHttpProtocol(asyncio.Protocol, ABC):
             self._deaf = True
             self._end_head()
             self.transport.close()
+            return False
+        if version != "1.1":
+            self._refuse(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "A WebSocket handshake needs HTTP/1.1.")
             return False
         return True
 

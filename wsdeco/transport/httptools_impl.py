@@ -198,10 +198,7 @@ class BoundedHttpToolsProtocol(BoundedHttpProtocol, HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection to the WebSocket protocol. uvicorn calls it when it handles HttpParserUpgrade."""
-        if not self._has_room_to_upgrade():
-            return
-        if self.scope["http_version"] != "1.1":
-            self._refuse(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "A WebSocket handshake needs HTTP/1.1.")
+        if not self._may_upgrade(self.scope["http_version"]):
             return
         (parsed,) = cast(Exception, sys.exception()).args
         early = self._data[self._start + parsed :]
