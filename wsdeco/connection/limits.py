@@ -144,10 +144,8 @@ class LimitedConnection:
 
     def expire_in(self, seconds: float | None) -> None:
         """Close with 4401 in so many seconds; `None` takes that back."""
-        self._set_deadline(_EXPIRY, seconds, self._expire)
-
-    def _expire(self) -> None:
-        self.channel.close_by_server(CloseCode.TOKEN_EXPIRED, "token expired")
+        expire = partial(self.channel.close_by_server, CloseCode.TOKEN_EXPIRED, "token expired")
+        self._set_deadline(_EXPIRY, seconds, expire)
 
     def _time_out(self, limit: LimitName, seconds: float) -> None:
         message = f"{limit} of {seconds:g} s is over"
@@ -252,28 +250,24 @@ class LimitedConnection:
             self._limit_hook(CANCEL_AGAIN)
 
     def _limit_ending(self) -> None:
-        self._cancel_deadlines("hook")
         grace, close_timeout = self.channel.config.disconnect_grace, self.channel.config.close_timeout
         if self._state & SHUTTING_DOWN:
             self._limit_hook(close_timeout)
-        elif grace is not None:
-            self._limit_hook(max(grace, close_timeout))
+        else:
+            self._limit_hook(None if grace is None else max(grace, close_timeout))
 
     def _hook_over(self) -> bool:
         """Note that a hook has ended; return whether the hooks of its instance are others now."""
         self._hook = None
         if self.channel.config.idle_timeout is not None:
             self._hook_ended_at = self.channel.clock.time()
-        is_redefined = False
-        if self._after_hook:
-            is_redefined = self._after_hook >= REDEFINED
-            if self._after_hook & INTERRUPTED:
-                self._cancel_deadlines("hook")
-            self._after_hook = 0
+        happened, self._after_hook = self._after_hook, 0
+        if happened & INTERRUPTED:
+            self._cancel_deadlines("hook")
         task = self._hooks_task
         while task is not None and task.cancelling():
             task.uncancel()
-        return is_redefined
+        return happened >= REDEFINED
 
     @property
     def shutdown_time(self) -> float:
