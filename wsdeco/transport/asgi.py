@@ -70,7 +70,8 @@ def scope_of(
     return build_scope(
         request,
         scheme="wss" if is_ssl(transport) else "ws",
-        server=_server_of(transport),
+        # uvicorn asks the socket object, which uvloop would have to make for that.
+        server=_server_of(transport.get_extra_info("sockname")),
         client=None if isinstance(peer_name, str) else _address(peer_name),
         root_path=config.root_path,
         asgi={"version": config.asgi_version, "spec_version": "2.4"},
@@ -78,14 +79,8 @@ def scope_of(
     )
 
 
-def _server_of(transport: asyncio.Transport) -> tuple[str, int | None] | None:
-    # uvicorn asks the socket object, which uvloop would have to make for that.
-    name: PeerName = transport.get_extra_info("sockname")
-    return _server_named(name if isinstance(name, str) or name is None else (name[0], name[1]))
-
-
 @lru_cache(maxsize=64)
-def _server_named(name: PeerName) -> tuple[str, int | None] | None:
+def _server_of(name: PeerName) -> tuple[str, int | None] | None:
     # All connections to one address share the tuple.
     return (name, None) if isinstance(name, str) else _address(name)
 

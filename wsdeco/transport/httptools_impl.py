@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from http import HTTPStatus
+from types import SimpleNamespace
 from typing import Any, Final, NoReturn, cast
 
 import httptools
@@ -29,20 +30,8 @@ _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 """Header fields by which the end of a body is found."""
 
 
-class _HeadTooLarge(Exception):
-    pass
-
-
-class _HostAmbiguous(Exception):
-    pass
-
-
-class _BodyOf:
-    """Gets what a parser finds in the body of a request."""
-
-    def __init__(self, owner: BoundedHttpToolsProtocol) -> None:
-        self.on_body = owner.on_body
-        self.on_message_complete = owner.on_message_complete
+class _BadHead(Exception):
+    """httptools makes an HttpParserError of it, for which uvicorn calls `send_400_response`."""
 
 
 class BoundedHttpToolsProtocol(BoundedHttpProtocol, HttpToolsProtocol):
@@ -137,7 +126,7 @@ class BoundedHttpToolsProtocol(BoundedHttpProtocol, HttpToolsProtocol):
             is_ambiguous = len(fields) < len(headers) and sum(name == b"host" for name, _ in headers) > 1
         if is_ambiguous:
             # It is open which site is meant (RFC 9112, section 3.2). h11 refuses such a request by itself.
-            raise _HostAmbiguous
+            raise _BadHead
         if self._awaits_head:
             self._end_head()
         before = self.cycle
@@ -156,8 +145,7 @@ class BoundedHttpToolsProtocol(BoundedHttpProtocol, HttpToolsProtocol):
 
     def _overflow(self) -> NoReturn:
         self._status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-        # httptools makes an HttpParserError of it, for which uvicorn calls `send_400_response`.
-        raise _HeadTooLarge
+        raise _BadHead
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
@@ -189,7 +177,8 @@ class BoundedHttpToolsProtocol(BoundedHttpProtocol, HttpToolsProtocol):
         (parsed,) = cast(Exception, sys.exception()).args
         self._end = self._start + parsed
         # A parser of the body alone. It has to be told how its end is found.
-        self.parser = httptools.HttpRequestParser(_BodyOf(self))
+        found = SimpleNamespace(on_body=self.on_body, on_message_complete=self.on_message_complete)
+        self.parser = httptools.HttpRequestParser(found)
         framing = b"".join(b"%s: %s\r\n" % pair for pair in self.headers if pair[0] in _FRAMING)
         try:
             self.parser.feed_data(b"POST / HTTP/1.1\r\n%s\r\n" % framing)
