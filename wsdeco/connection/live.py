@@ -1,12 +1,14 @@
-"""All connections of an app that live, to be closed at shutdown."""
+"""All connections of an app that live, to be told to leave: one after the other, and at shutdown."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from contextlib import suppress
 from typing import Final
 
+from wsdeco.clock import Clock, sleep
 from wsdeco.connection.admission import Ticket
 from wsdeco.connection.lifecycle import Lifecycle
 
@@ -14,6 +16,9 @@ __all__ = ["LiveConnections"]
 
 _AT_ONCE: Final = 64
 """Connections that are closed in one turn of the loop. About 3 ms."""
+
+_RANDOM: Final = random.Random()  # noqa: S311 - an order, no secret
+"""Not the generator of the module: a program that seeds that one would have all its processes drain in one order."""
 
 logger: Final = logging.getLogger("wsdeco")
 
@@ -36,10 +41,6 @@ class LiveConnections:
         self.closing: bool = False
         self.closing_time: float | None = None
         self.retry_after: int = 1
-
-    def __contains__(self, connection: Lifecycle) -> bool:
-        """Return whether a connection lives."""
-        return connection in self._live
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -71,6 +72,30 @@ class LiveConnections:
     def shutdown_time(self) -> float:
         """Seconds that `shut_down` takes at most, as of now; any thread may ask."""
         return max((connection.shutdown_time for connection in tuple(self._live)), default=0.0)
+
+    async def drain(self, clock: Clock, seconds: float, text: str) -> None:
+        """Close the connections of this moment with 1012, in random order, evenly over `seconds`.
+
+        So they do not all come back at once. Each has the share of one connection in the time for itself, and is told
+        at a random moment in it. Connections that begin later are left alone. Returns when the last one has been told,
+        which may be before the time is over.
+
+        Args:
+            clock: The clock that the time is of.
+            seconds: The time.
+            text: The reason that goes with the code.
+        """
+        order = self.all()
+        _RANDOM.shuffle(order)
+        share = seconds / max(1, len(order))
+        begun = clock.time()
+        for place, connection in enumerate(order):
+            left = begun + (place + _RANDOM.random()) * share - clock.time()
+            # A connection that has left by itself needs no wait.
+            if left > 0 and connection in self._live:
+                await sleep(clock, left)
+            if connection in self._live:
+                connection.shut_down(text)
 
     async def shut_down(self) -> None:
         """Close every connection with 1012, let no new one in, and wait until all have ended.
