@@ -38,10 +38,14 @@ def parse_origin(text: str) -> Origin | None:
     match = _ORIGIN.fullmatch(text)
     if match is None:
         return None
-    scheme = match["scheme"].lower()
-    host = _normalized_host(match["host"])
+    scheme, host = match["scheme"].lower(), match["host"].lower()
+    if host.startswith("["):
+        try:
+            host = f"[{IPv6Address(host[1:-1]).compressed}]"
+        except AddressValueError:
+            return None
     port = _DEFAULT_PORTS.get(scheme, 0) if match["port"] is None else int(match["port"])
-    return None if host is None or port > 65535 else (scheme, host, port)
+    return None if port > 65535 else (scheme, host, port)
 
 
 def origin_allowed(
@@ -81,15 +85,6 @@ def origin_allowed(
         return False
     page_scheme, page_host, _ = origin
     return origin == target or (page_scheme in ("http", "https") and is_loopback(page_host) and is_loopback(target[1]))
-
-
-def _normalized_host(host: str) -> str | None:
-    if not host.startswith("["):
-        return host.lower()
-    try:
-        return f"[{IPv6Address(host[1:-1]).compressed}]"
-    except AddressValueError:
-        return None
 
 
 def is_loopback(host: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from wsdeco.definition.signatures import shown_signature, where
+from wsdeco.definition.signatures import signature_of, where
 from wsdeco.reasons import HandlerError
 
 __all__ = ["described", "name_of", "raise_class_faults", "raise_faults"]
@@ -18,9 +18,9 @@ def name_of(target: object) -> str:
 
 
 def described(name: str, function: object) -> str:
-    """Return `name` with the signature of `function` and the place of its definition."""
+    """Return `name` with the signature of `function` as its author wrote it, and the place of its definition."""
     place = where(function)
-    return f"{name}{shown_signature(function)}" + (f" [{place}]" if place else "")
+    return f"{name}{signature_of(function) or '(...)'}" + (f" [{place}]" if place else "")
 
 
 def raise_faults(heading: str, faults: Iterable[str]) -> None:

@@ -32,7 +32,6 @@ __all__ = [
     "passes_on",
     "receivers",
     "resolve",
-    "shown_signature",
     "shown_type",
     "signature_of",
     "where",
@@ -169,12 +168,6 @@ def parameters_of(signature: inspect.Signature | None) -> list[inspect.Parameter
 def passes_on(signature: inspect.Signature) -> bool:
     """Return whether `signature` is `(*args, **kwargs)`, which tells nothing."""
     return tuple(parameter.kind for parameter in signature.parameters.values()) == _VARIADIC
-
-
-def shown_signature(function: object) -> str:
-    """Return the signature of `function` as its author wrote it, `self` included, or `(...)`."""
-    signature = signature_of(function)
-    return "(...)" if signature is None else str(signature)
 
 
 def bindable(signature: inspect.Signature | None, count: int) -> bool:

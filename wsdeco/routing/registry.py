@@ -109,7 +109,8 @@ class Registry:
                     "give one of them another path"
                 )
         for old in replaced:
-            _succeed(new, old)
+            for endpoint, before in zip(_endpoints(new), _endpoints(old), strict=False):
+                endpoint.succeed(before)
         # In one step, since a server in another thread may be matching a path at this moment.
         if replaced:
             self._router.routes[:] = self._routes_with(new, replaced)
@@ -152,11 +153,6 @@ def kind_of(routes: list[BaseRoute]) -> Literal["ws", "http", "http+ws"]:
 def _endpoints(registered: Registered) -> list[HandlerEndpoint]:
     apps = [route.app for route in registered.routes if isinstance(route, WebSocketRoute)]
     return [app for app in apps if isinstance(app, HandlerEndpoint)]
-
-
-def _succeed(new: Registered, old: Registered) -> None:
-    for endpoint, before in zip(_endpoints(new), _endpoints(old), strict=False):
-        endpoint.succeed(before)
 
 
 def _methods(route: BaseRoute) -> list[str]:
