@@ -94,7 +94,9 @@ def run_in_foreground(
                 multiprocessing.freeze_support()
             run_workers(app, reference or reference_to(app), host, port, workers, options)
         else:
-            _run_alone(app, host, port, options)
+            server = make_server(app, host, port, options)
+            server.on_start = lambda: print_banner(server, "Press Ctrl-C to stop.")
+            serve_in_main_thread(server)
     except ServerError as exc:
         if hasattr(sys, "ps1"):
             # It would end the interpreter that somebody is typing into.
@@ -113,9 +115,3 @@ def _check_foreground(app: Application) -> None:
             "run() in the foreground needs the main thread, where signals such as Ctrl-C arrive: "
             "write run(background=True), which brings a thread of its own"
         )
-
-
-def _run_alone(app: Application, host: str, port: int, options: dict[str, Any]) -> None:
-    server = make_server(app, host, port, options)
-    server.on_start = lambda: print_banner(server, "Press Ctrl-C to stop.")
-    serve_in_main_thread(server)

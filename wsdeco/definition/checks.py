@@ -206,7 +206,7 @@ def _parameter_faults(hook: Hook, wanted: str) -> Iterator[str]:
             yield f"has no `self` in front of `{arguments[0]}`: {wanted}"
             return
         yield f"{_misfit(hook.signature, arguments)}: {wanted}"
-    elif hook.name == "on_connect" and _is_swapped(hook.parameters[0], hook.parameters[1]):
+    elif hook.name == "on_connect" and _is_swapped(hook):
         yield f"takes the sink first, and is called with the address first: {wanted}"
     else:
         yield from _annotation_faults(hook)
@@ -229,14 +229,11 @@ def _misfit(signature: inspect.Signature, arguments: tuple[str, ...]) -> str:
     )
 
 
-def _is_swapped(
-    first: tuple[inspect.Parameter, object],
-    second: tuple[inspect.Parameter, object],
-) -> bool:
-    names = first[0].name.strip("_"), second[0].name.strip("_")
-    if names[0] == "sink" or names[1] in {"addr", "address"}:
+def _is_swapped(hook: Hook) -> bool:
+    (first, of_first), (second, of_second) = hook.parameters
+    if first.name.strip("_") == "sink" or second.name.strip("_") in {"addr", "address"}:
         return True
-    return not accepts(first[1], Address) and not accepts(second[1], Sink) and accepts(first[1], Sink)
+    return not accepts(of_first, Address) and not accepts(of_second, Sink) and accepts(of_first, Sink)
 
 
 def _annotation_faults(hook: Hook) -> Iterator[str]:

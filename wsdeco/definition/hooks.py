@@ -167,12 +167,9 @@ def find_hooks(cls: type) -> dict[str, Hook]:
     """Return the hooks that `cls` or a base of it defines, by name; the defaults of this library do not count."""
     found: dict[str, Hook] = {}
     for name in HOOK_NAMES:
-        for owner in cls.__mro__:
-            if name in vars(owner):
-                raw: object = vars(owner)[name]
-                if not is_default(raw):
-                    found[name] = Hook(name, owner, raw)
-                break
+        owner = next((base for base in cls.__mro__ if name in vars(base)), None)
+        if owner is not None and not is_default(vars(owner)[name]):
+            found[name] = Hook(name, owner, vars(owner)[name])
     return found
 
 

@@ -42,6 +42,10 @@ class WebSocketUpgrade(HTTPConnection):
     """A WebSocket handshake that waits for an answer: URL, headers, cookies, path and query parameters of it.
 
     An endpoint of `App.route` receives it as `upgrade`; `handle_upgrade` accepts it.
+
+    Attributes:
+        handled: Whether `handle_upgrade` has been called with it.
+        hosts: The gate of loopback listeners (for `handle_upgrade`).
     """
 
     def __init__(
@@ -52,17 +56,8 @@ class WebSocketUpgrade(HTTPConnection):
         self._receive = receive
         self._send = send
         self._context = context
-        self._handled = False
-
-    @property
-    def handled(self) -> bool:
-        """Whether `handle_upgrade` has been called with it."""
-        return self._handled
-
-    @property
-    def hosts(self) -> Hosts:
-        """The gate of loopback listeners (for `handle_upgrade`)."""
-        return self._context.hosts
+        self.handled: bool = False
+        self.hosts: Hosts = context.hosts
 
     def open_channel(self, config: ConnectionConfig) -> tuple[Channel, LiveConnections]:
         """Return the channel that answers the handshake, and the connections it belongs to (for `handle_upgrade`).
@@ -70,9 +65,9 @@ class WebSocketUpgrade(HTTPConnection):
         Raises:
             RuntimeError: It was called before.
         """
-        if self._handled:
+        if self.handled:
             raise RuntimeError("this upgrade has been handled already: call handle_upgrade() once per request")
-        self._handled = True
+        self.handled = True
         channel = open_channel(self.scope, self._receive, self._send, config, self._context, self._room)
         return channel, self._context.connections
 
