@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from wsdeco.transport.http import HEADER_LINE_SIZE, REQUEST_LINE_SIZE, TOO_LARGE, BoundedHttpProtocol
+from wsdeco.transport.http import TOO_LARGE, BoundedHttpProtocol, head_size
 from wsdeco.wire.handshake import MAX_HEAD_LINES, MAX_HEAD_SIZE
 
 __all__ = ["BoundedH11Protocol"]
@@ -43,11 +43,8 @@ class _H11Connection(h11.Connection):
         return event
 
     def _check(self, request: h11.Request) -> None:
-        size = REQUEST_LINE_SIZE + len(request.target)
-        for name, value in request.headers:
-            size += len(name) + len(value) + HEADER_LINE_SIZE
-            self.asked_to_upgrade |= name == b"upgrade"
-        if len(request.headers) >= MAX_HEAD_LINES or size > MAX_HEAD_SIZE:
+        self.asked_to_upgrade |= b"upgrade" in dict(request.headers)
+        if len(request.headers) >= MAX_HEAD_LINES or head_size(request.target, request.headers) > MAX_HEAD_SIZE:
             raise h11.RemoteProtocolError(TOO_LARGE, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
 

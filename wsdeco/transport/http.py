@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any, Final, cast
 
@@ -44,17 +44,22 @@ from wsdeco.transport.shared import shared_of
 from wsdeco.transport.turns import in_turns
 from wsdeco.wire.handshake import read_handshake, refusal_response
 
-__all__ = ["HEADER_LINE_SIZE", "REQUEST_LINE_SIZE", "TOO_LARGE", "BoundedHttpProtocol"]
+__all__ = ["TOO_LARGE", "BoundedHttpProtocol", "head_size"]
 
 _LEAST_RATE: Final = 500
 """Bytes a second that a body has to bring, as with Apache's `RequestReadTimeout`, and that peers read of a response."""
-REQUEST_LINE_SIZE: Final = len(b"GET  HTTP/1.1\r\n")
+_REQUEST_LINE: Final = len(b"GET  HTTP/1.1\r\n")
 """Bytes of a request line around its target."""
-HEADER_LINE_SIZE: Final = len(b": \r\n")
+_HEADER_LINE: Final = len(b": \r\n")
 """Bytes of a header line around its name and value."""
 
 TOO_LARGE: Final = "The request head is too large."
 """What a peer is told with 431."""
+
+
+def head_size(target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> int:
+    """Return the bytes of the head of a request, without the white space that a peer may add."""
+    return _REQUEST_LINE + len(target) + sum([len(name) + len(value) + _HEADER_LINE for name, value in headers])
 
 
 class _Flow(FlowControl):

@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from wsdeco.transport.http import HEADER_LINE_SIZE, REQUEST_LINE_SIZE, TOO_LARGE, BoundedHttpProtocol
+from wsdeco.transport.http import TOO_LARGE, BoundedHttpProtocol, head_size
 from wsdeco.wire.handshake import MAX_HEAD_LINES, MAX_HEAD_SIZE
 
 __all__ = ["BoundedHttpToolsProtocol"]
@@ -117,7 +117,8 @@ class BoundedHttpToolsProtocol(BoundedHttpProtocol, HttpToolsProtocol):
         """Take the end of the head."""
         self._parsed = self._reading_body = self._head_complete = True
         headers = self.headers
-        if len(headers) >= MAX_HEAD_LINES or (self._unparsed_size > _DOUBTFUL_SIZE and self._head_size > MAX_HEAD_SIZE):
+        is_doubtful = self._unparsed_size > _DOUBTFUL_SIZE
+        if len(headers) >= MAX_HEAD_LINES or (is_doubtful and head_size(self.url, headers) > MAX_HEAD_SIZE):
             self._overflow()
         fields = dict(headers)
         if b"host" not in fields:
@@ -137,11 +138,6 @@ class BoundedHttpToolsProtocol(BoundedHttpProtocol, HttpToolsProtocol):
             self._body_follows = not _FRAMING.isdisjoint(fields)
             if not self._body_follows:
                 self._end_after_response()
-
-    @property
-    def _head_size(self) -> int:
-        lines = sum(len(name) + len(value) + HEADER_LINE_SIZE for name, value in self.headers)
-        return REQUEST_LINE_SIZE + len(self.url) + lines
 
     def _overflow(self) -> NoReturn:
         self._status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
