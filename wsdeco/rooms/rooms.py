@@ -22,13 +22,15 @@ from wsdeco.clock import Clock, running_loop
 from wsdeco.reasons import CloseCode
 from wsdeco.rooms.broadcast import Broadcasts
 from wsdeco.rooms.control import Control
-from wsdeco.rooms.loops import run_in
 from wsdeco.rooms.members import Members, route_key
 from wsdeco.wire.outgoing import Encoded
 
 __all__ = ["Rooms"]
 
 T = TypeVar("T")
+
+_LOOK_AGAIN: Final = 0.1
+"""Seconds after which what was handed over looks whether the event loop is still there."""
 
 logger: Final = logging.getLogger("wsdeco")
 
@@ -119,9 +121,9 @@ class Rooms:
     def at_home(self, otherwise: T, work: Callable[..., Coroutine[Any, Any, T]], *arguments: object) -> Awaitable[T]:
         """Return what does `work` in the event loop of the members; it gives `otherwise` if that ends meanwhile."""
         running = asyncio.get_running_loop()
-        home = self.home(running)
+        home = running if self._loop is running else self.home(running)
         done = work(*arguments)
-        return done if home is None or home is running else run_in(home, done, otherwise)
+        return done if home is None or home is running else _run_in(home, done, otherwise)
 
     def publish_alone(self, key: str, data: Data) -> bool:
         """Publish if no event loop runs, in one that lives until the broker has the message.
@@ -227,6 +229,26 @@ class Rooms:
             self.deliver(key, data)
         elif running_loop() is self._loop:
             self.people.receive(data)
+
+
+async def _run_in(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T], otherwise: T) -> T:
+    """Run `work` in another event loop; return what it does, or `otherwise` if that loop ends meanwhile."""
+    try:
+        handed_over = asyncio.run_coroutine_threadsafe(work, loop)
+    except RuntimeError:
+        # The loop was closed since it was asked.
+        work.close()
+        return otherwise
+    result = asyncio.wrap_future(handed_over)
+    try:
+        # Nobody is told when a loop is closed, so it has to be asked.
+        while not result.done() and not loop.is_closed():
+            await asyncio.wait((result,), timeout=_LOOK_AGAIN)
+    finally:
+        result.cancel()
+        if loop.is_closed():
+            work.close()
+    return otherwise if result.cancelled() else result.result()
 
 
 def _check_loop(channel: Channel, method: str) -> None:
