@@ -11,10 +11,13 @@ from urllib.parse import quote
 
 from wsdeco.messages import Data
 
-__all__ = ["ENVELOPE_BYTES", "PUBLISHER_BYTES", "Envelope", "open_envelope", "seal", "subject_of"]
+__all__ = ["ENVELOPE_BYTES", "PUBLISHER_AT", "PUBLISHER_BYTES", "Envelope", "open_envelope", "seal", "subject_of"]
 
 PUBLISHER_BYTES: Final = 8
 """Length of what tells publishers apart."""
+
+PUBLISHER_AT: Final = 2
+"""Where it begins."""
 
 _VERSION: Final = 1
 _TEXT: Final = 0

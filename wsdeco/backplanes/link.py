@@ -12,8 +12,8 @@ __all__ = ["Broker", "BrokerRefusal", "Done", "Link", "Message", "Receive"]
 Message: TypeAlias = tuple[str, bytes]
 """A subject and what is published there."""
 
-Done: TypeAlias = Callable[[bool], None]
-"""Called for each message that was published, in order: whether the broker has taken it."""
+Done: TypeAlias = Callable[[int, bool], None]
+"""Called for messages that were published, in order: for how many, and whether the broker has taken them."""
 
 Receive: TypeAlias = Callable[[str, bytes], None]
 """Called with each message that comes."""
@@ -39,7 +39,7 @@ class Link(Protocol):
         """Have it received no longer."""
 
     def publish(self, messages: Sequence[Message], done: Done) -> None:
-        """Write messages to the broker; `done`, always the same, is called as soon as it has confirmed each."""
+        """Write messages to the broker; `done`, always the same, is called as soon as it has confirmed some."""
 
     def confirm(self) -> None:
         """Ask the broker to confirm what was published, if it does so only when asked."""

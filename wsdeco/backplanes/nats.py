@@ -1,8 +1,8 @@
 """NATS by nats-py: one connection, which is not reconnected, since the supervisor does that.
 
-nats-py makes a queue and a task for each subscription (4 to 6 KB), and wakes two tasks for each message that is
-published. What it does not offer are many subjects for one subscription, and a PING that nobody waits for: for these
-its internals are used.
+nats-py makes a queue and a task for each subscription (4 to 6 KB), wakes that task for each message that comes, and two
+for each that is published. What it does not offer are messages as they are read, many subjects for one subscription,
+and a PING that nobody waits for: for these its internals are used.
 """
 
 # ruff: noqa: SLF001
@@ -18,9 +18,8 @@ from typing import Any, Final
 from urllib.parse import SplitResult, unquote
 
 from nats.aio.client import Client
-from nats.aio.msg import Msg
-from nats.errors import SlowConsumerError
 from nats.protocol import command
+from typing_extensions import override
 
 from wsdeco.backplanes.link import BrokerRefusal, Done, Link, Message, Receive
 
@@ -77,13 +76,24 @@ def _credentials(urls: Sequence[SplitResult]) -> dict[str, str]:
     return {}
 
 
+class _Client(Client):
+    """One that hands on what it reads as it is, without a queue."""
+
+    def __init__(self, receive: Receive) -> None:
+        super().__init__()
+        self._received = receive
+
+    @override
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        self._received(subject.decode(), data)
+
+
 class _NatsLink:
     def __init__(self, receive: Receive, *, encrypted: bool) -> None:
         self.max_payload = 0
         self._encrypted = encrypted
-        self._receive = receive
-        self._client: Any = Client()
-        self._subscription: Any = None
+        self._client: Any = _Client(receive)
+        self._last_number = 0
         self._numbers: dict[str, int] = {}
         self._done: Done | None = None
         self._unasked = 0
@@ -131,20 +141,13 @@ class _NatsLink:
 
     async def subscribe(self, subjects: Sequence[str]) -> None:
         for subject in subjects:
-            if self._subscription is None:
-                self._subscription = await self._client.subscribe(subject, cb=self._take)
-                self._numbers[subject] = self._client._sid
-                continue
-            self._client._sid += 1
-            self._numbers[subject] = self._client._sid
-            self._client._subs[self._client._sid] = self._subscription
-            self._write(_commands.sub_cmd(subject, "", self._client._sid))
+            self._last_number += 1
+            self._numbers[subject] = self._last_number
+            self._write(_commands.sub_cmd(subject, "", self._last_number))
 
     async def unsubscribe(self, subjects: Sequence[str]) -> None:
         for subject in subjects:
-            number = self._numbers.pop(subject)
-            self._client._subs.pop(number, None)
-            self._write(_commands.unsub_cmd(number, 0))
+            self._write(_commands.unsub_cmd(self._numbers.pop(subject), 0))
 
     def publish(self, messages: Sequence[Message], done: Done) -> None:
         self._done = done
@@ -167,9 +170,11 @@ class _NatsLink:
     def _answered(self, answered: asyncio.Future[Any]) -> None:
         messages = self._asked.popleft()
         if self._done is not None and not answered.cancelled():
-            for number in range(messages):
-                self._done(number >= self._refused)
-            self._refused = 0
+            # The server tells what it has refused before it answers.
+            refused, self._refused = min(self._refused, messages), 0
+            if refused:
+                self._done(refused, False)
+            self._done(messages - refused, True)
 
     def _write(self, written: bytes) -> None:
         if not self._lost.is_set():
@@ -196,20 +201,12 @@ class _NatsLink:
         writer = getattr(getattr(self._client, "_transport", None), "_io_writer", None)
         if writer is not None:
             writer.transport.abort()
-        if self._subscription is not None:
-            # A close that was given up leaves its task.
-            with suppress(AttributeError):
-                self._subscription._wait_for_msgs_task.cancel()
-
-    async def _take(self, msg: Msg) -> None:
-        self._receive(msg.subject, msg.data)
 
     async def _note_error(self, exc: Exception) -> None:
         if "permissions violation for publish" in str(exc).lower():
             self._refused += 1
-        elif not isinstance(exc, SlowConsumerError):
-            # Also if nats-py would go on, with a room that may not be subscribed and gets nothing. What is dropped
-            # because this process is slow is counted as missed.
+        else:
+            # Also if nats-py would go on, with a room that may not be subscribed and gets nothing.
             self._error = exc
             self._lost.set()
 

@@ -83,17 +83,19 @@ class Pending:
         self._note_room()
         return batch
 
-    def settle(self, now: float, *, taken: bool) -> None:
-        """Note that the broker has confirmed the first of the messages in doubt, or refused it."""
-        if not self._unsettled:
-            # The confirmation comes from a connection that was given up.
+    def settle(self, messages: int, now: float, *, taken: bool) -> None:
+        """Note that the broker has confirmed the first of the messages in doubt, or refused them."""
+        # None if the confirmation comes from a connection that was given up.
+        messages = min(messages, len(self._unsettled))
+        if not messages:
             return
         self.settled_at = now
-        self._unsettled_bytes -= self._unsettled.popleft()
+        for _ in range(messages):
+            self._unsettled_bytes -= self._unsettled.popleft()
         if taken:
-            self._counters.published += 1
+            self._counters.published += messages
         else:
-            self._counters.lost += 1
+            self._counters.lost += messages
         self._note_room()
 
     def lose_too_large(self, max_payload: int) -> None:

@@ -1,5 +1,7 @@
 """Redis, or what speaks its protocol, by redis-py: one connection to publish and one to listen."""
 
+# ruff: noqa: SLF001
+
 from __future__ import annotations
 
 import asyncio
@@ -70,10 +72,9 @@ class _RedisLink:
         await self._send(self._listening, ["UNSUBSCRIBE", *subjects])
 
     def publish(self, messages: Sequence[Message], done: Done) -> None:
-        commands = self._publishing.pack_commands(["PUBLISH", subject, payload] for subject, payload in messages)
         # Without waiting for the server to read, which whoever publishes limits, and redis-py always does.
         # In one piece: from Python 3.12 to 3.13.1 `writelines` of asyncio fails if the server has gone.
-        self._publishing._writer.write(b"".join(commands))  # noqa: SLF001
+        self._publishing._writer.write(b"".join([_publish(*message) for message in messages]))
         self._awaited.extend([done] * len(messages))
 
     def confirm(self) -> None:
@@ -97,22 +98,22 @@ class _RedisLink:
             await asyncio.gather(*reading, return_exceptions=True)
 
     async def _take_answers(self) -> None:
+        # Not through the connection, which is ready for timeouts, retries and another protocol at each answer.
+        read = self._publishing._parser.read_response
         while True:
-            try:
-                await _answer(self._publishing)
-            except ResponseError:
-                taken = False
-            else:
-                taken = True
+            taken = not isinstance(await read(), ResponseError)
             awaited = self._awaited.popleft()
             if callable(awaited):
-                awaited(taken)
+                awaited(1, taken)
             else:
                 awaited.set_result(None)
 
     async def _take_messages(self) -> None:
+        read = self._listening._parser.read_response
         while True:
-            answer = await _answer(self._listening)
+            answer = await read()
+            if isinstance(answer, ResponseError):
+                raise answer
             if answer[0] == b"message":
                 self._receive(answer[1].decode(), answer[2])
             elif answer[0] == b"pong" or answer == b"PONG":
@@ -129,6 +130,12 @@ class _RedisLink:
 
     async def _send(self, connection: Any, *commands: Sequence[object]) -> None:
         await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+
+
+def _publish(subject: str, payload: bytes) -> bytes:
+    # As `pack_commands` of redis-py writes it, in an eighth of the time.
+    channel = subject.encode()
+    return b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(channel), channel, len(payload), payload)
 
 
 async def _answer(connection: Any) -> Any:

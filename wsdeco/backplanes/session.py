@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from wsdeco.backplanes.envelope import PUBLISHER_BYTES, open_envelope, seal
+from wsdeco.backplanes.envelope import PUBLISHER_AT, PUBLISHER_BYTES, open_envelope, seal
 from wsdeco.backplanes.interface import BackplaneState
 from wsdeco.backplanes.link import BrokerRefusal, Link
 from wsdeco.backplanes.numbers import Gaps, Numbers
@@ -271,8 +271,8 @@ class Session:
         if self._link is not None and self._pending.in_doubt:
             self._link.confirm()
 
-    def _settle(self, taken: bool) -> None:
-        self._pending.settle(self._loop.time(), taken=taken)
+    def _settle(self, messages: int, taken: bool) -> None:
+        self._pending.settle(messages, self._loop.time(), taken=taken)
         if self._pending:
             self._flush_soon()
 
@@ -326,7 +326,8 @@ class Session:
 
     def _receive(self, subject: str, sealed: bytes) -> None:
         key = self._backplane.wanted.get(subject)
-        if key is None:
+        # Redis tells a publisher as well what it has published.
+        if key is None or sealed.startswith(self._publisher, PUBLISHER_AT):
             return
         try:
             envelope = open_envelope(sealed, self._backplane.max_payload)
@@ -334,8 +335,6 @@ class Session:
             if not self._counters.malformed:
                 logger.warning("backplane %s: a message was dropped: %s", self._backplane.broker.name, exc)
             self._counters.malformed += 1
-            return
-        if envelope.publisher == self._publisher:
             return
         self._counters.received += 1
         self._counters.missed += self._gaps.before(subject, envelope.publisher, envelope.number)

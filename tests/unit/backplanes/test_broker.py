@@ -104,7 +104,7 @@ class FakeLink:
             data = open_envelope(sealed).data
             self.sealed.append(sealed)
             self.published.append(data)
-            done(data not in self.refused)
+            done(1, data not in self.refused)
 
     def confirm(self) -> None:
         self.confirms += 1
@@ -418,7 +418,7 @@ async def test_what_a_connection_confirms_after_it_was_given_up_counts_for_nothi
         first.failure.set_exception(ConnectionResetError())
         await party.settle()
         assert first.done is not None
-        first.done(True)
+        first.done(1, True)
         assert party.counters == BackplaneCounters(unconfirmed=1)
         first.closes.set()
 
