@@ -107,9 +107,11 @@ def frame_pieces(message: Data) -> Iterator[bytes | memoryview]:
     Raises:
         UnicodeEncodeError: A text holds a lone surrogate, which UTF-8 cannot carry; before anything is yielded.
     """
-    if isinstance(message, bytes):
-        payload = memoryview(message)
-        yield frame_header(_BINARY, len(message)) + payload[:_FIRST_PIECE]
+    if isinstance(message, bytes) or (len(message) <= _PIECE and message.isascii()):
+        # A part of a text is copied before it is encoded, a part of its bytes is not.
+        first, whole = (_BINARY, message) if isinstance(message, bytes) else (_TEXT, message.encode())
+        payload = memoryview(whole)
+        yield frame_header(first, len(payload)) + payload[:_FIRST_PIECE]
         yield payload[_FIRST_PIECE:]
     elif message.isascii():
         yield frame_header(_TEXT, len(message)) + message[:_FIRST_PIECE].encode()

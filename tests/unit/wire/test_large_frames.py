@@ -22,6 +22,7 @@ LIMIT = 1 << 20
 
 TEXTS = {
     "ASCII": "x" * SIZE,
+    "ASCII that is one piece": "x" * 200_000,
     "ASCII, then beyond": "x" * 200_000 + "größe" * 20_000,
     "two bytes each": "ж" * 150_000,
     "three bytes each": "時刻" * 50_000,
@@ -352,6 +353,17 @@ def test_nothing_is_sent_of_a_text_that_utf8_cannot_carry() -> None:
     assert next(pieces) == b""
     with pytest.raises(UnicodeEncodeError):
         next(pieces)
+
+
+@pytest.mark.parametrize("message", ["x" * 200_000, bytes(200_000)])
+def test_a_message_that_is_one_piece_is_copied_once_at_most(message: Data) -> None:
+    tracemalloc.start()
+    try:
+        first, rest = frame_pieces(message)
+        assert tracemalloc.get_traced_memory()[1] < 300_000
+    finally:
+        tracemalloc.stop()
+    assert bytes(first) + bytes(rest) == encode_message(message)
 
 
 def test_sending_allocates_no_copy_of_the_message() -> None:
