@@ -24,6 +24,7 @@ _SWITCH: Final = "WSDECO_COMPILE"
 
 _MODULES: Final = (
     "channels/base",
+    "rooms/members",
     "transport/keepalive",
     "transport/outgoing",
     "transport/protocol",
@@ -32,7 +33,7 @@ _MODULES: Final = (
     "wire/incoming",
     "wire/outgoing",
 )
-"""The modules that each message passes, without those that have coroutines of their own.
+"""The modules that each message and each broadcast passes, without those that have coroutines of their own.
 
 A compiled coroutine has no name, is not closed when it is thrown away, hands an exception on in a form that Python 3.12
 and newer warn of, and gains little: the lifecycle was 3 % faster with it.

@@ -403,7 +403,10 @@ class Channel(metaclass=ABCMeta):
             if waiter is not None and not waiter.done():
                 waiter.set_result(None)
         else:
-            self._put(messages, sum(map(_memory_of, messages)))
+            size = 0
+            for data in messages:
+                size += _memory_of(data)
+            self._put(messages, size)
         if self._inbox_size > self.config.max_inbox:
             self._reading_paused = True
             self._pause_reading()

@@ -15,7 +15,7 @@ from abc import ABCMeta, abstractmethod
 from collections import OrderedDict
 from collections.abc import Awaitable
 from itertools import chain
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from wsdeco.compiled import mypyc_attr
 from wsdeco.messages import Data
@@ -185,7 +185,7 @@ class Outgoing(metaclass=ABCMeta):
         self.send(cast(Framing, self._framing).encode_shared(message))
         return True
 
-    def send_to_all(self, connections: list[Any], message: Encoded) -> list[int]:
+    def send_to_all(self, connections: list[Outgoing | None], message: Encoded) -> list[int]:
         """Write a message to each of many connections that has room for it without being asked.
 
         One loop, as a call for each member of a room costs several times what there is to do.
@@ -201,7 +201,6 @@ class Outgoing(metaclass=ABCMeta):
         most = _MAX_OUTBOX_BYTES - _FRAME_OVERHEAD - len(plain)
         left: list[int] = []
         to_flush: list[Flushed] = []
-        connection: Outgoing | None
         for position, connection in enumerate(connections):
             if (
                 connection is None

@@ -16,11 +16,13 @@ from typing import Final
 from wsdeco.messages import Data
 
 try:
-    from websockets.speedups import apply_mask
+    from websockets.speedups import apply_mask as _apply_mask
 except ImportError:
-    from websockets.utils import apply_mask
+    from websockets.utils import apply_mask as _apply_mask
 
 __all__ = ["Fragments", "LargeFrame", "apply_mask"]
+
+apply_mask: Final = _apply_mask
 
 _WHOLE: Final = 1024
 """Size of a piece whose own object costs next to nothing."""

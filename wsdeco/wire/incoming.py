@@ -178,7 +178,7 @@ class Framing:
                 start = _LONG_HEADER
             if start and _TEXT <= first <= _BINARY:
                 masked = data[start:] if length < _VIEW_FROM else memoryview(data)[start:]
-                unmasked = apply_mask(masked, data[start - 4 : start])
+                unmasked: bytes = apply_mask(masked, data[start - 4 : start])
                 try:
                     return [unmasked.decode() if first == _TEXT else unmasked]
                 except UnicodeDecodeError:
@@ -189,17 +189,18 @@ class Framing:
         ended = self.ended
         if ended is not None:
             return messages
-        chunk: bytes | bytearray = data
+        chunk = data
         position = 0
         budget = _TURN_BUDGET
         try:
             held = self._held
             if isinstance(held, bytearray):
-                held += data
-                if len(held) < self._wanted:
+                if len(held) + size < self._wanted:
+                    held += data
                     return messages
                 self._held = None
-                chunk = held
+                # Bytes, whose slices cost less than those of a buffer.
+                chunk = b"".join((held, data))
             elif held is not None:
                 position = held.missing
                 if position > len(data):
@@ -255,8 +256,8 @@ class Framing:
                             self._held = self._begin_large(first, memoryview(chunk)[start - 4 :], stop - start)
                             position = size
                         break
-                    payload = chunk[start:stop] if stop - start < _VIEW_FROM else memoryview(chunk)[start:stop]
-                    payload = apply_mask(payload, chunk[start - 4 : start])
+                    masked = chunk[start:stop] if stop - start < _VIEW_FROM else memoryview(chunk)[start:stop]
+                    payload: bytes = apply_mask(masked, chunk[start - 4 : start])
                     position = stop
                     if is_inline:
                         messages.append(payload.decode() if first == _TEXT else payload)
@@ -268,7 +269,7 @@ class Framing:
                     if self.ended is not None:
                         return messages
                     if cost == _BEGUN:
-                        self._go_on_later(bytes(chunk[position:]))
+                        self._go_on_later(chunk[position:])
                         return messages
                     budget -= cost
                     limit = self._inline_limit
@@ -309,7 +310,7 @@ class Framing:
             frame.add(rest[4:])
         return frame
 
-    def _read_header(self, chunk: bytes | bytearray, position: int, size: int) -> tuple[int, int]:  # noqa: C901, PLR0912 - one check per line of the RFC
+    def _read_header(self, chunk: bytes, position: int, size: int) -> tuple[int, int]:  # noqa: C901, PLR0912 - one check per line of the RFC
         """Return where the payload of a frame starts, and where it stops.
 
         The header alone stops beyond the end of the input if it is not complete.
