@@ -47,6 +47,8 @@ class HttpRoute(_Unmatched, Route):
 class SocketRoute(_Unmatched, WebSocketRoute):
     """A Starlette route for WebSocket connections that does not match if a path parameter cannot be converted."""
 
+    _literal: re.Pattern[str] | None = None
+
     def __init__(self, path: str, endpoint: Callable[..., Any], *, name: str | None = None) -> None:
         """Make a route as Starlette does, but for the pattern of a path without parameters.
 
@@ -70,6 +72,7 @@ class SocketRoute(_Unmatched, WebSocketRoute):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         pattern: re.Pattern[str] = compile_path(self.path)[0]
         self.path_regex: re.Pattern[str] = pattern
+        self._literal = pattern
         return pattern
 
     @property
@@ -79,7 +82,12 @@ class SocketRoute(_Unmatched, WebSocketRoute):
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Return whether the route serves a connection, and what it adds to its scope."""
-        if scope["path"] == self.path and not self.param_convertors and not scope.get("root_path"):
+        literal = self._literal
+        if (
+            scope["path"] == self.path
+            and vars(self).get("path_regex", literal) is literal
+            and not scope.get("root_path")
+        ):
             # What the pattern of a path without parameters would say, and four times as fast.
             if scope["type"] == "websocket":
                 return Match.FULL, {"endpoint": self.endpoint, "path_params": dict(scope.get("path_params", ()))}
