@@ -8,7 +8,7 @@ from typing import Any, Literal, NoReturn
 
 import pytest
 from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException, WebSocketException
 from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
@@ -153,6 +153,21 @@ async def test_who_a_client_is_may_be_asked_of_it(stack: Stack, late: bool, capl
     assert [each for each in caplog.records if each.levelno >= logging.ERROR] == []
     assert (slots_of(app).taken, slots_of(app).by_client) == (0, {})
     assert journal.ended()
+
+
+async def test_a_websocket_exception_says_that_a_client_is_nobody(
+    stack: Stack, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(request: HTTPConnection) -> NoReturn:
+        raise WebSocketException(1008, "who are you?")
+
+    app = App()
+    app.add("/ws", Echo, max_connections_per_client=2, client=refuse)
+    async with stack.serve(app) as server:
+        refused = await refusal(server, "/ws")
+        assert (refused.status, refused.body) in ((403, b"who are you?"), (403, b""))
+    assert [each for each in caplog.records if each.levelno >= logging.ERROR] == []
+    assert (slots_of(app).taken, slots_of(app).by_client) == (0, {})
 
 
 async def test_endpoints_that_make_their_function_anew_count_together(stack: Stack) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException, WebSocketException
 from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
@@ -165,7 +165,7 @@ async def serve(channel: Channel, factory: Factory, admission: Admission, connec
     # Nothing is awaited before this, so that the slot comes first.
     ticket = _closing(connections) if connections.closing else admission.admit(channel.request.scope)
     if isinstance(ticket, Refusal):
-        if isinstance(ticket.failure, HTTPException):
+        if isinstance(ticket.failure, HTTPException | WebSocketException):
             # `client` refuses, and the answer is what it would be if `__init__` did.
             await _run(channel, _raising(ticket.failure), admission.name, connections, None)
         else:
@@ -185,7 +185,7 @@ async def _run(
         connections.discard(connection)
 
 
-def _raising(exc: HTTPException) -> Factory:
+def _raising(exc: HTTPException | WebSocketException) -> Factory:
     def make(_connection: HTTPConnection) -> NoReturn:
         raise exc
 

@@ -10,7 +10,7 @@ from types import NoneType
 from typing import Any, Final, cast
 
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException, WebSocketException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute
@@ -160,10 +160,10 @@ class _UpgradeEndpoint:
         upgrade = WebSocketUpgrade(scope, receive, send, self._context, self._room)
         try:
             response = await self._call.result(upgrade)
-        except HTTPException as exc:
+        except (HTTPException, WebSocketException) as exc:
             if upgrade.handled:
                 raise RuntimeError(
-                    f"{self._call.name} raised HTTPException after the connection: "
+                    f"{self._call.name} raised {type(exc).__name__} after the connection: "
                     "raise it before handle_upgrade(), or in on_connect of the handler"
                 ) from exc
             status, body, headers = refusal_of(exc)

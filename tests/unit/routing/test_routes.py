@@ -14,7 +14,7 @@ from fastapi import Depends
 from httpx import ASGITransport, AsyncClient
 from starlette.convertors import CONVERTOR_TYPES
 from starlette.datastructures import Headers, QueryParams
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException, WebSocketException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -546,22 +546,36 @@ async def test_an_http_exception_refuses_the_handshake(detail: Any, body: bytes,
     assert (await refusal(app, "/", denial=False)).status == 403
 
 
-async def test_an_http_exception_after_the_connection_comes_too_late() -> None:
+@pytest.mark.parametrize(("reason", "body"), [("no token", b"no token"), (None, b"Forbidden")])
+async def test_a_websocket_exception_refuses_the_handshake(reason: str | None, body: bytes) -> None:
+    app = App()
+
+    @app.route("/")
+    async def page(upgrade: WebSocketUpgrade) -> Response:
+        raise WebSocketException(1008, reason)
+
+    refused = await refusal(app, "/")
+    assert (refused.status, refused.body) == (403, body)
+    assert (await refusal(app, "/", denial=False)).status == 403
+
+
+@pytest.mark.parametrize("exception", [HTTPException(418, "too late"), WebSocketException(1008, "too late")])
+async def test_an_exception_after_the_connection_comes_too_late(exception: Exception) -> None:
     app = App()
 
     @app.route("/")
     async def page(upgrade: WebSocketUpgrade) -> Response:
         await handle_upgrade(upgrade, Echo)
-        raise HTTPException(418, "too late")
+        raise exception
 
     with pytest.raises(RuntimeError) as caught:
         async with connect(app, "/") as client:
             await client.close()
     assert str(caught.value) == (
-        "page raised HTTPException after the connection: "
+        f"page raised {type(exception).__name__} after the connection: "
         "raise it before handle_upgrade(), or in on_connect of the handler"
     )
-    assert isinstance(caught.value.__cause__, HTTPException)
+    assert caught.value.__cause__ is exception
 
 
 @pytest.mark.parametrize("value", [None, "text", HTMLResponse])
