@@ -14,10 +14,12 @@ from starlette.types import Receive, Scope, Send
 
 from tests.support.recording import Journal, Recorder, closing, refusal, take_errors
 from tests.support.stacks import DIRECT, MEMORY, Peer, Stack, until
-from wsdeco import Address, App, Close, Sink, Timeout, Unknown, WebSocketUpgrade, handle_upgrade
+from wsdeco import Address, App, Close, ConnectionConfig, Sink, Timeout, Unknown, WebSocketUpgrade, handle_upgrade
 from wsdeco.channels.observer import Observer
 from wsdeco.channels.sink import channel_of
+from wsdeco.connection.admission import Admission
 from wsdeco.connection.clients import network_of
+from wsdeco.connection.hosts import Hosts
 from wsdeco.connection.slots import Slots
 from wsdeco.routing.application import context_of
 from wsdeco.routing.endpoints import HandlerEndpoint
@@ -168,6 +170,17 @@ async def test_a_websocket_exception_says_that_a_client_is_nobody(
         assert (refused.status, refused.body) in ((403, b"who are you?"), (403, b""))
     assert [each for each in caplog.records if each.levelno >= logging.ERROR] == []
     assert (slots_of(app).taken, slots_of(app).by_client) == (0, {})
+
+
+def test_a_slot_is_given_back_when_the_question_who_a_client_is_is_broken_off() -> None:
+    def leave(request: HTTPConnection) -> NoReturn:
+        raise SystemExit
+
+    slots = Slots(None)
+    config = ConnectionConfig(max_connections_per_client=2, client=leave, allowed_origins="*")
+    with pytest.raises(SystemExit):
+        Admission("Echo", slots, config, Hosts()).admit({"type": "websocket", "headers": []})
+    assert (slots.taken, slots.by_client) == (0, {})
 
 
 async def test_endpoints_that_make_their_function_anew_count_together(stack: Stack) -> None:

@@ -65,7 +65,11 @@ class Admission:
         """Return what is to be given back when everything about the connection has ended, or why it is refused."""
         if not self.slots.take():
             return _FULL
-        answer = self._judge(scope)
+        try:
+            answer = self._judge(scope)
+        except BaseException:
+            self.slots.give_back()
+            raise
         if isinstance(answer, Refusal):
             self.slots.give_back()
         return answer
