@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache, partial
 from types import new_class
 from typing import Any, Final, Protocol, TypeAlias, cast
 
@@ -83,8 +83,7 @@ def build_factory(cls: type, path: str, factory: object | None = None) -> Factor
     if factory is None:
         return class_factory(cls, parameter_kinds(path))
     # The class may be abstract: it says what the handlers of the factory look like, and is never instantiated.
-    create = _creating(factory)
-    inspected(cls, _factory_faults(factory, create))
+    create = _creating(factory, partial(inspected, cls))
     return lambda connection: create(connection.headers)
 
 
@@ -97,8 +96,7 @@ def headers_factory(factory: object) -> Factory:
     Raises:
         HandlerError: `factory` cannot be called with the headers; the error lists every fault.
     """
-    create = _creating(factory)
-    raise_faults("this factory cannot make handlers", _factory_faults(factory, create))
+    create = _creating(factory, partial(raise_faults, "this factory cannot make handlers"))
     return lambda connection: create(connection.headers)
 
 
@@ -192,19 +190,26 @@ def _handler_metaclass(kind: type[type]) -> type[type]:
     return new_class(f"Handler{kind.__name__}", (HandlerMeta, kind))
 
 
-def _creating(factory: object) -> Any:
-    """Return what is called with the headers; a class that has it as a method is instantiated for that."""
+def _creating(factory: object, check: Callable[[Iterable[str]], object]) -> Any:
+    """Return what is called with the headers; a class that has it as a method is instantiated for that.
+
+    Args:
+        factory: What makes the handlers.
+        check: Raises an error that lists the faults of the factory, and others, if there are any.
+    """
+    maker = factory
     if isinstance(factory, type):
         raw: object = inspect.getattr_static(factory, "create", None)
         if raw is not None and not isinstance(raw, staticmethod | classmethod):
             try:
-                factory = factory()
+                maker = factory()
             except Exception as exc:
-                raise HandlerError(
-                    f"factory {name_of(factory)} cannot be made without arguments ({type(exc).__name__}: {exc}): "
-                    "pass an instance of it"
-                ) from exc
-    return getattr(factory, "create", factory)
+                # Checked here, so that the error tells of the exception as well.
+                fault = f"cannot be made without arguments ({type(exc).__name__}: {exc}): pass an instance of it"
+                check([f"factory {name_of(factory)} {fault}"])
+    create: object = getattr(maker, "create", maker)
+    check(_factory_faults(maker, create))
+    return create
 
 
 def _factory_faults(factory: object, create: object) -> Iterator[str]:

@@ -767,6 +767,10 @@ def test_faults_of_hooks_and_factory_come_in_one_error() -> None:
     assert message.count("\n  - ") == 2
     with pytest.raises(HandlerError, match="this factory cannot make handlers"):
         headers_factory(no_factory)
+    with pytest.raises(HandlerError) as caught:
+        build_factory(Chat, "/ws", Broken)
+    assert str(caught.value).count("\n  - ") == 2
+    assert isinstance(caught.value.__context__, OSError)
 
 
 def test_with_a_factory_the_constructor_and_abstract_methods_are_its_own_affair() -> None:
