@@ -45,7 +45,7 @@ class WebSocketUpgrade(HTTPConnection):
 
     Attributes:
         handled: Whether `handle_upgrade` has been called with it.
-        hosts: The gate of loopback listeners (for `handle_upgrade`).
+        hosts: Says who is refused by listeners on loopback (for `handle_upgrade`).
     """
 
     def __init__(
