@@ -13,7 +13,18 @@ from weakref import WeakValueDictionary, ref
 
 from wsdeco.values import wrong_type
 
-__all__ = ["Clock", "Deadline", "Due", "Timer", "Wheel", "running_loop", "seconds_until", "sleep", "wheel_of"]
+__all__ = [
+    "Clock",
+    "Deadline",
+    "Due",
+    "Timer",
+    "Wheel",
+    "running_loop",
+    "seconds_until",
+    "sleep",
+    "wheel_of",
+    "whole_seconds",
+]
 
 _MAX_LATENESS: Final = 0.5
 """Seconds by which a timer may be late before the event loop counts as having stood still."""
@@ -71,6 +82,14 @@ def seconds_until(when: float | datetime) -> float:
     if not math.isfinite(when):
         raise ValueError(f"a time must be finite, not {when!r}: write None for no end")
     return max(0.0, when - time.time())
+
+
+def whole_seconds(seconds: float) -> int:
+    """Return `seconds` rounded up to whole ones, 1 at least, as header fields have them and uvicorn takes them.
+
+    The fields are those of RFC 9110, section 10.2.3.
+    """
+    return max(1, math.ceil(seconds))
 
 
 class Due(Protocol):

@@ -204,7 +204,7 @@ async def test_health_says_when_to_come_back() -> None:
 @pytest.mark.parametrize("name", ["drain_timeout", "drain_delay"])
 def test_a_time_that_is_none_is_refused(name: str, value: Any) -> None:
     app, _ = room_app()
-    with pytest.raises(ValueError, match=f"{name} must be 0 or more seconds and finite"):
+    with pytest.raises((TypeError, ValueError), match=f"{name} must be (0 or more )?seconds"):
         app.run(**{name: value})
 
 

@@ -17,6 +17,7 @@ import threading
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
+from datetime import timedelta
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, Final
@@ -47,6 +48,7 @@ from wsdeco import App, DisconnectReason, ServerError
 from wsdeco.compiled import FORM
 from wsdeco.server import foreground, listen, serving
 from wsdeco.server.background import BackgroundServer
+from wsdeco.server.options import make_server
 from wsdeco.transport.deadlines import HEAD_TIMEOUT
 
 SHORT: Final = 0.05
@@ -167,19 +169,20 @@ def test_requests_are_logged_on_demand(level: str | None, seen: bool, capfd: pyt
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"port": "8000"}, "port must be an int such as 8000, not str '8000'"),
-        ({"port": True}, "port must be an int such as 8000, not bool True"),
+        ({"port": "8000"}, "port must be an int, not str: '8000'"),
+        ({"port": True}, "port must be an int, not bool: True"),
         ({"host": None}, "host must be a str such as '127.0.0.1', not NoneType None"),
         ({"host": 8000}, "host must be a str such as '127.0.0.1', not int 8000: for a port alone write run(port=...)"),
         ({"ssl_certificate": "a.pem"}, "run() has no option 'ssl_certificate': did you mean 'ssl_certfile'?"),
         ({"prot": 8000}, "run() has no option 'prot': did you mean 'port'?"),
         ({"zzz": 1}, "run() has no option 'zzz': it takes those of uvicorn.Config"),
-        ({"workers": "4"}, "workers must be an int such as 4, not str '4'"),
-        ({"workers": True}, "workers must be an int such as 4, not bool True"),
+        ({"workers": "4"}, "workers must be an int, not str: '4'"),
+        ({"workers": True}, "workers must be an int, not bool: True"),
         ({"timeout_worker_healthcheck": 5}, "run() has no option 'timeout_worker_healthcheck': a worker is replaced"),
         ({"app": None}, "run() has no option 'app': the app is the one that run() is called on"),
         ({"lifespan": "off"}, "run() has no option 'lifespan': decorate start-up and shutdown with @ws.lifespan"),
         ({"http": "h11"}, "run() has no option 'http': run() chooses the HTTP implementation"),
+        ({"timeout_graceful_shutdown": "9"}, "timeout_graceful_shutdown must be seconds (a number) or a timedelta"),
         ({"ws_max_queue": 1}, "run() has no option 'ws_max_queue': set max_inbox=... on the handler"),
     ],
 )
@@ -192,21 +195,27 @@ def test_a_wrong_argument_is_a_type_error(arguments: dict[str, Any], message: st
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"port": -1}, "port must be from 0 (any that is free) to 65535, not -1"),
-        ({"port": 65536}, "port must be from 0 (any that is free) to 65535, not 65536"),
+        ({"port": -1}, "port must be 0 to 65535, not -1"),
+        ({"port": 65536}, "port must be 0 to 65535, not 65536"),
         ({"host": ""}, 'host must not be empty: write "127.0.0.1"'),
         ({"workers": 0}, "workers must be 1 or more, not 0"),
         ({"log_level": "loud"}, "log_level must be one of 'critical', 'error', "),
         ({"loop": "trio"}, "loop must be 'auto' (uvloop where it is installed) or 'asyncio', not 'trio'"),
         ({"log_format": "xml"}, "log_format must be one of 'text', 'json', not 'xml'"),
         ({"timeout_graceful_shutdown": -1}, "timeout_graceful_shutdown must be 0 or more seconds and finite, not -1"),
-        ({"timeout_graceful_shutdown": "9"}, "timeout_graceful_shutdown must be 0 or more seconds and finite, not '9'"),
     ],
 )
 def test_an_argument_out_of_range_is_a_value_error(arguments: dict[str, Any], message: str) -> None:
     app, _ = echo_app()
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         app.run(**arguments)
+
+
+def test_seconds_may_be_a_timedelta() -> None:
+    app, _ = echo_app()
+    options = {"timeout_graceful_shutdown": timedelta(minutes=1), "drain_delay": timedelta(hours=1)}
+    server = make_server(app, "127.0.0.1", 0, options)
+    assert (server.grace, server.own.drain_delay) == (60, 3600)
 
 
 def test_every_option_of_uvicorn_is_taken_or_refused_with_a_hint() -> None:

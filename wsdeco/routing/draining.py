@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Awaitable, Callable
 from operator import call
 from typing import Final, TypeAlias
 
-from wsdeco.clock import Clock, sleep
+from wsdeco.clock import Clock, sleep, whole_seconds
 from wsdeco.routing.endpoints import Context
 from wsdeco.routing.lifespan import WarningFunction
 
@@ -58,7 +57,7 @@ class Draining:
         connections = self._context.connections
         if not is_replaced:
             connections.closing = True
-            connections.retry_after = _whole_seconds(seconds + delay)
+            connections.retry_after = whole_seconds(seconds + delay)
         loop = asyncio.get_running_loop()
         clock = self._context.clock or loop
         warning = None
@@ -70,13 +69,8 @@ class Draining:
             await _end(warning, clock)
         if seconds:
             # The first client comes back when the last one is told, so the returns are spread as far.
-            retry = 1 if is_replaced else _whole_seconds(seconds)
+            retry = 1 if is_replaced else whole_seconds(seconds)
             await connections.drain(clock, seconds, f"service restart; retry={retry}")
-
-
-def _whole_seconds(seconds: float) -> int:
-    # As header fields have them (RFC 9110, section 10.2.3): 1 at least.
-    return max(1, math.ceil(seconds))
 
 
 async def _warn(warn: Warn, function: WarningFunction) -> None:

@@ -16,6 +16,7 @@ from wsdeco.origins import is_loopback
 from wsdeco.reasons import ServerError
 from wsdeco.server.inherited import activated_descriptors, socket_of
 from wsdeco.server.local import listen_on_path, remove
+from wsdeco.values import within
 
 __all__ = ["Listeners", "check_address", "inherit", "inherit_activated", "listen", "listen_on"]
 
@@ -123,10 +124,7 @@ def check_address(host: object, port: object) -> None:
         raise ValueError(
             'host must not be empty: write "127.0.0.1" for this machine alone, "0.0.0.0" for all addresses'
         )
-    if isinstance(port, bool) or not isinstance(port, int):
-        raise TypeError(f"port must be an int such as 8000, not {type(port).__name__} {port!r}")
-    if not 0 <= port <= 65535:
-        raise ValueError(f"port must be from 0 (any that is free) to 65535, not {port}")
+    within("port", port, 0, 65535)
 
 
 def listen(host: str, port: int, backlog: int, processes: int = 1) -> Listeners:

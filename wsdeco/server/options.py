@@ -16,7 +16,7 @@ from wsdeco.routing.application import Application, rooms_of
 from wsdeco.server.listen import check_address
 from wsdeco.server.own import OwnOptions
 from wsdeco.server.serving import Server
-from wsdeco.values import nearest
+from wsdeco.values import count, nearest, seconds
 
 __all__ = ["check_options", "make_server"]
 
@@ -52,6 +52,8 @@ _OF_HANDLERS: Final[dict[str, str]] = {
 }
 """Options that reach functions and mounted apps alone, and what to write if there are handlers only."""
 
+_GRACE: Final = "timeout_graceful_shutdown"
+
 _NEEDS_CERTIFICATE: Final = [
     "ssl_keyfile",
     "ssl_keyfile_password",
@@ -70,19 +72,11 @@ def check_options(host: object, port: object, workers: object, options: dict[str
         ValueError: One of them is out of its range.
     """
     check_address(host, port)
-    checked = _check_workers(workers)
+    checked = count("workers", workers)
     _check_options(options)
     own = OwnOptions.taken_from(options)[0]
     own.check_workers(checked)
     own.check_place(host, port)
-
-
-def _check_workers(workers: object) -> int:
-    if isinstance(workers, bool) or not isinstance(workers, int):
-        raise TypeError(f"workers must be an int such as 4, not {type(workers).__name__} {workers!r}")
-    if workers < 1:
-        raise ValueError(f"workers must be 1 or more, not {workers}")
-    return workers
 
 
 def _check_options(options: dict[str, Any]) -> None:
@@ -100,9 +94,8 @@ def _check_options(options: dict[str, Any]) -> None:
         raise ValueError(f"log_level must be one of {', '.join(map(repr, LOG_LEVELS))}, not {level!r}")
     if options.get("loop", "auto") not in {"auto", "asyncio"}:
         raise ValueError(f"loop must be 'auto' (uvloop where it is installed) or 'asyncio', not {options['loop']!r}")
-    grace = options.get("timeout_graceful_shutdown")
-    if grace is not None and not (isinstance(grace, int | float) and 0 <= grace < float("inf")):
-        raise ValueError(f"timeout_graceful_shutdown must be 0 or more seconds and finite, not {grace!r}")
+    if options.get(_GRACE) is not None:
+        seconds(_GRACE, options[_GRACE])
 
 
 def make_server(app: Application, host: str, port: int, options: dict[str, Any]) -> Server:
@@ -142,6 +135,8 @@ def make_server(app: Application, host: str, port: int, options: dict[str, Any])
         "workers": 1,
         "lifespan": "on",
     }
+    if options.get(_GRACE) is not None:
+        fixed[_GRACE] = seconds(_GRACE, options[_GRACE])
     try:
         config = uvicorn.Config(app, host, port, interface="asgi3", **defaults | options | fixed)
     except Exception as exc:

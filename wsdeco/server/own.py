@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Final
 
 from wsdeco.server.local import DEFAULT_PERMISSIONS, check_path, check_permissions
+from wsdeco.values import Check, count, seconds, within
 
 __all__ = ["DEFAULT_PLACE", "OwnOptions"]
 
@@ -14,6 +15,14 @@ DEFAULT_PLACE: Final = ("127.0.0.1", 8000)
 """Host and port by default."""
 
 _LOG_FORMATS: Final = ("text", "json")
+
+_CHECKS: Final[dict[str, Check]] = {
+    "fd": partial(within, least=0),
+    "drain_timeout": seconds,
+    "drain_delay": seconds,
+    "worker_timeout": seconds,
+    "max_connections_per_worker": count,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,27 +55,21 @@ class OwnOptions:
         """Check the values.
 
         Raises:
-            TypeError: `uds` is no path.
+            TypeError: One of them has the wrong type.
             ValueError: One of them is out of its range, or has no meaning beside another one.
         """
         if self.uds is not None:
             object.__setattr__(self, "uds", check_path(self.uds))
+        for each in fields(self):
+            value: object = getattr(self, each.name)
+            if each.name in _CHECKS and value is not each.default:
+                object.__setattr__(self, each.name, _CHECKS[each.name](each.name, value))
         self._check_socket()
         if self.log_format not in _LOG_FORMATS:
             raise ValueError(f"log_format must be one of {', '.join(map(repr, _LOG_FORMATS))}, not {self.log_format!r}")
-        _check_seconds("drain_timeout", self.drain_timeout)
-        _check_seconds("drain_delay", self.drain_delay)
-        if self.worker_timeout is not None:
-            _check_seconds("worker_timeout", self.worker_timeout)
-        count: Any = self.max_connections_per_worker
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-            raise ValueError(f"max_connections_per_worker must be 1 or more, not {count!r}")
 
     def _check_socket(self) -> None:
-        fd: Any = self.fd
-        if fd is not None and (isinstance(fd, bool) or not isinstance(fd, int) or fd < 0):
-            raise ValueError(f"fd must be the number of a descriptor, 0 or more, not {fd!r}")
-        if fd is not None and self.uds is not None:
+        if self.fd is not None and self.uds is not None:
             raise ValueError("uds and fd are two places to listen: write one of them")
         if self.uds_permissions is not None:
             check_permissions(self.uds_permissions)
@@ -114,8 +117,3 @@ class OwnOptions:
         names = cls.names()
         own = {name: value for name, value in options.items() if name in names}
         return cls(**own), {name: value for name, value in options.items() if name not in names}
-
-
-def _check_seconds(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be 0 or more seconds and finite, not {value!r}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import socket
 import threading
 import time
@@ -16,7 +15,7 @@ from typing import Any, Final, Protocol, cast
 
 import uvicorn
 
-from wsdeco.clock import running_loop
+from wsdeco.clock import running_loop, whole_seconds
 from wsdeco.config import DEFAULT_CONFIG
 from wsdeco.origins import is_loopback
 from wsdeco.reasons import ServerError
@@ -169,7 +168,7 @@ class Server(uvicorn.Server):
         """Seconds in which the server ends, unless something blocks its event loop."""
         connections, grace = self.app.shutdown_time, self.grace
         drain = draining_of(self.app).time(self.own.drain_timeout, self.own.drain_delay)
-        return drain + _whole_seconds(max(connections, grace)) + grace + POLLING + 3 * LEFTOVERS + MARGIN
+        return drain + whole_seconds(max(connections, grace)) + grace + POLLING + 3 * LEFTOVERS + MARGIN
 
     def listen(self, processes: int = 1) -> None:
         """Open the sockets, or take over those that another program has opened.
@@ -296,7 +295,8 @@ class Server(uvicorn.Server):
         self.listeners.refuse()
         self._stop_accepting()
         await self.app.shut_down()
-        self.config.timeout_graceful_shutdown = _whole_seconds(grace_over - loop.time())
+        # 0 would cut off what is about to end by itself.
+        self.config.timeout_graceful_shutdown = whole_seconds(grace_over - loop.time())
         patience = asyncio.timeout(self.config.timeout_graceful_shutdown + grace + POLLING)
         with suppress(TimeoutError):
             async with patience:
@@ -388,11 +388,6 @@ class Server(uvicorn.Server):
 def server_of(app: Application) -> Server | None:
     """Return the server of `app` in this process, if there is one."""
     return _serving.get(app)
-
-
-def _whole_seconds(seconds: float) -> int:
-    # uvicorn takes whole seconds, and 0 would cut off what is about to end by itself.
-    return max(0, math.floor(seconds)) + 1
 
 
 def _new_event_loop(kind: str) -> asyncio.AbstractEventLoop:
