@@ -8,7 +8,6 @@ turn, medians of the rounds, and in brackets those of the ratios of each round t
 
 import argparse
 import contextlib
-import os
 import signal
 import socket
 import subprocess
@@ -29,17 +28,17 @@ from benchmarks.report import format_number, table
 from benchmarks.results import Results
 from benchmarks.servers import (
     ASGI,
-    SERVERS,
     EndedAtOnce,
     Kind,
     PythonServer,
     Server,
     cpu_seconds_of,
     free_port,
+    joined_by,
     running,
+    server_called,
 )
 from benchmarks.wire import FIN, TEXT, Message, ServerFault, frame_end, masked_frame, text_message
-from wsdeco.backplanes.choice import BACKPLANE_VARIABLE
 from wsdeco.workers.nats_server import find_program
 
 MEMBERS: Final = 500
@@ -100,9 +99,7 @@ def greet_socketio(connection: socket.socket, rest: bytes) -> None:
         connection.sendall(answer)
 
 
-DIRECT, STARLETTE, LITESTAR = (
-    next(each for each in SERVERS if each.name == name) for name in ("wsdeco-direct", "starlette", "litestar")
-)
+DIRECT, STARLETTE, LITESTAR = map(server_called, ("wsdeco-direct", "starlette", "litestar"))
 
 SOCKETIO: Final = PythonServer(
     "socketio", "python-socketio on uvicorn", Kind.PYTHON, "socketio", (*ASGI, "python-socketio", "redis")
@@ -268,11 +265,8 @@ def measure(peer: Joined, seconds: float, cores: Cores) -> dict[str, float]:
     numbers: dict[str, float] = {}
     with contextlib.ExitStack() as stack:
         broker = stack.enter_context(running_broker(peer.broker, cores.client))
-        os.environ[BACKPLANE_VARIABLE] = broker.url
-        try:
+        with joined_by(broker.url):
             servers = [stack.enter_context(running(peer.server, core=cores.server)) for _ in range(2)]
-        finally:
-            del os.environ[BACKPLANE_VARIABLE]
         stack.enter_context(pinned(cores.client))
 
         def used() -> tuple[float, float]:

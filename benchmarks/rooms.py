@@ -7,13 +7,12 @@ minute. CPU of the process that does the work; wsdeco and what it is compared wi
 import argparse
 import asyncio
 import gc
-import os
 import statistics
 import sys
 import time
 import tracemalloc
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 from nats.aio.client import Client
@@ -22,10 +21,9 @@ from benchmarks.growth import MICROSECONDS, Asked, cpu_per_request
 from benchmarks.loads import load
 from benchmarks.machine import choose_cores, pinned
 from benchmarks.report import table
-from benchmarks.servers import SERVERS, RunningServer, running
+from benchmarks.servers import RunningServer, joined_by, running, server_called
 from benchmarks.wire import ServerFault, text_message
 from wsdeco import Address, App, Sink
-from wsdeco.backplanes.choice import BACKPLANE_VARIABLE
 from wsdeco.backplanes.urls import open_backplane
 from wsdeco.testing import connect
 from wsdeco.workers.nats_server import NatsServer, find_program
@@ -110,14 +108,11 @@ async def cpu_per_leave(rooms: int) -> float:
 def server_with(name: str, url: str) -> Generator[RunningServer]:
     """Start a server with the backplane at `url`, none if that is empty; the caller runs on the other core."""
     cores = choose_cores()
-    os.environ[BACKPLANE_VARIABLE] = url
-    try:
-        with running(next(each for each in SERVERS if each.name == name), core=cores.server) as started:
-            del os.environ[BACKPLANE_VARIABLE]
-            with pinned(cores.client):
-                yield started
-    finally:
-        os.environ.pop(BACKPLANE_VARIABLE, None)
+    with ExitStack() as stack:
+        with joined_by(url):
+            started = stack.enter_context(running(server_called(name), core=cores.server))
+        with pinned(cores.client):
+            yield started
 
 
 def cpu_per_message(server: RunningServer, seconds: float) -> float:

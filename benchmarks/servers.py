@@ -22,6 +22,7 @@ from benchmarks.client import HOST, close_connections, open_connections
 from benchmarks.machine import command_version, pinned, version_of
 from benchmarks.wire import ServerFault
 from wsdeco import __version__
+from wsdeco.backplanes.choice import BACKPLANE_VARIABLE
 
 CHECKOUT: Final = Path(__file__).resolve().parent.parent
 
@@ -418,6 +419,21 @@ def _launched(server: Server, core: int | None, *, compression: bool, routes: in
                 os.killpg(process.pid, signal.SIGKILL)
             with process:
                 pass
+
+
+def server_called(name: str) -> Server:
+    """Return the one of `SERVERS` with this name."""
+    return next(each for each in SERVERS if each.name == name)
+
+
+@contextlib.contextmanager
+def joined_by(url: str) -> Generator[None]:
+    """Have the servers that are started meanwhile join their rooms by the broker at `url`; none if that is empty."""
+    os.environ[BACKPLANE_VARIABLE] = url
+    try:
+        yield
+    finally:
+        del os.environ[BACKPLANE_VARIABLE]
 
 
 def cpu_seconds_of(process: int) -> float:

@@ -13,7 +13,7 @@ from typing import Final
 from benchmarks.loads import MICROSECONDS, load
 from benchmarks.machine import choose_cores, pinned
 from benchmarks.report import table
-from benchmarks.servers import SERVERS, running
+from benchmarks.servers import running, server_called
 from benchmarks.wire import Message, text_message
 
 CONNECTIONS: Final = 32
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a load")
     arguments = parser.parse_args(argv)
     cores = choose_cores()
-    server = next(each for each in SERVERS if each.name == "wsdeco-direct")
+    server = server_called("wsdeco-direct")
     samples: dict[tuple[str, int], list[float]] = {}
     for _ in range(arguments.rounds):
         with running(server, core=cores.server) as started, pinned(cores.client):
